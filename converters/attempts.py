@@ -1,0 +1,198 @@
+"""Tries exporter after exporter until one gives a graph that answers as the original does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters import finish
+from converters.exporters import EXPORTERS, INPUT, Exporter, quiet, why
+from converters.flat import FlatModule
+from converters.options import ConvertOptions
+from converters.patches import apply_graph_patches
+from converters.points import Point, Points, fix_dims
+from infer.errors import ConversionError, InferError, ParityError
+from infer.manifest import Attempt, Measured
+from infer.options import PlanOptions, SessionOptions
+from infer.parity import Difference, compare
+from infer.plain import artifact_of_graph
+from infer.session import Session, open_session
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one exporter.
+
+    Attributes:
+        reason: why it lost; None if it passed at every point.
+        ran: whether its graph answered at every point, right or wrong.
+        failed_dims: dims it cannot vary, as far as that explains all its failures.
+        measured: what parity was found to be, where the graph answered.
+    """
+
+    exporter: Exporter
+    reason: str | None
+    ran: bool = False
+    failed_dims: frozenset[str] = frozenset()
+    measured: tuple[Measured, ...] = ()
+    patches: tuple[str, ...] = ()
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The graph that stands at last, the points it was held to, and all attempts in order."""
+
+    outcome: Outcome
+    points: Points
+    attempts: tuple[Attempt, ...]
+
+
+def export(
+    flat: FlatModule,
+    points: Points,
+    graph: Path,
+    options: ConvertOptions,
+    only: Sequence[str],
+    progress: Progress,
+) -> Exported:
+    """Write a graph that passes parity at all points to `graph`.
+
+    If no exporter can, but some fail only where a dim varies that nobody demanded, that dim is
+    fixed and they are tried again. `only` names the exporters that can take this source.
+
+    Raises `ParityError` if graphs ran but answered wrongly (unless `options.allow_mismatch`),
+    `ConversionError` if none ran.
+    """
+    exporters = [e for e in EXPORTERS if not only or e.name in only]
+    demanded = {dim for by_axis in options.dynamic.values() for dim in by_axis.values()}
+    outcomes: list[Outcome] = []
+    while True:
+        this_round = []
+        for exporter in exporters:
+            progress(f"exporting with {exporter}")
+            outcome = _try(exporter, flat, points, graph, options, progress)
+            outcomes.append(outcome)
+            if outcome.reason is None:
+                return Exported(outcome, points, _attempts(outcomes))
+            progress(f"{exporter}: {outcome.reason}")
+            this_round.append(outcome)
+        mendable = [o.failed_dims for o in this_round if o.failed_dims and not o.failed_dims & demanded]
+        if not mendable:
+            break
+        frozen = min(mendable, key=len)
+        reason = next(o.reason for o in this_round if o.failed_dims == frozen)
+        progress(f"fixing {' and '.join(sorted(frozen))}, which no exporter can vary")
+        points = fix_dims(flat, points, frozen, f"no exporter can vary it ({reason})")
+    if options.allow_mismatch and (wrong := [o for o in this_round if o.ran]):
+        outcome = _try(wrong[0].exporter, flat, points, graph, options, progress)
+        return Exported(outcome, points, _attempts(outcomes))
+    raise _failure(this_round)
+
+
+def _attempts(outcomes: Sequence[Outcome]) -> tuple[Attempt, ...]:
+    return tuple(Attempt(o.exporter.name, o.exporter.opset, o.reason) for o in outcomes)
+
+
+def _failure(outcomes: Sequence[Outcome]) -> ConversionError:
+    reasons = "; ".join(f"{o.exporter}: {o.reason}" for o in outcomes)
+    if any(o.ran for o in outcomes):
+        return ParityError(
+            f"no exporter gave a graph that answers as the original does: {reasons}."
+            f" Nothing was written; to look at the wrong graph, add --allow-mismatch"
+        )
+    return ConversionError(f"no exporter could convert this model: {reasons}")
+
+
+def _try(
+    exporter: Exporter,
+    flat: FlatModule,
+    points: Points,
+    graph: Path,
+    options: ConvertOptions,
+    progress: Progress,
+) -> Outcome:
+    shutil.rmtree(graph.parent, ignore_errors=True)
+    given = [INPUT.format(i) for i in range(len(flat.input_names))]
+    inputs = points.inputs
+    try:
+        with quiet():
+            model = exporter.export(flat, points.example, points.axes, exporter.opset)
+    except ConversionError:
+        raise
+    except Exception as error:  # whatever an exporter raises, the next one may do better
+        return Outcome(exporter, f"the export failed ({why(error)})")
+    if frozen := finish.frozen_axes(model, inputs, given):
+        sizes = ", ".join(f"'{dim}' at {size}" for dim, size in sorted(frozen.items()))
+        return Outcome(exporter, f"the exporter froze {sizes}", failed_dims=frozenset(frozen))
+    patches = apply_graph_patches(model)
+    finish.name_tensors(model, inputs, points.outputs, given)
+    finish.store_weights_once(model)
+    size_bytes = finish.save(model, graph)
+    del model
+    progress(f"checking parity at {len(points.points)} points")
+    return _check(exporter, points, graph, options, patches, size_bytes)
+
+
+def _check(
+    exporter: Exporter,
+    points: Points,
+    graph: Path,
+    options: ConvertOptions,
+    patches: tuple[str, ...],
+    size_bytes: int,
+) -> Outcome:
+    """Run the graph as a user would, guards and all optimizations on, at every point."""
+    measured: list[Measured] = []
+    reasons: list[str] = []
+    failed: list[Point] = []
+    ran = True
+    try:
+        session = open_session(
+            artifact_of_graph(graph),
+            PlanOptions(device="cpu"),
+            SessionOptions(verify=False, warm_up=False),
+        )
+    except InferError as error:
+        return Outcome(exporter, f"the graph does not load: {error}", patches=patches)
+    with session:
+        for point in points.points:
+            try:
+                found = _differences(session, point, options)
+            except InferError as error:
+                ran = False
+                failed.append(point)
+                reasons.append(f"at {point.name} the graph fails: {error}")
+                continue
+            measured += [
+                Measured(point.name, d.output, d.max_abs, d.max_relative, d.cosine, d.within) for d in found
+            ]
+            if wrong := next((d for d in found if not d.within), None):
+                failed.append(point)
+                reasons.append(f"at {point.name}, {wrong}")
+    return Outcome(
+        exporter,
+        reason=reasons[0] if reasons else None,
+        ran=ran,
+        failed_dims=_explains(failed, points),
+        measured=tuple(measured),
+        patches=patches,
+        size_bytes=size_bytes,
+    )
+
+
+def _differences(session: Session, point: Point, options: ConvertOptions) -> tuple[Difference, ...]:
+    # twice: the second run takes the path of repeated shapes, which must answer the same
+    session.run(point.feeds)
+    return compare(point.outputs, session.run(point.feeds), options.tolerances)
+
+
+def _explains(failed: Sequence[Point], points: Points) -> frozenset[str]:
+    """The dims whose variation explains the failures: none of the points that keep them fails."""
+    dims = frozenset[str]().union(*(p.varied for p in failed if len(p.varied) == 1))
+    rest = [p for p in failed if not p.varied & dims]
+    return frozenset() if rest else dims

@@ -1,0 +1,170 @@
+"""Makes any module a function from a flat list of tensors to a flat list of tensors, with names.
+
+Inputs are named after the forward signature, outputs after the keys of what the model returns.
+Exporters see only the flat form; the nesting of the outputs is kept as data, see
+`infer.structure`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from converters.source import Source
+from infer.errors import ConversionError
+from infer.structure import Structure
+
+
+class FlatModule(torch.nn.Module):
+    """`source.module` with flat inputs and outputs.
+
+    Attributes:
+        input_names: one for each tensor in the example inputs, in order.
+        example: these tensors.
+        output_names, structure: known after the first call.
+    """
+
+    def __init__(self, source: Source) -> None:
+        super().__init__()
+        self.module = source.module
+        named, self._call = _bind(source)
+        self._named = named
+        self.input_names: list[str] = []
+        self.example: list[torch.Tensor] = []
+        for name, value in named.items():
+            for path, leaf in _tensors(value, name):
+                self.input_names.append(path)
+                self.example.append(leaf)
+        if not self.example:
+            raise ConversionError(
+                f"the example inputs of {source.described} hold no tensor, so there is nothing to feed;"
+                f" give one with --input NAME=2x3x224x224:float32 or example_inputs={{...}}"
+            )
+        self.output_names: list[str] = []
+        self.structure: Structure = None
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        given = iter(tensors)
+        result = self._call({name: _refill(value, given) for name, value in self._named.items()})
+        leaves: list[tuple[str, torch.Tensor]] = []
+        structure = _flatten(result, "", leaves, set(self.input_names))
+        # constants may differ from call to call only if they depend on the inputs, which the
+        # points check, because the structure of each call must be the same
+        self.output_names, self.structure = [name for name, _ in leaves], structure
+        return tuple(tensor for _, tensor in leaves)
+
+
+def _bind(source: Source) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+    """Example inputs by parameter name, and a way to call the module with such a dict."""
+    module, args, kwargs = source.module, source.args, source.kwargs
+    names = parameter_names(module)
+    if names is None or len(args) > len(names):
+        # forward(*args): positions are all there is
+        positional = {f"input_{i}": value for i, value in enumerate(args)}
+        return {**positional, **kwargs}, lambda given: module(
+            *[given[name] for name in positional], **{name: given[name] for name in kwargs}
+        )
+    named = dict(zip(names, args, strict=False))
+    if unknown := [name for name in kwargs if name not in names and not _takes_any(module)]:
+        raise ConversionError(
+            f"{source.described} has no input {', '.join(map(repr, unknown))}; its forward takes:"
+            f" {', '.join(names) or 'nothing'}"
+        )
+    count = len(named)
+    named.update(kwargs)
+    return named, lambda given: module(*list(given.values())[:count], **dict(list(given.items())[count:]))
+
+
+def parameter_names(module: Any) -> list[str] | None:
+    """Names of forward's parameters in order; None if it only has *args."""
+    if isinstance(module, torch.jit.ScriptModule):
+        schema = typing.cast(Any, module.forward).schema
+        return [argument.name for argument in schema.arguments if argument.name != "self"]
+    kinds = inspect.Parameter
+    parameters = inspect.signature(module.forward).parameters.values()
+    if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
+        return None
+    return [p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+
+
+def _takes_any(module: Any) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _tensors(value: Any, path: str) -> list[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        return [(path, value)]
+    if isinstance(value, Mapping):
+        return [leaf for key, item in value.items() for leaf in _tensors(item, f"{path}.{key}")]
+    if isinstance(value, (list, tuple)):
+        return [leaf for i, item in enumerate(value) for leaf in _tensors(item, f"{path}.{i}")]
+    return []  # a constant: kept as it is
+
+
+def _refill(value: Any, given: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return next(given)
+    if isinstance(value, Mapping):
+        return {key: _refill(item, given) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*[_refill(item, given) for item in value])
+    if isinstance(value, (list, tuple)):
+        return type(value)(_refill(item, given) for item in value)
+    return value
+
+
+def _flatten(value: Any, path: str, leaves: list[tuple[str, torch.Tensor]], taken: set[str]) -> Structure:
+    """The structure of `value`; its tensors go to `leaves` under names not yet in `taken`."""
+    if isinstance(value, torch.Tensor):
+        name = free_name(path or "output", taken)
+        taken.add(name)
+        leaves.append((name, value))
+        return name
+    if value is None:
+        return None
+    if isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    if dataclasses.is_dataclass(value) and not isinstance(value, (type, Mapping)):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        prefix = f"{path}." if path else ""
+        return {
+            "dict": {
+                str(key): _flatten(item, f"{prefix}{key}", leaves, taken) for key, item in value.items()
+            }
+        }
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        prefix = f"{path}." if path else ""
+        fields: Sequence[str] = value._fields
+        return {
+            "tuple": [
+                _flatten(item, f"{prefix}{name}", leaves, taken)
+                for name, item in zip(fields, value, strict=True)
+            ]
+        }
+    if isinstance(value, (list, tuple)):
+        prefix = f"{path}." if path else "output_"
+        items = [_flatten(item, f"{prefix}{i}", leaves, taken) for i, item in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": items}
+    raise ConversionError(
+        f"the model returns a {type(value).__name__} as '{path or 'output'}', which is not made of"
+        f" tensors; wrap the model so that it returns only tensors, tuples and dicts"
+        f" (a transformers model: set config.use_cache = False)"
+    )
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """`name`, or the first of name_1, name_2, … that is not taken."""
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate

@@ -1,0 +1,53 @@
+"""Brings a source's module into the state it is converted in: eval mode, float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from converters.source import Source
+
+
+@contextmanager
+def ready(source: Source) -> Iterator[Source]:
+    """`source` ready to be asked, with a note for whatever had to change.
+
+    The caller's own module is in its former mode again afterwards, and its weights are
+    never touched.
+    """
+    module, notes = source.module, list(source.notes)
+    halves = {
+        str(t.dtype).removeprefix("torch.")
+        for t in (*module.parameters(), *module.buffers())
+        if t.dtype in (torch.float16, torch.bfloat16)
+    }
+    if halves:
+        module = copy.deepcopy(module).float()
+        source = replace(source, args=_floats(source.args), kwargs=_floats(source.kwargs))
+        notes.append(
+            f"weights stored as {' and '.join(sorted(halves))} were widened to float32, which is exact"
+        )
+    training = [part for part in module.modules() if part.training]
+    if training:
+        notes.append("the model was in training mode; it was converted in eval mode")
+        module.eval()
+    try:
+        yield replace(source, module=module, notes=tuple(notes))
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(_floats(item) for item in value)
+    return value

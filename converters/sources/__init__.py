@@ -1,0 +1,81 @@
+"""What can be converted: one file a kind of source, one table, tried in order."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from converters.source import Source
+from infer.errors import ConversionError
+from infer.manifest import TaskSpec
+
+
+@dataclass(frozen=True)
+class SourceRequest:
+    """What the caller gave: the source, and whatever it may need beside itself."""
+
+    source: Any
+    name: str
+    example_inputs: Mapping[str, Any] | Sequence[Any] | None = None
+    weights: Path | None = None
+    task: TaskSpec | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+def _is_folder(source: Any) -> bool:
+    return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+
+
+def _ends(*suffixes: str) -> Callable[[Any], bool]:
+    return lambda source: isinstance(source, (str, os.PathLike)) and str(source).endswith(suffixes)
+
+
+SOURCES: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda s: isinstance(s, torch.export.ExportedProgram), "converters.sources.program:open_program"),
+    (lambda s: isinstance(s, torch.nn.Module), "converters.sources.python:open_module"),
+    (_is_folder, "converters.sources.folder:open_folder"),
+    (_ends(".pt2"), "converters.sources.program:open_program_file"),
+    (_ends(".pt", ".pth", ".ts", ".jit"), "converters.sources.torchscript:open_torchscript"),
+    (lambda s: isinstance(s, str) and ":" in s, "converters.sources.python:open_target"),
+)
+"""(matches, where the function is that opens it). A folder may have a colon in its name."""
+
+
+def open_source(request: SourceRequest) -> Source:
+    """Open what `request` names. Raises `ConversionError`, `MissingPackageError`."""
+    for matches, where in SOURCES:
+        if matches(request.source):
+            module, _, function = where.partition(":")
+            source: Source = getattr(importlib.import_module(module), function)(request)
+            return replace(
+                source,
+                name=request.name,
+                task=request.task or source.task,
+                files={**source.files, **request.files},
+            )
+    raise ConversionError(_unknown(request.source))
+
+
+def _unknown(source: Any) -> str:
+    kinds = (
+        "file.py:name, package.module:name, a transformers folder, a .pt2 program,"
+        " a TorchScript .pt file, or an .onnx file"
+    )
+    if not isinstance(source, (str, os.PathLike)):
+        return f"cannot convert a {type(source).__name__}; give a torch.nn.Module or {kinds}"
+    if str(source).endswith(".py"):
+        return f"'{source}' is a Python file; say which name in it is the model: {source}:NAME"
+    if str(source).endswith((".bin", ".safetensors", ".ckpt", ".pkl", ".pickle")):
+        return (
+            f"'{source}' holds weights, not a model; give the code that builds the model and pass"
+            f" this file with --weights: infer convert file.py:NAME --weights {source}"
+        )
+    if Path(source).exists():
+        return f"cannot tell what '{source}' is; a source is {kinds}"
+    return f"there is no '{source}'; a source is {kinds}"

@@ -1,0 +1,62 @@
+"""Sources that were exported before: `torch.export` programs, in memory or as .pt2 files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from converters.source import Source
+from converters.sources import SourceRequest
+from converters.sources.python import make_source
+from infer.errors import ConversionError
+
+
+def open_program(request: SourceRequest) -> Source:
+    """A source around an `ExportedProgram`."""
+    return _source(request, request.source, "an ExportedProgram")
+
+
+def open_program_file(request: SourceRequest) -> Source:
+    """A `.pt2` file. Its graph is data; parts that would need code to unpickle are refused."""
+    path = Path(request.source)
+    if not path.is_file():
+        raise ConversionError(f"there is no file '{path}'; check the path")
+    try:
+        # torch.export.load may fall back to pickle; this makes torch.load refuse code everywhere
+        with _forced_weights_only():
+            program = torch.export.load(path)
+    except Exception as error:  # damaged archives raise many kinds
+        raise ConversionError(
+            f"'{path}' is not a program of torch.export ({type(error).__name__}: {error})"
+        ) from error
+    return _source(request, program, str(path))
+
+
+@contextmanager
+def _forced_weights_only() -> Iterator[None]:
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _source(request: SourceRequest, program: torch.export.ExportedProgram, described: str) -> Source:
+    if request.weights is not None:
+        raise ConversionError(f"{described} brings its own weights; --weights cannot be given with it")
+    module = program.module(check_guards=False)
+    if request.example_inputs is not None:
+        return make_source(request, module, described, None)
+    if program.example_inputs is None:
+        raise ConversionError(f"{described} has no example inputs; give them with --input")
+    args, kwargs = program.example_inputs
+    return Source(name=request.name, described=described, module=module, args=tuple(args), kwargs=kwargs)

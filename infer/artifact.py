@@ -1,0 +1,207 @@
+"""Artifact: a folder of graphs and a manifest. Opening reads only the manifest.
+
+    net.infer/
+      manifest.json     see infer/manifest.py
+      graphs/           fp32.onnx, and fp32.onnx.data beside it for large weights
+      golden/           feeds and expected outputs, .npz
+      files/            what the task needs: tokenizer.json, …
+
+Nothing in it is ever executed or unpickled. Every file is listed with size and sha256. These
+find damage; they do not prove who made it: to pin one artifact, compare its `digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from infer.errors import ArtifactError, IntegrityError
+from infer.manifest import FileRecord, Manifest
+from infer.signature import Array
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 * 2**20
+_CHUNK_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An opened artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> Artifact:
+        """Read the manifest of the artifact at `path`. Raises `ArtifactError`."""
+        folder = Path(path)
+        if not folder.exists():
+            raise ArtifactError(f"there is no artifact at '{folder}'; check the path")
+        if not folder.is_dir():
+            raise ArtifactError(
+                f"'{folder}' is a file, but an artifact is a folder with a {MANIFEST};"
+                f" make one with: infer convert SOURCE -o OUT.infer"
+            )
+        file = folder / MANIFEST
+        try:
+            size_bytes = file.stat().st_size
+            if size_bytes > _MAX_MANIFEST_BYTES:
+                raise ArtifactError(
+                    f"'{file}' has {size_bytes} bytes; a manifest may have {_MAX_MANIFEST_BYTES}"
+                )
+            text = file.read_bytes()
+        except FileNotFoundError as error:
+            raise ArtifactError(
+                f"'{folder}' has no {MANIFEST}, so it is not an artifact; make one with:"
+                f" infer convert SOURCE -o OUT.infer"
+            ) from error
+        except OSError as error:
+            raise ArtifactError(f"cannot read '{file}': {error.strerror}") from error
+        return Artifact(folder, Manifest.from_json(text, f"'{file}'"))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the manifest, and so of everything it lists."""
+        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+
+    def file(self, name: str) -> Path:
+        """The path of a listed file, proved to lie inside the artifact and to have its size.
+
+        Raises `IntegrityError` if it is absent, leaves the folder, or has another size.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise IntegrityError(f"'{self.path}' has no file '{name}' in its manifest")
+        path = contained(self.path, name)
+        if not path.is_file():
+            raise IntegrityError(f"'{self.path}' lacks its file '{name}'; copy the whole folder again")
+        if (size_bytes := path.stat().st_size) != record.size_bytes:
+            raise IntegrityError(
+                f"'{path}' has {size_bytes} bytes, but the manifest recorded {record.size_bytes};"
+                f" the artifact is truncated or was changed, copy it again"
+            )
+        return path
+
+    def verify_files(self) -> None:
+        """Read every file and compare its sha256 with the manifest. Raises `IntegrityError`."""
+        for name, record in self.manifest.files.items():
+            path = self.file(name)
+            if record.sha256 is not None and sha256(path) != record.sha256:
+                raise IntegrityError(
+                    f"'{path}' differs from the sha256 in the manifest; the artifact was damaged"
+                    f" or changed, copy it again or convert the model again"
+                )
+
+    def golden(self) -> Iterator[tuple[str, dict[str, Array], dict[str, Array]]]:
+        """Each golden point: its name, feeds, and the source's outputs for them."""
+        for point in self.manifest.golden:
+            yield point.name, load_npz(self.file(point.feeds)), load_npz(self.file(point.outputs))
+
+
+def contained(folder: Path, name: str) -> Path:
+    """`folder / name`, proved not to leave `folder`, through `..` or through links.
+
+    Raises `IntegrityError`.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise IntegrityError(f"the manifest names '{name}', which is not a path inside '{folder}'")
+    path = folder.joinpath(*parts)
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise IntegrityError(f"'{path}' is a link that leaves the artifact; copy its target instead")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file's contents, in lower-case hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def load_npz(path: Path) -> dict[str, Array]:
+    """The arrays of an `.npz` file by name; strings come back as object arrays of `str`.
+
+    Raises `ArtifactError` if it is not such a file. Never unpickles.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
+        raise ArtifactError(f"'{path}' is not a readable .npz file of plain arrays ({error})") from error
+    return {
+        name: array.astype(object) if array.dtype.kind == "U" else array for name, array in arrays.items()
+    }
+
+
+def save_npz(path: Path, arrays: dict[str, Array]) -> None:
+    """Write arrays so that `load_npz` gives them back; object arrays of `str` are kept as text."""
+    plain: dict[str, Any] = {n: a.astype(np.str_) if a.dtype == object else a for n, a in arrays.items()}
+    with path.open("wb") as file:
+        np.savez(file, **plain)
+
+
+def record_files(folder: Path) -> dict[str, FileRecord]:
+    """Size and sha256 of every file below `folder`, by its path inside."""
+    return {
+        path.relative_to(folder).as_posix(): FileRecord(sha256(path), path.stat().st_size)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+@contextmanager
+def writing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A fresh folder that becomes `path` if the block succeeds, and vanishes if it does not.
+
+    An existing artifact at `path` is replaced only with `overwrite`, and only at the very
+    end; anything else there is never touched. Raises `ArtifactError`.
+    """
+    if path.exists() or path.is_symlink():
+        if not (path / MANIFEST).is_file():
+            raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
+        if not overwrite:
+            raise ArtifactError(f"'{path}' exists; replace it with --force, or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
+    try:
+        # mkdtemp makes folders private; an artifact is as readable as the user's other files
+        umask = os.umask(0)
+        os.umask(umask)
+        draft.chmod(0o777 & ~umask)
+        yield draft
+        _replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace(draft: Path, path: Path) -> None:
+    for file in draft.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    if not path.exists():
+        draft.rename(path)
+        return
+    # a folder cannot be renamed over another: the old one steps aside, and back if that fails
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(aside)
+    try:
+        draft.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.rename(path)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""Backends run graphs. This is the seam: two protocols, and one table in order of preference.
+
+Nothing outside a backend's own file imports its library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
+
+from infer.plan import Plan
+from infer.signature import Array, Signature
+
+
+class Executable(Protocol):
+    """A graph made ready on a device. `run` may be called from several threads at once."""
+
+    def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        """The named outputs for guarded `feeds`, in arrays the caller owns. Raises `BackendError`."""
+        ...
+
+    def close(self) -> None:
+        """Give memory and threads back. Called once, when no run is under way."""
+        ...
+
+
+class Backend(Protocol):
+    """A library that runs graphs."""
+
+    name: str
+    version: str
+
+    def device_kinds(self) -> tuple[str, ...]:
+        """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""
+        ...
+
+    def prepare(self, graph: Path, plan: Plan, signature: Signature) -> Executable:
+        """Load `graph` as `plan` says. Raises `BackendError` or `DeviceError`."""
+        ...
+
+
+BACKENDS: dict[str, str] = {"onnxruntime": "infer.backends.ort:OrtBackend"}
+"""Backend name → where its class is. The first installed one that can use the device is taken."""
+
+
+def load_backend(name: str) -> Backend:
+    """The backend called `name`. Raises `MissingPackageError` if its library is not installed."""
+    module, _, cls = BACKENDS[name].partition(":")
+    return cast(Backend, getattr(importlib.import_module(module), cls)())

@@ -1,0 +1,176 @@
+"""The ONNX Runtime backend. The only file that imports onnxruntime.
+
+Small feeds take a shortcut. `InferenceSession.run` spends most of a small model's time on
+making and releasing tensors; here inputs and outputs of the shapes seen before are bound once
+to buffers that stay, and a run is two copies and a call. Each binding is used by one thread at a
+time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.errors import BackendError, DeviceError, missing_package
+from infer.plan import Plan
+from infer.signature import Array, Signature
+
+try:
+    import onnxruntime as ort
+except ImportError as _error:
+    raise missing_package("onnxruntime", "cpu") from _error
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+_OPTIMIZATION = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+
+# Above this, copying through a bound buffer costs more than making a tensor (~2 µs) saves.
+_MAX_BOUND_BYTES = 64 * 1024
+# Shapes remembered before all are forgotten: bounds memory to 32 · 2 · 64 KiB a thread.
+_MAX_BOUND_SHAPES = 32
+
+_Key = tuple[Any, ...]
+
+
+class OrtBackend:
+    """ONNX Runtime, CPU or CUDA build."""
+
+    name = "onnxruntime"
+    version: str = ort.__version__
+
+    def device_kinds(self) -> tuple[str, ...]:
+        available = ort.get_available_providers()
+        return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
+
+    def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
+        kind, _, index = plan.device.partition(":")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # its messages come to us as exceptions
+        options.intra_op_num_threads = plan.num_threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = _OPTIMIZATION[plan.graph_optimization]
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+        provider = _PROVIDERS[kind]
+        wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
+        try:
+            session = ort.InferenceSession(
+                graph, options, providers=wanted, enable_fallback=0, disabled_optimizers=None
+            )
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"ONNX Runtime cannot load '{graph}': {_words(error)}") from error
+        # a provider that fails to initialise is dropped with a mere warning
+        if session.get_providers()[0] != provider:
+            raise DeviceError(
+                f"device '{plan.device}' was asked for, but ONNX Runtime gave"
+                f" {session.get_providers()[0]}; its libraries (CUDA, cuDNN) do not load here,"
+                f" see: infer doctor"
+            )
+        return OrtExecutable(session, signature, bind=kind == "cpu")
+
+
+@dataclass
+class _Binding:
+    """Buffers for feeds and outputs of one shape, bound to the session."""
+
+    binding: Any
+    inputs: list[Array]
+    outputs: list[Array]
+
+
+class OrtExecutable:
+    """A loaded session."""
+
+    def __init__(self, session: Any, signature: Signature, *, bind: bool) -> None:
+        self._session = session
+        # a shape that follows from the data, not from the feeds' shapes, cannot be bound ahead
+        known = {dim for spec in signature.inputs for dim in spec.dims}
+        self._bindable = (
+            bind
+            and all(spec.dtype != "string" for spec in (*signature.inputs, *signature.outputs))
+            and all(isinstance(dim, int) or dim in known for spec in signature.outputs for dim in spec.dims)
+        )
+        # idle bindings by output names and input shapes; list.pop and append are atomic
+        self._idle: dict[_Key, list[_Binding]] = {}
+
+    def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        if self._bindable:
+            key = (*outputs, *[array.shape for array in feeds.values()])
+            idle = self._idle.get(key)
+            if idle is not None:
+                return self._run_bound(idle, feeds, outputs)
+        answer = self._run_plain(feeds, outputs)
+        if self._bindable and _small(feeds) and _small(answer):
+            if len(self._idle) >= _MAX_BOUND_SHAPES:
+                self._idle.clear()
+            # a binding is made only when the same shapes come again
+            self._idle.setdefault(key, [])
+        return answer
+
+    def _run_plain(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
+        try:
+            results = self._session.run(outputs, feeds)
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"ONNX Runtime failed while running the graph: {_words(error)}") from error
+        return dict(zip(outputs, results, strict=True))
+
+    def _run_bound(
+        self, idle: list[_Binding], feeds: dict[str, Array], outputs: Sequence[str]
+    ) -> dict[str, Array]:
+        try:
+            try:
+                bound = idle.pop()
+            except IndexError:
+                bound = self._bind(feeds, outputs)
+            for buffer, array in zip(bound.inputs, feeds.values(), strict=True):
+                buffer[...] = array
+            self._session.run_with_iobinding(bound.binding)
+        except Exception:
+            # either the graph refuses these values, and the plain run says so, or an output's
+            # shape does not follow from the feeds' shapes, and nothing of this graph can be bound
+            answer = self._run_plain(feeds, outputs)
+            self._bindable = False
+            return answer
+        answer = {name: array.copy() for name, array in zip(outputs, bound.outputs, strict=True)}
+        idle.append(bound)
+        return answer
+
+    def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> _Binding:
+        binding = self._session.io_binding()
+        inputs = [array.copy() for array in feeds.values()]
+        for name, buffer in zip(feeds, inputs, strict=True):
+            binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        # the shapes of the outputs are learned from a run, then pinned; from then on ONNX
+        # Runtime itself refuses a run whose output has another shape than its buffer
+        for name in outputs:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        results = [np.array(array) for array in binding.copy_outputs_to_cpu()]
+        binding.clear_binding_outputs()
+        for name, buffer in zip(outputs, results, strict=True):
+            binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        return _Binding(binding, inputs, results)
+
+    def close(self) -> None:
+        self._idle.clear()
+        self._session = None
+
+
+def _small(arrays: dict[str, Array]) -> bool:
+    return sum(array.nbytes for array in arrays.values()) <= _MAX_BOUND_BYTES
+
+
+def _words(error: Exception) -> str:
+    """The message without the status prefix, on one line, bounded."""
+    text = " ".join(str(error).split())
+    with contextlib.suppress(ValueError):
+        text = text[text.index(" : ", text.index(" : ") + 1) + 3 :]
+    return text[:600]

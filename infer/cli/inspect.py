@@ -1,0 +1,99 @@
+"""infer inspect"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from infer.artifact import Artifact
+from infer.cli.convert import parity_line
+from infer.cli.output import heading, print_json, rows, size
+from infer.graphfile import GraphFile, read_graph_file
+from infer.session import open_artifact
+
+_MOST_OPERATORS = 12
+
+
+@click.command("inspect")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON document: the manifest and operator counts."
+)
+def command(artifact: Path, as_json: bool) -> None:
+    """Show what an artifact is, takes, gives, and what was proved about it.
+
+    \b
+    Examples:
+      infer inspect minilm.infer
+      infer inspect model.onnx --json
+    """
+    opened = open_artifact(artifact)
+    graphs = {v.name: read_graph_file(opened.file(v.graph)) for v in opened.manifest.variants}
+    if as_json:
+        print_json(
+            {
+                "artifact": str(artifact),
+                "manifest": json.loads(opened.manifest.to_json()),
+                "operators": {name: dict(graph.operators.most_common()) for name, graph in graphs.items()},
+            }
+        )
+    else:
+        _show(opened, graphs)
+
+
+def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
+    manifest, provenance = artifact.manifest, artifact.manifest.provenance
+    heading(manifest.name)
+    task = manifest.task.name if manifest.task else "none: arrays in, arrays out"
+    lines = [
+        ("task", task),
+        ("inputs", "\n".join(map(str, manifest.inputs))),
+        ("outputs", "\n".join(map(str, manifest.outputs))),
+    ]
+    if manifest.task:
+        labels = manifest.task.spec.get("labels") or []
+        if labels:
+            shown = ", ".join(map(str, labels[:6]))
+            lines.append(("labels", f"{len(labels)}: {shown}{', …' if len(labels) > 6 else ''}"))
+    rows(lines)
+    heading("variants")
+    for variant in manifest.variants:
+        graph = graphs[variant.name]
+        counts = [f"{name} {n}" for name, n in graph.operators.most_common()]
+        if (more := len(counts) - _MOST_OPERATORS) > 0:
+            counts[_MOST_OPERATORS:] = [f"… {more} more"]
+        rows(
+            [
+                (variant.name, f"{variant.precision}, opset {variant.opset}, {size(variant.size_bytes)}"),
+                (
+                    "",
+                    f"{sum(graph.operators.values())} nodes: {', '.join(counts)}",
+                ),
+            ]
+        )
+    heading("proved")
+    if manifest.parity:
+        rows([("parity", parity_line(manifest.parity.measured)), ("oracle", manifest.parity.oracle)])
+        if manifest.parity.mismatch_allowed:
+            click.secho("  This artifact FAILED parity and was written all the same.", fg="red")
+    else:
+        rows([("parity", "nothing was proved about this file")])
+    heading("made from")
+    made = [("source", provenance.source)]
+    if provenance.parameters is not None:
+        made.append(("parameters", f"{provenance.parameters:,}"))
+    if provenance.weights_sha256:
+        made.append(("weights", f"sha256 {provenance.weights_sha256[:16]}…"))
+    made += [
+        (f"{a.exporter} at {a.opset}", a.reason or "passed, and is what you see")
+        for a in provenance.attempts
+    ]
+    made += [("patch", patch) for patch in provenance.patches]
+    if provenance.versions:
+        made.append(("versions", ", ".join(f"{name} {v}" for name, v in provenance.versions.items())))
+    if provenance.created:
+        made.append(("created", provenance.created))
+    made += [("note", note) for note in provenance.notes]
+    rows(made)

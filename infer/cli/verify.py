@@ -1,0 +1,86 @@
+"""infer verify"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from infer.artifact import Artifact
+from infer.cli.output import print_json, rows
+from infer.cli.progress import Progress
+from infer.errors import ParityError
+from infer.options import PlanOptions, SessionOptions
+from infer.parity import TOLERANCES, Difference, compare
+from infer.session import open_session
+
+
+@click.command("verify")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(artifact: Path, device: str, as_json: bool) -> None:
+    """Prove an artifact again on this machine: every file's sha256, and every golden output.
+
+    Exit code 1 if a file was changed or an output differs beyond the tolerance in the manifest.
+
+    \b
+    Example:
+      infer verify minilm.infer
+    """
+    opened = Artifact.open(artifact)
+    manifest = opened.manifest
+    with Progress(quiet=as_json) as progress:
+        progress(f"hashing {len(manifest.files)} files")
+        opened.verify_files()
+        tolerances = manifest.parity.tolerances if manifest.parity else TOLERANCES
+        found: dict[str, dict[str, tuple[Difference, ...]]] = {}
+        for variant in manifest.variants:
+            progress(f"running the golden points of {variant.name}")
+            options = PlanOptions(device=device, variant=variant.name)
+            with open_session(opened, options, SessionOptions(verify=False, warm_up=False)) as session:
+                found[variant.name] = {
+                    name: compare(expected, session.run(feeds), tolerances)
+                    for name, feeds, expected in opened.golden()
+                }
+    _report(opened, found, as_json)
+    wrong = [
+        f"variant '{variant}' at {point}: {difference}"
+        for variant, points in found.items()
+        for point, differences in points.items()
+        for difference in differences
+        if not difference.within
+    ]
+    if wrong:
+        raise ParityError(f"'{artifact}' does not answer here as it was proved to: {'; '.join(wrong[:3])}")
+
+
+def _report(opened: Artifact, found: dict[str, dict[str, tuple[Difference, ...]]], as_json: bool) -> None:
+    if as_json:
+        print_json(
+            {
+                "artifact": str(opened.path),
+                "files": len(opened.manifest.files),
+                "equal": all(d.within for points in found.values() for ds in points.values() for d in ds),
+                "variants": {
+                    variant: {
+                        point: [asdict(d) for d in differences] for point, differences in points.items()
+                    }
+                    for variant, points in found.items()
+                },
+            }
+        )
+        return
+    rows(
+        [("files", f"{len(opened.manifest.files)}, all as the manifest recorded")]
+        + [
+            (f"{variant} at {point}", str(difference))
+            for variant, points in found.items()
+            for point, differences in points.items()
+            for difference in differences
+        ],
+        indent="",
+    )
+    if not any(found.values()):
+        click.echo("The artifact has no golden points, so its outputs could not be checked.", err=True)

@@ -1,0 +1,71 @@
+"""The one error tree. Every error a caller can cause is an `InferError`.
+
+    InferError
+    ├── ArtifactError            an artifact is missing, malformed, or of another format version
+    │   └── IntegrityError       a file differs from what the manifest recorded
+    ├── ConversionError          a source cannot be read, exported or written
+    │   └── ParityError          the export answers differently from the source
+    ├── FeedError                a tensor handed to `Session.run` does not fit the signature
+    ├── InputError               an image, text or row handed to a task cannot be read
+    ├── DeviceError              the requested device cannot be had
+    ├── BackendError             the backend failed on a graph or a run
+    ├── SessionClosedError       the session was closed, or belongs to another process
+    └── MissingPackageError      an optional package is absent; the message ends with its install command
+
+Messages name the thing, what was expected, what came, and the cure. Exceptions of other
+libraries are translated where they cross into ours, always with `from`.
+"""
+
+from __future__ import annotations
+
+
+class InferError(Exception):
+    """Something the caller can mend went wrong; the message says what and how."""
+
+
+class ArtifactError(InferError):
+    """An artifact is missing, malformed, or of a format version this release does not read."""
+
+
+class IntegrityError(ArtifactError):
+    """A file of an artifact differs from the size or sha256 its manifest recorded."""
+
+
+class ConversionError(InferError):
+    """A source could not be read, exported, or written as an artifact."""
+
+
+class ParityError(ConversionError):
+    """An exported graph ran, but its outputs differ from the source's beyond the tolerance."""
+
+
+class FeedError(InferError):
+    """A tensor given to `Session.run` does not fit the signature."""
+
+
+class InputError(InferError):
+    """An input given to a task (image, text, row) could not be read or is out of range."""
+
+
+class DeviceError(InferError):
+    """The requested device is not present, or no installed backend can use it."""
+
+
+class BackendError(InferError):
+    """The backend refused a graph or failed while running it."""
+
+
+class SessionClosedError(InferError):
+    """The session was closed, or was opened in a process this one was forked from."""
+
+
+class MissingPackageError(InferError):
+    """An optional package is needed; the message ends with the command that installs it."""
+
+
+def missing_package(package: str, extra: str) -> MissingPackageError:
+    """The error for an absent optional `package` that the extra `extra` would bring."""
+    return MissingPackageError(
+        f"this needs the package '{package}', which is not installed; install it with:"
+        f' pip install "infer-onnx[{extra}]"'
+    )

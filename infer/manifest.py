@@ -1,0 +1,183 @@
+"""The manifest: everything an artifact says about itself, as frozen data.
+
+It is readable with a JSON parser alone. Field names are the file format: a change of meaning
+needs a new `FORMAT_VERSION`, and this release refuses versions it does not know.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from infer import schema
+from infer.errors import ArtifactError
+from infer.parity import Tolerance
+from infer.signature import DTYPES, Signature, TensorSpec
+from infer.structure import Structure, tensor_names
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file of the artifact must be; `sha256` in lower-case hex, None only in memory."""
+
+    sha256: str | None
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One graph that answers the signature. `graph` is its path; external data lies beside it."""
+
+    name: str
+    graph: str
+    precision: str
+    opset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GoldenPoint:
+    """Feeds and the source's outputs for them, kept as `.npz` files so anyone can prove it again."""
+
+    name: str
+    feeds: str
+    outputs: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How far one output was from the source at one point; None where that is not a number."""
+
+    point: str
+    output: str
+    max_abs: float | None
+    max_relative: float | None
+    cosine: float | None
+    within: bool
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The tolerance every float output was held to, and what was measured, point by point.
+
+    `oracle` says what the outputs were compared with. `mismatch_allowed` marks an artifact
+    that was written although it failed.
+    """
+
+    oracle: str
+    tolerances: dict[str, Tolerance]
+    measured: tuple[Measured, ...]
+    mismatch_allowed: bool = False
+
+    @property
+    def passed(self) -> bool:
+        return all(m.within for m in self.measured)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One exporter that was tried, and why it lost (None: it won)."""
+
+    exporter: str
+    opset: int
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the graph comes from. Times are ISO 8601 in UTC."""
+
+    source: str
+    source_class: str | None
+    weights_sha256: str | None
+    parameters: int | None
+    attempts: tuple[Attempt, ...]
+    patches: tuple[str, ...]
+    versions: dict[str, str]
+    created: str
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The task's name and its settings, as the task's own spec class reads them."""
+
+    name: str
+    spec: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The contents of `manifest.json`. The first variant is the reference."""
+
+    format_version: int
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    structure: Any
+    task: TaskSpec | None
+    variants: tuple[Variant, ...]
+    golden: tuple[GoldenPoint, ...]
+    parity: Parity | None
+    provenance: Provenance
+    files: dict[str, FileRecord]
+
+    @property
+    def signature(self) -> Signature:
+        return Signature(self.inputs, self.outputs)
+
+    def to_json(self) -> str:
+        return json.dumps(schema.encode(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes, where: str) -> Manifest:
+        """Parse and check a manifest; `where` names it in errors. Raises `ArtifactError`."""
+        try:
+            data = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(
+                f"{where} is not valid JSON ({error}); the artifact is damaged, convert it again"
+            ) from error
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise ArtifactError(
+                f"{where} has format version {version!r}, but this release of infer reads version"
+                f" {FORMAT_VERSION}; convert the model again, or install the release that wrote it"
+            )
+        try:
+            manifest = schema.decode(Manifest, data, "manifest")
+        except (schema.SchemaError, RecursionError) as error:
+            raise ArtifactError(f"{where} does not follow its schema: {error}") from error
+        _check(manifest, where)
+        return manifest
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """What types alone cannot say."""
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.dtype not in DTYPES:
+            raise ArtifactError(f"{where}: tensor '{spec.name}' has unknown dtype '{spec.dtype}'")
+    if not manifest.variants:
+        raise ArtifactError(f"{where} lists no variant, so there is nothing to run")
+    outputs = {spec.name for spec in manifest.outputs}
+    if stray := set(tensor_names(manifest.structure)) - outputs:
+        raise ArtifactError(f"{where}: its structure names unknown outputs {sorted(stray)}")
+    if unhashed := [name for name, record in manifest.files.items() if record.sha256 is None]:
+        raise ArtifactError(f"{where} lacks the sha256 of {unhashed}")
+    named = [v.graph for v in manifest.variants]
+    named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
+    if stray := set(named) - set(manifest.files):
+        raise ArtifactError(f"{where} names files it does not list: {sorted(stray)}")
+
+
+__all__ = [
+    "FORMAT_VERSION", "Attempt", "FileRecord", "GoldenPoint", "Manifest", "Measured", "Parity",
+    "Provenance", "Structure", "TaskSpec", "Variant",
+]  # fmt: skip

@@ -1,0 +1,42 @@
+"""What a caller may ask for, one frozen class per stage. Each field says its unit, default and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Wishes the planner must meet or refuse; None leaves the choice to it."""
+
+    device: str = "auto"
+    """"cpu", "cuda", "cuda:1", or "auto": the best device an installed backend can use. A named
+    device is a demand: if it cannot be had, planning fails."""
+
+    variant: str | None = None
+    """Name of a variant in the manifest; default: the first, the reference."""
+
+    num_threads: int | None = None
+    """Threads one run may use; default: the cores this process may use."""
+
+    graph_optimization: str = "all"
+    """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""
+
+    spinning: bool = True
+    """Whether idle threads wait for work by spinning. On answers a back-to-back caller sooner;
+    a service with gaps between requests should turn it off: it costs CPU time while waiting."""
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a session treats its artifact and its feeds."""
+
+    verify: bool = True
+    """Compare every file with its sha256 while opening. Runs beside the backend's own loading."""
+
+    warm_up: bool = True
+    """Run a golden point once before the session is handed over, so that the first answer does
+    not pay for first-time allocation."""
+
+    refuse_nan: bool = False
+    """Refuse feeds that hold NaN or infinity. Off by default: some models use them as markers."""

@@ -1,0 +1,58 @@
+"""Takes a plain `.onnx` file as an artifact: it has a signature and nothing that was proved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from infer.artifact import Artifact, contained
+from infer.errors import ArtifactError
+from infer.graphfile import read_graph_file
+from infer.manifest import FORMAT_VERSION, FileRecord, Manifest, Provenance, Variant
+
+
+def artifact_of_graph(path: Path) -> Artifact:
+    """An artifact around the model at `path`, made in memory. Raises `ArtifactError`."""
+    if path.is_dir():
+        raise ArtifactError(f"'{path}' is a folder, but a file was expected; rename it to end in .infer")
+    graph = read_graph_file(path)
+    files: dict[str, FileRecord] = {}
+    for name in (path.name, *sorted(graph.external_files)):
+        file = contained(path.parent, name)
+        if not file.is_file():
+            raise ArtifactError(
+                f"'{path}' keeps weights in '{name}', which is not beside it; copy both files"
+            )
+        files[name] = FileRecord(sha256=None, size_bytes=file.stat().st_size)
+    variant = Variant(
+        name="onnx",
+        graph=path.name,
+        precision="as exported",
+        opset=graph.opset,
+        size_bytes=sum(record.size_bytes for record in files.values()),
+    )
+    return Artifact(
+        path.parent,
+        Manifest(
+            format_version=FORMAT_VERSION,
+            name=path.stem,
+            inputs=graph.signature.inputs,
+            outputs=graph.signature.outputs,
+            structure={"dict": {spec.name: spec.name for spec in graph.signature.outputs}},
+            task=None,
+            variants=(variant,),
+            golden=(),
+            parity=None,
+            provenance=Provenance(
+                source=str(path),
+                source_class=None,
+                weights_sha256=None,
+                parameters=None,
+                attempts=(),
+                patches=(),
+                versions={},
+                created="",
+                notes=("a plain ONNX file: nothing about it was proved",),
+            ),
+            files=files,
+        ),
+    )

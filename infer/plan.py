@@ -1,0 +1,37 @@
+"""A plan: how an artifact is going to be run, as plain data that can be printed and compared."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Made by `infer.planner.make_plan`; a backend does what it says and nothing else."""
+
+    variant: str
+    graph: str
+    precision: str
+    backend: str
+    device: str
+    num_threads: int
+    spinning: bool
+    graph_optimization: str = "all"
+    reasons: tuple[str, ...] = ()
+    """Why, one sentence each, for `--explain`."""
+
+    def to_dict(self) -> dict[str, object]:
+        return {**asdict(self), "reasons": list(self.reasons)}
+
+    def __str__(self) -> str:
+        rows = [
+            ("variant", f"{self.variant} ({self.precision})"),
+            ("graph", self.graph),
+            ("backend", self.backend),
+            ("device", self.device),
+            ("threads", str(self.num_threads)),
+            ("spinning", "on" if self.spinning else "off"),
+            ("optimize", self.graph_optimization),
+        ]
+        lines = [f"{name:<10}{value}" for name, value in rows]
+        return "\n".join(lines + [f"  - {reason}" for reason in self.reasons])

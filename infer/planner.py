@@ -1,0 +1,100 @@
+"""Decides how to run an artifact here. Touches no device: it reads the manifest and the machine."""
+
+from __future__ import annotations
+
+import re
+
+from infer.backends import BACKENDS, Backend, load_backend
+from infer.errors import ArtifactError, DeviceError, MissingPackageError
+from infer.machine import Machine
+from infer.manifest import Manifest, Variant
+from infer.options import PlanOptions
+from infer.plan import Plan
+
+
+def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Plan:
+    """The plan for running `manifest`'s graphs on `machine`.
+
+    Raises `DeviceError` if the demanded device cannot be had, `ArtifactError` for an unknown
+    variant, `MissingPackageError` if no backend is installed.
+    """
+    reasons: list[str] = []
+    variant = _variant(manifest, options)
+    backend, device = _backend_and_device(machine, options, reasons)
+    if options.num_threads is not None:
+        if options.num_threads < 1:
+            raise DeviceError(f"num_threads must be at least 1, but is {options.num_threads}")
+        threads = options.num_threads
+        reasons.append(f"{threads} threads, as asked")
+    else:
+        threads = machine.cores
+        quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
+        reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
+    return Plan(
+        variant=variant.name,
+        graph=variant.graph,
+        precision=variant.precision,
+        backend=backend.name,
+        device=device,
+        num_threads=threads,
+        spinning=options.spinning,
+        graph_optimization=options.graph_optimization,
+        reasons=tuple(reasons),
+    )
+
+
+def _variant(manifest: Manifest, options: PlanOptions) -> Variant:
+    if options.variant is None:
+        return manifest.variants[0]
+    for variant in manifest.variants:
+        if variant.name == options.variant:
+            return variant
+    known = ", ".join(v.name for v in manifest.variants)
+    raise ArtifactError(f"the artifact has no variant '{options.variant}'; it has: {known}")
+
+
+def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[str]) -> tuple[Backend, str]:
+    wanted = options.device
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
+        raise DeviceError(f"unknown device '{wanted}'; use auto, cpu, cuda or cuda:N")
+    backends = _installed()
+    if wanted == "cpu":
+        return backends[0], "cpu"
+    present = [device for device in machine.devices if device.startswith("cuda")]
+    able = [backend for backend in backends if "cuda" in backend.device_kinds()]
+    if wanted == "auto":
+        if present and able:
+            reasons.append(f"{present[0]}: the first GPU, and {able[0].name} can use it")
+            return able[0], present[0]
+        if present:
+            reasons.append(
+                f"cpu, although {present[0]} is present: no installed backend can use it;"
+                f' pip install "infer-onnx[gpu]" in place of [cpu]'
+            )
+        return backends[0], "cpu"
+    device = "cuda:0" if wanted == "cuda" else wanted
+    if device not in present:
+        has = ", ".join(machine.devices)
+        raise DeviceError(
+            f"device '{wanted}' was asked for, but this machine has only: {has};"
+            f" choose one of these, or see what is in the way with: infer doctor"
+        )
+    if not able:
+        raise DeviceError(
+            f"device '{wanted}' is present, but no installed backend can use it; in place of"
+            f' onnxruntime install its GPU build: pip install "infer-onnx[gpu]"'
+        )
+    return able[0], device
+
+
+def _installed() -> list[Backend]:
+    backends = []
+    missing: MissingPackageError | None = None
+    for name in BACKENDS:
+        try:
+            backends.append(load_backend(name))
+        except MissingPackageError as error:
+            missing = error
+    if not backends and missing:
+        raise missing
+    return backends

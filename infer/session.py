@@ -1,0 +1,221 @@
+"""Session: an artifact opened on this machine, ready to answer. `load` makes one."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from infer.artifact import Artifact
+from infer.backends import Executable, load_backend
+from infer.errors import FeedError, IntegrityError, SessionClosedError
+from infer.graphfile import read_graph_file
+from infer.machine import this_machine
+from infer.options import PlanOptions, SessionOptions
+from infer.plain import artifact_of_graph
+from infer.plan import Plan
+from infer.planner import make_plan
+from infer.signature import Array, Signature
+from infer.structure import rebuild
+from infer.tasks import Task, load_task
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    variant: str | None = None,
+    num_threads: int | None = None,
+    spinning: bool = True,
+    verify: bool = True,
+    warm_up: bool = True,
+    refuse_nan: bool = False,
+) -> Session:
+    """Open the artifact, or the plain `.onnx` file, at `path`.
+
+    The arguments are the fields of `PlanOptions` and `SessionOptions`. Raises `ArtifactError`,
+    `DeviceError`, `BackendError` or `MissingPackageError`.
+    """
+    return open_session(
+        open_artifact(path),
+        PlanOptions(device=device, variant=variant, num_threads=num_threads, spinning=spinning),
+        SessionOptions(verify=verify, warm_up=warm_up, refuse_nan=refuse_nan),
+    )
+
+
+def open_artifact(path: str | os.PathLike[str]) -> Artifact:
+    """The artifact at `path`; a plain `.onnx` file is taken as an artifact that proves nothing."""
+    path = Path(path)
+    return artifact_of_graph(path) if path.suffix == ".onnx" else Artifact.open(path)
+
+
+def open_session(
+    artifact: Artifact,
+    plan_options: PlanOptions = PlanOptions(),
+    options: SessionOptions = SessionOptions(),
+) -> Session:
+    """Plan, load, check and warm up. Raises as `load` does."""
+    plan = make_plan(artifact.manifest, this_machine(), plan_options)
+    graph = artifact.file(plan.graph)
+    _check_external_files(artifact, graph)
+    if not options.verify:
+        executable = _prepare(artifact, plan, graph)
+    else:
+        # hashing and loading each keep one core busy and let go of the interpreter
+        with ThreadPoolExecutor(1, thread_name_prefix="infer-verify") as pool:
+            verified = pool.submit(artifact.verify_files)
+            try:
+                executable = _prepare(artifact, plan, graph)
+            finally:
+                verified.result()  # damage explains a failure to load, and goes first
+    session = Session(artifact, plan, executable, refuse_nan=options.refuse_nan)
+    if options.warm_up:
+        for _, feeds, _ in artifact.golden():
+            session.run(feeds)
+            break
+    return session
+
+
+def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
+    return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
+
+
+def _check_external_files(artifact: Artifact, graph: Path) -> None:
+    """A graph may only read weights from files of its own artifact."""
+    folder = Path(os.path.relpath(graph.parent, artifact.path))
+    for location in read_graph_file(graph).external_files:
+        name = (folder / location).as_posix()
+        if name not in artifact.manifest.files:
+            raise IntegrityError(
+                f"the graph '{graph}' wants to read its weights from '{location}', which is not a"
+                f" file of this artifact; it is refused"
+            )
+        artifact.file(name)
+
+
+class Session:
+    """Runs one artifact. Threads may share it; close it, or use it as a context manager.
+
+    Attributes:
+        artifact: what was opened.
+        plan: how it is run here.
+        signature: its inputs and outputs.
+    """
+
+    def __init__(
+        self, artifact: Artifact, plan: Plan, executable: Executable, *, refuse_nan: bool = False
+    ) -> None:
+        self.artifact = artifact
+        self.plan = plan
+        self.signature: Signature = artifact.manifest.signature
+        self._executable = executable
+        self._output_names = tuple(spec.name for spec in self.signature.outputs)
+        self._refuse_nan = refuse_nan
+        self._task: Task | None = None
+        self._pid = os.getpid()
+        self._closed = False
+        self._running = 0
+        self._idle = threading.Condition(threading.Lock())
+
+    def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The outputs for `feeds`, by name, in arrays of the caller's own.
+
+        `feeds` maps each input name to an array that fits its spec in `signature.inputs`;
+        `outputs` names the wanted outputs, all by default. Raises `FeedError`, `BackendError`
+        or `SessionClosedError`.
+        """
+        prepared = self.signature.prepare(feeds)
+        if self._refuse_nan:
+            _refuse_nan(prepared)
+        names = self._output_names if outputs is None else self._known(outputs)
+        self._enter()
+        try:
+            return self._executable.run(prepared, names)
+        finally:
+            self._leave()
+
+    def __call__(self, inputs: Any) -> Any:
+        """The task's result for one input, or the list of results for a list of inputs.
+
+        What an input and a result are is the task's to say: a path or picture and its labels,
+        a text and its vector, a row and its class. Without a task, an input is a mapping of
+        feeds and its result is what the model returned, nested as the model nests it. Raises
+        `InputError` and what `run` raises.
+        """
+        return self.task(inputs)
+
+    @property
+    def task(self) -> Task:
+        """The artifact's task, loaded on first use."""
+        if self._task is None:
+            self._task = load_task(self.artifact, self.run)
+        return self._task
+
+    def rebuild(self, outputs: Mapping[str, Array]) -> Any:
+        """`outputs` of `run` in the model's own nesting of tuples, lists and dicts."""
+        return rebuild(self.artifact.manifest.structure, outputs)
+
+    def close(self) -> None:
+        """Wait for runs under way, then give memory and threads back. Safe to call again."""
+        with self._idle:
+            if self._closed:
+                return
+            self._closed = True
+            self._idle.wait_for(lambda: self._running == 0)
+            self._executable.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else self.plan.device
+        return f"<Session {self.artifact.manifest.name} ({state})>"
+
+    def _enter(self) -> None:
+        if self._pid != os.getpid():
+            raise SessionClosedError(
+                f"this session was opened in process {self._pid}, and its threads did not come"
+                f" along into the forked process {os.getpid()}; call infer.load after the fork"
+            )
+        with self._idle:
+            if self._closed:
+                raise SessionClosedError("the session is closed; open the artifact again")
+            self._running += 1
+
+    def _leave(self) -> None:
+        with self._idle:
+            self._running -= 1
+            if self._closed and self._running == 0:
+                self._idle.notify_all()
+
+    def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
+        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        if unknown := [name for name in names if name not in self._output_names]:
+            raise FeedError(
+                f"there is no output {unknown[0]!r}; the outputs are {', '.join(self._output_names)}"
+            )
+        return names
+
+
+def _refuse_nan(feeds: Mapping[str, Array]) -> None:
+    for name, array in feeds.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            first = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
+            raise FeedError(
+                f"input '{name}' holds NaN or infinity, first at {first}, and this session refuses"
+                f" them (refuse_nan); clean the data, or open the session without it"
+            )

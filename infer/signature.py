@@ -1,0 +1,237 @@
+"""What goes into a graph and what comes out: tensor specs, symbolic dims, and the feeds guard.
+
+The guard stands before every path into a backend, because a backend does not: ONNX Runtime
+reads a big-endian array as if it were native, ignores the mask of a masked array, and takes
+bool bytes other than 0 and 1 as they are. Whatever passes here is equal to its native,
+contiguous copy; everything else is refused with the tensor's name and a cure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from infer.errors import FeedError
+
+Array = npt.NDArray[Any]
+Dim = int | str
+"""A size: an int when fixed, a name when it may vary. The same name means the same size."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    **{
+        name: np.dtype(name)
+        for name in (
+            "float32", "float64", "float16", "int8", "int16", "int32", "int64",
+            "uint8", "uint16", "uint32", "uint64", "bool",
+        )
+    },
+    "string": np.dtype(object),
+}  # fmt: skip
+"""Tensor dtypes by name. Strings travel as object arrays of `str`, as ONNX Runtime wants them."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, dtype and dims of one tensor; dims are ints or names."""
+
+    name: str
+    dtype: str
+    dims: tuple[Dim, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.dims))}]"
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The native numpy dtype that holds this tensor."""
+        return DTYPES[self.dtype]
+
+    def prepare(self, value: object) -> Array:
+        """`value` as a native, C-contiguous, aligned array of this spec's dtype.
+
+        Raises `FeedError` if that would change its meaning: another dtype, masked or ragged
+        data, a number out of range. Dims are checked by `Signature.prepare`.
+        """
+        # dtype objects of native builtin types are singletons, so identity is a full comparison
+        if (
+            type(value) is np.ndarray
+            and value.dtype is self.numpy_dtype
+            and value.flags.c_contiguous
+            and value.flags.aligned
+            and self.dtype not in ("bool", "string")
+        ):
+            return value
+        return _convert(self, value)
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The tensors a graph takes and gives, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    _names: frozenset[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_names", frozenset(spec.name for spec in self.inputs))
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Names of the symbolic dims of the inputs, in order of first appearance."""
+        return tuple(dict.fromkeys(d for spec in self.inputs for d in spec.dims if isinstance(d, str)))
+
+    def prepare(self, feeds: Mapping[str, object]) -> dict[str, Array]:
+        """Check `feeds` against the inputs and give them as native contiguous arrays.
+
+        The returned arrays may be the caller's own; nothing writes to them. Raises `FeedError`
+        for a missing or unknown name, a wrong dtype, rank or size, and for symbolic dims
+        that two tensors bind to different sizes.
+        """
+        if not isinstance(feeds, Mapping) or feeds.keys() != self._names:
+            raise _wrong_names(self, feeds)
+        prepared: dict[str, Array] = {}
+        bound: dict[str, tuple[int, str]] = {}
+        for spec in self.inputs:
+            array = prepared[spec.name] = spec.prepare(feeds[spec.name])
+            if len(array.shape) != len(spec.dims):
+                raise _wrong_rank(spec, array.shape)
+            for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
+                if type(dim) is int:
+                    if size != dim:
+                        raise _wrong_size(spec, array.shape, axis)
+                elif bound.setdefault(str(dim), (size, spec.name))[0] != size:
+                    raise _inconsistent(spec, array.shape, axis, *bound[str(dim)])
+        return prepared
+
+
+def _convert(spec: TensorSpec, value: object) -> Array:
+    """The slow, careful half of `TensorSpec.prepare`."""
+    if isinstance(value, np.ma.MaskedArray):
+        masked = int(np.sum(np.ma.getmaskarray(value)))
+        if masked:
+            raise FeedError(
+                f"input '{spec.name}' is a masked array with {masked} masked"
+                f" values, and a graph has no notion of a mask; fill them first:"
+                f" x.filled(value)"
+            )
+        value = value.data
+    if spec.dtype == "string":
+        return _convert_strings(spec, value)
+    has_dtype = hasattr(value, "dtype")
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # __array__ of any foreign type may run and raise anything
+        raise FeedError(
+            f"input '{spec.name}' must be an array of {spec.dtype}, but its"
+            f" {type(value).__name__} cannot be read as one ({error}); pass a numpy array"
+        ) from error
+    if array.dtype == object and not has_dtype and value is not None:
+        raise FeedError(
+            f"input '{spec.name}' must be a rectangular array of {spec.dtype}, but the given"
+            f" {type(value).__name__} is ragged or holds objects; pad its rows to one length"
+        )
+    wanted = spec.numpy_dtype
+    if array.dtype.newbyteorder("=") != wanted:
+        if has_dtype or not _fits(array, wanted):
+            raise _wrong_dtype(spec, array)
+        array = array.astype(wanted)
+    array = np.require(array, dtype=wanted, requirements=["C", "A", "E"])
+    if spec.dtype == "bool" and array.size and int(array.view(np.uint8).max()) > 1:
+        array = array.view(np.uint8) != 0  # numpy's own reading of such bytes; the backend's differs
+    return array
+
+
+def _fits(array: Array, wanted: np.dtype[Any]) -> bool:
+    """Whether plain Python numbers, read as `array`, mean the same as `wanted`."""
+    if array.size == 0:
+        return array.dtype.kind == "f"  # np.asarray([]) is float64 whatever was meant
+    if wanted.kind == "f":
+        if array.dtype.kind not in "fiu":
+            return False
+        with np.errstate(over="ignore"):
+            return bool(np.all(np.isfinite(array.astype(wanted)) == np.isfinite(array)))
+    if wanted.kind in "iu":
+        if array.dtype.kind not in "iu":
+            return False
+        limits = np.iinfo(wanted)
+        return int(array.min()) >= limits.min and int(array.max()) <= limits.max
+    return False  # bool: lists of True and False already came as bool
+
+
+def _convert_strings(spec: TensorSpec, value: object) -> Array:
+    array = np.asarray(value, dtype=object)
+    strings = np.empty(array.shape, dtype=object)
+    for index, item in np.ndenumerate(array):
+        if isinstance(item, bytes):
+            try:
+                item = item.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise FeedError(
+                    f"input '{spec.name}' must hold text, but the bytes at {list(index)} are not"
+                    f" UTF-8 ({error.reason} at byte {error.start}); decode them yourself first"
+                ) from error
+        if not isinstance(item, str):
+            raise FeedError(
+                f"input '{spec.name}' must hold only str, but the value at {list(index)} is"
+                f" {item!r:.60} ({type(item).__name__}); convert every element to str"
+            )
+        strings[index] = str(item)
+    return strings
+
+
+def _wrong_names(signature: Signature, feeds: object) -> FeedError:
+    expected = "; ".join(str(spec) for spec in signature.inputs)
+    if not isinstance(feeds, Mapping):
+        return FeedError(
+            f"feeds must be a mapping from input name to array, but a {type(feeds).__name__} came;"
+            f" pass a dict with: {expected}"
+        )
+    missing = [spec.name for spec in signature.inputs if spec.name not in feeds]
+    unknown = [str(name) for name in feeds if name not in signature._names]
+    said = [f"lack {_quoted(missing)}"] if missing else []
+    said += [f"have unknown {_quoted(unknown)}"] if unknown else []
+    return FeedError(f"feeds {' and '.join(said)}; the inputs are {expected}")
+
+
+def _wrong_dtype(spec: TensorSpec, array: Array) -> FeedError:
+    cure = f"x.astype(np.{'bool_' if spec.dtype == 'bool' else spec.dtype})"
+    return FeedError(
+        f"input '{spec.name}' must be {spec.dtype}, but {array.dtype} came; if that conversion"
+        f" is what you mean, pass {cure}"
+    )
+
+
+def _wrong_rank(spec: TensorSpec, shape: tuple[int, ...]) -> FeedError:
+    cure = f"; add the missing first axis with {'x[None]'}" if len(shape) == len(spec.dims) - 1 else ""
+    return FeedError(
+        f"input '{spec.name}' must have {len(spec.dims)} dims {_dims(spec.dims)}, but an array of"
+        f" {len(shape)} dims, shape {list(shape)}, came{cure or '; reshape it'}"
+    )
+
+
+def _wrong_size(spec: TensorSpec, shape: tuple[int, ...], axis: int) -> FeedError:
+    return FeedError(
+        f"input '{spec.name}' must have shape {_dims(spec.dims)}, but {list(shape)} came: axis"
+        f" {axis} must be {spec.dims[axis]}, not {shape[axis]}; this size is fixed in the graph,"
+        f" so resize the array or convert the model with that dim dynamic"
+    )
+
+
+def _inconsistent(spec: TensorSpec, shape: tuple[int, ...], axis: int, size: int, first: str) -> FeedError:
+    return FeedError(
+        f"input '{spec.name}' of shape {list(shape)} has {spec.dims[axis]} = {shape[axis]} on axis"
+        f" {axis}, but input '{first}' has {spec.dims[axis]} = {size}; they must be the same size"
+    )
+
+
+def _dims(dims: Sequence[Dim]) -> str:
+    return f"[{', '.join(map(str, dims))}]"
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

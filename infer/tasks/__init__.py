@@ -1,0 +1,97 @@
+"""Tasks turn what people have (a photo, a sentence, a row) into feeds, and outputs into what they
+want (labels, vectors). One file a task, one table; none of them imports torch.
+
+A task gets the session's `run` and decides itself how often to call it: once for a batch, or many
+times with state carried from call to call. Its settings are data in the manifest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from infer import schema
+from infer.artifact import Artifact
+from infer.errors import ArtifactError
+from infer.manifest import TaskSpec
+from infer.signature import Array, Signature
+
+Run = Callable[[Mapping[str, object]], dict[str, Array]]
+"""`Session.run`: feeds to outputs."""
+
+S = TypeVar("S")
+
+TASKS: dict[str, str] = {
+    "tensors": "infer.tasks.tensors:Tensors",
+    "image-classification": "infer.tasks.image_classification:ImageClassification",
+    "text-classification": "infer.tasks.text_classification:TextClassification",
+    "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
+    "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
+}
+"""Task name → where its class is. "tensors" is what an artifact without a task gets."""
+
+
+class Task(Protocol):
+    """What `session(inputs)` and `infer run` need of a task."""
+
+    def __call__(self, inputs: Any) -> Any:
+        """The result for one input, or results for a list of inputs. Raises `InputError`."""
+        ...
+
+    def read(self, path: Path) -> Sequence[Any]:
+        """The inputs a file holds. Raises `InputError`."""
+        ...
+
+    def parse(self, text: str) -> Any:
+        """The input that one line of text holds. Raises `InputError`."""
+        ...
+
+    def to_json(self, result: Any) -> Any:
+        """A result as plain JSON data."""
+        ...
+
+    def describe(self, result: Any) -> str:
+        """A result for a person to read, one or more lines."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a task is built from: its artifact's signature, files and spec, and the way to run it."""
+
+    name: str
+    spec: Mapping[str, Any]
+    signature: Signature
+    structure: Any
+    file: Callable[[str], Path]
+    run: Run
+
+    def decode(self, cls: type[S]) -> S:
+        """The task's spec as its own class. Raises `ArtifactError`."""
+        try:
+            return schema.decode(cls, dict(self.spec), f"the spec of task '{self.name}'")
+        except schema.SchemaError as error:
+            raise ArtifactError(
+                f"{error}; convert the model again with a spec that follows this"
+            ) from error
+
+
+def load_task(artifact: Artifact, run: Run) -> Task:
+    """The task `artifact` was made for. Raises `ArtifactError` if this release does not have it."""
+    manifest = artifact.manifest
+    spec = manifest.task or TaskSpec("tensors")
+    setting = Setting(spec.name, spec.spec, manifest.signature, manifest.structure, artifact.file, run)
+    return cast(Task, task_class(spec.name)(setting))
+
+
+def task_class(name: str) -> Any:
+    """The class of the task called `name`. Raises `ArtifactError`."""
+    if name not in TASKS:
+        raise ArtifactError(
+            f"there is no task '{name}' in this release of infer; it has: {', '.join(TASKS)}"
+        )
+    module, _, cls = TASKS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)

@@ -1,0 +1,57 @@
+"""text-embedding: a text in, its vector out. Pooling and normalization are part of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.signature import Array
+from infer.tasks import Setting
+from infer.tasks.rows import answer, run_rows
+from infer.tasks.tokens import TextEncoder, TokenizerSpec, read_lines
+
+
+@dataclass(frozen=True)
+class TextEmbeddingSpec:
+    """`output` names the tensor that holds the vectors, shape = (batch, size)."""
+
+    tokenizer: TokenizerSpec
+    output: str
+
+
+class TextEmbedding:
+    """An input is a str; a result is a float32 vector. A list of n gives an array (n, size)."""
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self.spec = setting.decode(TextEmbeddingSpec)
+        self.encoder = TextEncoder(self.spec.tokenizer, setting)
+
+    def __call__(self, inputs: Any) -> Any:
+        return answer(inputs, self._many)
+
+    def read(self, path: Path) -> Sequence[Any]:
+        return read_lines(path)
+
+    def parse(self, text: str) -> Any:
+        return text
+
+    def to_json(self, result: Any) -> Any:
+        return {"vector": [float(x) for x in result]}
+
+    def describe(self, result: Any) -> str:
+        values = ", ".join(f"{x:.4f}" for x in result[:6])
+        return f"vector of {len(result)}: [{values}{', …' if len(result) > 6 else ''}]"
+
+    def _many(self, texts: Sequence[Any]) -> Array:
+        vectors: Array | None = None
+        for rows, feeds in self.encoder.batches(texts):
+            found = run_rows(self._setting.run, self._setting.signature, feeds)[self.spec.output]
+            if vectors is None:
+                vectors = np.empty((len(texts), *found.shape[1:]), found.dtype)
+            vectors[rows] = found
+        return np.empty((0, 0), np.float32) if vectors is None else vectors
