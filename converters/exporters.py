@@ -19,6 +19,7 @@ import onnx_ir as ir
 import torch
 
 from converters.flat import FlatModule
+from converters.scripted import scripted_form
 from infer.errors import ConversionError
 
 Axes = Mapping[str, Mapping[int, str]]
@@ -65,7 +66,7 @@ def _torchscript(flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, 
     with tempfile.TemporaryDirectory(prefix="infer-export-") as folder:
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
-            flat,
+            scripted_form(flat) if isinstance(flat.module, torch.jit.ScriptModule) else flat,
             tuple(example),
             str(path),
             dynamo=False,

