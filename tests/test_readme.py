@@ -1,0 +1,116 @@
+"""What the README tells a newcomer to do works as written."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save_file
+
+import converters
+import infer
+from bench.zoo import minilm
+from infer.cli import COMMANDS, cli
+from infer.manifest import TaskSpec
+from tests.models import TwoLayers
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Each line that a reader would type, without its comment."""
+    lines = [
+        line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")
+    ]
+    return [line.partition("  #")[0].strip() for line in lines]
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with the files that the README's commands name."""
+    shutil.copy(Path(__file__).parent / "models.py", tmp_path / "net.py")
+    text = (tmp_path / "net.py").read_text(encoding="utf-8") + "\n\nNet = TwoLayers\n"
+    (tmp_path / "net.py").write_text(text, encoding="utf-8")
+    save_file(TwoLayers().state_dict(), tmp_path / "net.safetensors")
+    (tmp_path / "all-MiniLM-L6-v2").symlink_to(minilm.folder())
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 10), np.float32))
+    for name in ("cat", "dog"):
+        Image.new("RGB", (40, 30), "gray").save(tmp_path / f"{name}.jpg")
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    steps = [{"op": "resize", "height": 16, "width": 16}, {"op": "rescale", "factor": 1 / 255}]
+    artifact = converters.convert(
+        net.eval(),
+        tmp_path / "classifier.infer",
+        example_inputs=(torch.randn(2, 3, 16, 16),),
+        task=TaskSpec("image-classification", {"input": "input", "output": "output", "steps": steps}),
+    )
+    shutil.copy(artifact.path / "graphs/fp32.onnx", tmp_path / "model.onnx")
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_commands_run(desk: Path) -> None:
+    """Every `infer` command of the README succeeds, in the README's order."""
+    typed = [line for line in commands() if line.startswith("infer ")]
+    assert len(typed) >= 9
+    for line in typed:
+        done = subprocess.run(
+            f"{Path(sys.executable).parent}/{line}", shell=True, cwd=desk, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    assert np.load(desk / "y.npz")["logits"].shape == (3, 2)
+
+
+def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The README's Python, run from top to bottom in an empty folder, does what its comments say."""
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(blocks("python"))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True", "input: float32[batch, 10]", "(3, 2)"]
+
+
+def test_the_two_commands_are_what_make_does() -> None:
+    """`make demo` and `make test` are targets, and run the demo and the tests."""
+    assert {"make demo", "make test"} <= set(commands())
+    makefile = (Path(__file__).parents[1] / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^demo: .*\n\t\$\(BIN\)/python -m bench\.demo$", makefile, re.MULTILINE)
+    assert re.search(r"^test: .*\n\t\$\(BIN\)/python -m pytest", makefile, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path: Path) -> None:
+    """The demo converts, proves and answers on real inputs, and says the espresso is one."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.demo", str(tmp_path / "demo")],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("parity    equal at") == 3
+    assert "espresso" in done.stdout
+    for name in ("feed-forward", "efficientnet-lite0", "minilm"):
+        infer.load(tmp_path / f"demo/{name}.infer").close()
+
+
+def test_every_command_is_in_the_readme_and_has_an_example() -> None:
+    """The README's table lists all commands; each one's help shows an example that names it."""
+    table = set(re.findall(r"^\| `infer (\w+)` \|", README, re.MULTILINE))
+    assert table == set(COMMANDS)
+    for name in COMMANDS:
+        help_text = CliRunner().invoke(cli, [name, "--help"]).output
+        assert f"  infer {name}" in help_text
