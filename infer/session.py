@@ -121,7 +121,8 @@ class Session:
         self._pid = os.getpid()
         self._closed = False
         self._running = 0
-        self._idle = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The outputs for `feeds`, by name, in arrays of the caller's own.
@@ -191,13 +192,13 @@ class Session:
                 f"this session was opened in process {self._pid}, and its threads did not come"
                 f" along into the forked process {os.getpid()}; call infer.load after the fork"
             )
-        with self._idle:
+        with self._lock:
             if self._closed:
                 raise SessionClosedError("the session is closed; open the artifact again")
             self._running += 1
 
     def _leave(self) -> None:
-        with self._idle:
+        with self._lock:
             self._running -= 1
             if self._closed and self._running == 0:
                 self._idle.notify_all()

@@ -34,6 +34,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 """Tensor dtypes by name. Strings travel as object arrays of `str`, as ONNX Runtime wants them."""
 
+_MAX_FITTING = 1024  # remembered shapes, before all are forgotten
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -57,16 +59,16 @@ class TensorSpec:
         Raises `FeedError` if that would change its meaning: another dtype, masked or ragged
         data, a number out of range. Dims are checked by `Signature.prepare`.
         """
-        # dtype objects of native builtin types are singletons, so identity is a full comparison
-        if (
-            type(value) is np.ndarray
-            and value.dtype is self.numpy_dtype
-            and value.flags.c_contiguous
-            and value.flags.aligned
-            and self.dtype not in ("bool", "string")
-        ):
+        # dtype objects of native builtin types are singletons, so identity is a full comparison;
+        # carray: C-contiguous, aligned, writeable, asked for at once because each asking costs
+        if type(value) is np.ndarray and value.dtype is self._as_is and value.flags.carray:
             return value
         return _convert(self, value)
+
+    @cached_property
+    def _as_is(self) -> np.dtype[Any] | None:
+        """The dtype of arrays that need no look at their values; bools and strings always do."""
+        return None if self.dtype in ("bool", "string") else self.numpy_dtype
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,12 @@ class Signature:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     _names: frozenset[str] = field(init=False, repr=False, compare=False)
+    # shapes that fitted before: most callers send few, and looking them up is cheaper
+    _fitting: set[tuple[tuple[int, ...], ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_names", frozenset(spec.name for spec in self.inputs))
+        object.__setattr__(self, "_fitting", set())
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -92,21 +97,28 @@ class Signature:
         for a missing or unknown name, a wrong dtype, rank or size, and for symbolic dims
         that two tensors bind to different sizes.
         """
-        if not isinstance(feeds, Mapping) or feeds.keys() != self._names:
+        if not isinstance(feeds, (dict, Mapping)) or feeds.keys() != self._names:
             raise _wrong_names(self, feeds)
-        prepared: dict[str, Array] = {}
-        bound: dict[str, tuple[int, str]] = {}
-        for spec in self.inputs:
-            array = prepared[spec.name] = spec.prepare(feeds[spec.name])
-            if len(array.shape) != len(spec.dims):
-                raise _wrong_rank(spec, array.shape)
-            for axis, (size, dim) in enumerate(zip(array.shape, spec.dims, strict=True)):
-                if type(dim) is int:
-                    if size != dim:
-                        raise _wrong_size(spec, array.shape, axis)
-                elif bound.setdefault(str(dim), (size, spec.name))[0] != size:
-                    raise _inconsistent(spec, array.shape, axis, *bound[str(dim)])
+        prepared = {spec.name: spec.prepare(feeds[spec.name]) for spec in self.inputs}
+        shapes = tuple([array.shape for array in prepared.values()])
+        if shapes not in self._fitting:
+            self._check_shapes(shapes)
+            if len(self._fitting) >= _MAX_FITTING:
+                self._fitting.clear()
+            self._fitting.add(shapes)
         return prepared
+
+    def _check_shapes(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        bound: dict[str, tuple[int, str]] = {}
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if len(shape) != len(spec.dims):
+                raise _wrong_rank(spec, shape)
+            for axis, (size, dim) in enumerate(zip(shape, spec.dims, strict=True)):
+                if isinstance(dim, int):
+                    if size != dim:
+                        raise _wrong_size(spec, shape, axis)
+                elif bound.setdefault(dim, (size, spec.name))[0] != size:
+                    raise _inconsistent(spec, shape, axis, *bound[dim])
 
 
 def _convert(spec: TensorSpec, value: object) -> Array:

@@ -77,13 +77,13 @@ class OrtBackend:
         return OrtExecutable(session, signature, bind=kind == "cpu")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Binding:
-    """Buffers for feeds and outputs of one shape, bound to the session."""
+    """Buffers for feeds and outputs of one shape, by name, bound to the session."""
 
     binding: Any
-    inputs: list[Array]
-    outputs: list[Array]
+    inputs: list[tuple[str, Array]]
+    outputs: list[tuple[str, Array]]
 
 
 class OrtExecutable:
@@ -102,16 +102,17 @@ class OrtExecutable:
         self._idle: dict[_Key, list[_Binding]] = {}
 
     def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        if self._bindable:
-            key = (*outputs, *[array.shape for array in feeds.values()])
-            idle = self._idle.get(key)
-            if idle is not None:
-                return self._run_bound(idle, feeds, outputs)
+        if not self._bindable:
+            return self._run_plain(feeds, outputs)
+        key = (*outputs, *[array.shape for array in feeds.values()])
+        idle = self._idle.get(key)
+        if idle is not None:
+            return self._run_bound(idle, feeds, outputs)
         answer = self._run_plain(feeds, outputs)
-        if self._bindable and _small(feeds) and _small(answer):
+        if _small(feeds) and _small(answer):
+            # a binding is made only when the same shapes come again
             if len(self._idle) >= _MAX_BOUND_SHAPES:
                 self._idle.clear()
-            # a binding is made only when the same shapes come again
             self._idle.setdefault(key, [])
         return answer
 
@@ -125,37 +126,40 @@ class OrtExecutable:
     def _run_bound(
         self, idle: list[_Binding], feeds: dict[str, Array], outputs: Sequence[str]
     ) -> dict[str, Array]:
+        # every 0.1 µs counts here: a tiny model itself takes 3
         try:
-            try:
-                bound = idle.pop()
-            except IndexError:
-                bound = self._bind(feeds, outputs)
-            for buffer, array in zip(bound.inputs, feeds.values(), strict=True):
-                buffer[...] = array
+            bound = idle.pop() if idle else self._bind(feeds, outputs)
+            for name, buffer in bound.inputs:
+                buffer[...] = feeds[name]
             self._session.run_with_iobinding(bound.binding)
+        except IndexError:  # another thread took the last one between the look and the pop
+            return self._run_plain(feeds, outputs)
         except Exception:
             # either the graph refuses these values, and the plain run says so, or an output's
             # shape does not follow from the feeds' shapes, and nothing of this graph can be bound
             answer = self._run_plain(feeds, outputs)
             self._bindable = False
             return answer
-        answer = {name: array.copy() for name, array in zip(outputs, bound.outputs, strict=True)}
+        answer = {}
+        for name, buffer in bound.outputs:
+            answer[name] = buffer.copy()
         idle.append(bound)
         return answer
 
     def _bind(self, feeds: dict[str, Array], outputs: Sequence[str]) -> _Binding:
         binding = self._session.io_binding()
-        inputs = [array.copy() for array in feeds.values()]
-        for name, buffer in zip(feeds, inputs, strict=True):
+        inputs = [(name, array.copy()) for name, array in feeds.items()]
+        for name, buffer in inputs:
             binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         # the shapes of the outputs are learned from a run, then pinned; from then on ONNX
         # Runtime itself refuses a run whose output has another shape than its buffer
         for name in outputs:
             binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
-        results = [np.array(array) for array in binding.copy_outputs_to_cpu()]
+        arrays = [np.array(array) for array in binding.copy_outputs_to_cpu()]
+        results = list(zip(outputs, arrays, strict=True))
         binding.clear_binding_outputs()
-        for name, buffer in zip(outputs, results, strict=True):
+        for name, buffer in results:
             binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         return _Binding(binding, inputs, results)
 
