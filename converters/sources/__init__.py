@@ -28,8 +28,10 @@ class SourceRequest:
     files: Mapping[str, Path] = field(default_factory=dict)
 
 
-def _is_folder(source: Any) -> bool:
-    return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
+def _folder_with(name: str = "") -> Callable[[Any], bool]:
+    return lambda source: (
+        isinstance(source, (str, os.PathLike)) and Path(source).is_dir() and (Path(source) / name).exists()
+    )
 
 
 def _ends(*suffixes: str) -> Callable[[Any], bool]:
@@ -39,12 +41,15 @@ def _ends(*suffixes: str) -> Callable[[Any], bool]:
 SOURCES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda s: isinstance(s, torch.export.ExportedProgram), "converters.sources.program:open_program"),
     (lambda s: isinstance(s, torch.nn.Module), "converters.sources.python:open_module"),
-    (_is_folder, "converters.sources.folder:open_folder"),
+    (_folder_with("modules.json"), "converters.sources.sentence_transformers:open_sentence_transformers"),
+    (_folder_with("config.json"), "converters.sources.transformers:open_transformers"),
+    (_folder_with(), "converters.sources.folder:refuse_folder"),
     (_ends(".pt2"), "converters.sources.program:open_program_file"),
     (_ends(".pt", ".pth", ".ts", ".jit"), "converters.sources.torchscript:open_torchscript"),
     (lambda s: isinstance(s, str) and ":" in s, "converters.sources.python:open_target"),
 )
-"""(matches, where the function is that opens it). A folder may have a colon in its name."""
+"""(matches, where the function is that opens it). Folders come before `file.py:name`, because a
+folder's name may hold a colon; a sentence-transformers folder may hold a config.json, too."""
 
 
 def open_source(request: SourceRequest) -> Source:

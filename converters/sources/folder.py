@@ -1,4 +1,4 @@
-"""Folders: a transformers model (config.json and weights), or a sentence-transformers one."""
+"""What the kinds of model folder share: reading their JSON, and refusing what is none of them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,9 @@ from converters.sources import SourceRequest
 from infer.errors import ConversionError
 
 
-def open_folder(request: SourceRequest) -> Source:
-    """Tell which kind of model folder it is, and open it."""
+def refuse_folder(request: SourceRequest) -> Source:
+    """Say why this folder cannot be converted. Raises `ConversionError`, always."""
     folder = Path(request.source)
-    if (folder / "modules.json").is_file():
-        from converters.sources.sentence_transformers import open_sentence_transformers
-
-        return open_sentence_transformers(request, folder)
-    if (folder / "config.json").is_file():
-        from converters.sources.transformers import open_transformers
-
-        return open_transformers(request, folder)
     if (folder / "manifest.json").is_file():
         raise ConversionError(f"'{folder}' is an artifact already; run it, or convert its source")
     raise ConversionError(

@@ -95,8 +95,9 @@ _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
 }
 
 
-def open_sentence_transformers(request: SourceRequest, folder: Path) -> Source:
+def open_sentence_transformers(request: SourceRequest) -> Source:
     """The whole pipeline as one module, with text-embedding as its task."""
+    folder = Path(request.source)
     modules = read_json(folder / "modules.json")
     kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
     if not kinds or kinds[0] != "Transformer":

@@ -29,8 +29,9 @@ except ImportError as _error:
 _EXAMPLE_TOKENS = 16
 
 
-def open_transformers(request: SourceRequest, folder: Path) -> Source:
+def open_transformers(request: SourceRequest) -> Source:
     """The model class that config.json names, with its weights; the task its class name tells."""
+    folder = Path(request.source)
     model = load_model(folder)
     notes = load_weights(model, request.weights) if request.weights else []
     example = given_inputs(request) or example_inputs(model)
