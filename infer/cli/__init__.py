@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
 import traceback
 
@@ -57,6 +58,8 @@ def cli() -> None:
 
 def main() -> None:
     """The entry point. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
+    # so that drafts are removed on SIGTERM, too; the shell's code for it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         status = cli.main(standalone_mode=False)
         sys.stdout.flush()

@@ -15,11 +15,14 @@ from infer.cli.output import heading, print_json, rows, size
 from infer.errors import MissingPackageError
 from infer.machine import Machine, this_machine
 
+# the last release for Python 3.10 is older than the one with the fixes to reading models from outside
+_ORT_FLOOR = (1, 28) if sys.version_info >= (3, 11) else (1, 23)
+
 _PACKAGES: tuple[tuple[str, tuple[int, ...], str, str], ...] = (
     # (distribution, floor, extra that brings it, what it is for)
     ("numpy", (1, 26), "cpu", "everything"),
-    ("onnxruntime", (1, 28), "cpu", "running on the CPU"),
-    ("onnxruntime-gpu", (1, 28), "gpu", "running on NVIDIA GPUs"),
+    ("onnxruntime", _ORT_FLOOR, "cpu", "running on the CPU"),
+    ("onnxruntime-gpu", _ORT_FLOOR, "gpu", "running on NVIDIA GPUs"),
     ("torch", (2, 10), "convert", "converting"),
     ("onnx", (1, 21), "convert", "converting"),
     ("onnxscript", (0, 7), "convert", "converting"),
