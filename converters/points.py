@@ -80,7 +80,7 @@ def make_points(flat: FlatModule, explicit: Axes, usual: Axes) -> Points:
     points = [first]
     sizes_of: dict[str, list[int]] = {}
     for dim, size in example_sizes.items():
-        found = _answers_at(flat, axes, dim, size)
+        found = _answers_at(flat, axes, dim, size, demanded=dim in demanded)
         if len(found) < 2:
             if dim in demanded:
                 raise ConversionError(
@@ -133,11 +133,11 @@ def _points(
     return Points(example, axes, tuple(points), inputs, _output_specs(axes, points), tuple(notes))
 
 
-def _answers_at(flat: FlatModule, axes: Axes, dim: str, size: int) -> list[Point]:
+def _answers_at(flat: FlatModule, axes: Axes, dim: str, size: int, *, demanded: bool) -> list[Point]:
     found: list[Point] = []
     for other in _other_sizes(dim, size):
         point = _ask(flat, _resized(flat, axes, {dim: other}), f"{dim}={other}", frozenset([dim]))
-        if isinstance(point, Point) and _follows(point, axes, dim, other):
+        if isinstance(point, Point) and (demanded or dim != BATCH or _has_rows(point, other)):
             found.append(point)
         if len(found) == 2:
             break
@@ -161,9 +161,9 @@ def _other_sizes(dim: str, size: int) -> Iterator[int]:
     yield from dict.fromkeys(n for n in tried if n not in (size, 0, 1))
 
 
-def _follows(point: Point, axes: Axes, dim: str, size: int) -> bool:
-    """Whether a batch dim is one: rows in, rows out. A mix of axes would answer, too, but wrongly."""
-    return dim != BATCH or any(a.ndim and a.shape[0] == size for a in point.outputs.values())
+def _has_rows(point: Point, size: int) -> bool:
+    """Whether rows went in and rows came out; an axis that is merely resized is not a batch."""
+    return any(a.ndim and a.shape[0] == size for a in point.outputs.values())
 
 
 def _ask(

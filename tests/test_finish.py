@@ -118,9 +118,7 @@ def test_storing_weights_once_changes_no_answer(picks: list[int]) -> None:
 def test_large_weights_go_beside_the_graph(tmp_path: Path, rows: int, files: int) -> None:
     """Small models are one file; large ones keep weights in a file that can be mapped."""
     weight = np.random.default_rng(0).standard_normal((rows, 1000)).astype(np.float32)
-    model = graph(
-        f"g (float[1, {rows}] x) => (float[1, 1000] y) {{ y = MatMul(x, w) }}".replace("w)", "w )")
-    )
+    model = graph(f"g (float[1, {rows}] x) => (float[1, 1000] y) {{ y = MatMul(x, w) }}")
     value = ir.Value(name="w", const_value=ir.tensor(weight, name="w"))
     value.type, value.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(weight.shape)
     (node,) = list(model.graph)
