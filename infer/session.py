@@ -203,7 +203,9 @@ class Session:
                 self._idle.notify_all()
 
     def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+        if not names:
+            raise FeedError(f"no output was asked for; name some of {', '.join(self._output_names)}")
         if unknown := [name for name in names if name not in self._output_names]:
             raise FeedError(
                 f"there is no output {unknown[0]!r}; the outputs are {', '.join(self._output_names)}"
