@@ -36,5 +36,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConversionError(f"'{path.parent}' lacks '{path.name}'") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConversionError(f"'{path}' cannot be read as JSON: {error}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -80,6 +81,9 @@ def main() -> None:
         where = f" '{error.filename}'" if error.filename else ""
         _say(f"Error: cannot read or write{where}: {error.strerror or error}.")
         status = 1
+    except MemoryError:
+        _say("Error: there is not enough memory for this; give smaller inputs, or fewer at once.")
+        status = 1
     except Exception as error:
         if os.environ.get("INFER_TRACEBACK"):
             traceback.print_exc()
@@ -92,5 +96,9 @@ def main() -> None:
 
 
 def _say(message: str) -> None:
+    """One paragraph on stderr."""
+    from infer.cli.output import shown
+
+    message = shown(re.sub(r"\s*\n\s*", " ", message))
     with contextlib.suppress(OSError):
-        click.echo(message.replace("..", ".") if message.endswith("..") else message, err=True)
+        click.echo(message[:-1] if message.endswith("..") else message, err=True)
