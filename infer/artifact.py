@@ -155,6 +155,8 @@ def load_npz(path: Path) -> dict[str, Array]:
             )
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        if stray := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"'{stray[0]}' in it is no array")
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
         raise ArtifactError(f"'{path}' is not a readable .npz file of plain arrays ({error})") from error
     return {

@@ -63,7 +63,6 @@ def open_session(
     """Plan, load, check and warm up. Raises as `load` does."""
     plan = make_plan(artifact.manifest, this_machine(), plan_options)
     graph = artifact.file(plan.graph)
-    _check_external_files(artifact, graph)
     if not options.verify:
         executable = _prepare(artifact, plan, graph)
     else:
@@ -83,6 +82,7 @@ def open_session(
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
+    _check_external_files(artifact, graph)
     return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
 
 

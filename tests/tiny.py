@@ -60,3 +60,22 @@ def edit_manifest(artifact: Path, edit: Any) -> None:
     data = json.loads(path.read_text(encoding="utf-8"))
     edit(data)
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def make_artifact(path: Path) -> Path:
+    """`classifier()` adopted as an artifact, with one golden point."""
+    import converters
+
+    graph = path.with_suffix(".onnx")
+    graph.write_bytes(classifier().SerializeToString())
+    converters.convert(graph, path)
+    graph.unlink()
+    return path
+
+
+def reseal(artifact: Path) -> None:
+    """Let the manifest list what is there now, as someone would who made the artifact to harm."""
+    from infer.artifact import record_files
+    from infer.schema import encode
+
+    edit_manifest(artifact, lambda data: data.update(files=encode(record_files(artifact))))

@@ -14,6 +14,12 @@ from infer.errors import ConversionError
 def open_folder(request: SourceRequest) -> Source:
     """Tell which kind of model folder it is, and open it."""
     folder = Path(request.source)
+    for name, kind in (("modules.json", list), ("config.json", dict)):
+        if (folder / name).is_file() and not isinstance(found := read_json(folder / name), kind):
+            raise ConversionError(
+                f"'{folder / name}' must hold a JSON {'list' if kind is list else 'object'}, but holds"
+                f" {found!r:.60}; download the folder again"
+            )
     if (folder / "modules.json").is_file():
         from converters.sources.sentence_transformers import open_sentence_transformers
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from converters.exporters import why
 from converters.source import Source
 from converters.sources import SourceRequest
-from converters.sources.program_archive import check_archive
+from converters.sources.program_archive import check_archive, refused
 from converters.sources.python import make_source
 from infer.errors import ConversionError
 
@@ -33,9 +35,11 @@ def open_program_file(request: SourceRequest) -> Source:
             program = torch.export.load(path)
     except ConversionError:
         raise
+    except pickle.UnpicklingError as error:
+        raise refused(path, "pickled objects") from error
     except Exception as error:  # damaged archives raise many kinds
         raise ConversionError(
-            f"'{path}' is not a program of torch.export ({type(error).__name__}: {error})"
+            f"'{path}' is not a program of torch.export ({why(error)}); save one with torch.export.save"
         ) from error
     return _source(request, program, str(path))
 
@@ -58,6 +62,8 @@ def _source(request: SourceRequest, program: torch.export.ExportedProgram, descr
     if request.weights is not None:
         raise ConversionError(f"{described} brings its own weights; --weights cannot be given with it")
     module = program.module(check_guards=False)
+    for part in module.modules():
+        part.training = False  # its mode was fixed when it was exported; .eval() is refused
     if request.example_inputs is not None:
         return make_source(request, module, described, None)
     if program.example_inputs is None:

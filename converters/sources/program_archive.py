@@ -36,7 +36,7 @@ def check_archive(path: Path) -> None:
     """Refuse a .pt2 file whose loading could run code. Raises `ConversionError`."""
     for name, data in _members(path):
         if "aotinductor" in name.lower():
-            raise _refused(path, f"compiled code ('{name}')")
+            raise refused(path, f"compiled code ('{name}')")
         if data is None:
             continue
         try:
@@ -46,10 +46,11 @@ def check_archive(path: Path) -> None:
                 f"'{path}' is damaged: '{name}' in it is no JSON ({error}); save the program again"
             ) from error
         for found in _suspects(document, ""):
-            raise _refused(path, f"a text where a name or a size should be ({found!r:.80})")
+            raise refused(path, f"a text where a name or a size should be ({found!r:.80})")
 
 
-def _refused(path: Path, what: str) -> ConversionError:
+def refused(path: Path, what: str) -> ConversionError:
+    """The error for a .pt2 file that holds `what`."""
     return ConversionError(
         f"'{path}' holds {what}; loading it could run code, which infer does only for Python that you"
         f" name. Convert the program's own source instead: infer convert file.py:NAME"

@@ -98,10 +98,14 @@ _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
 def open_sentence_transformers(request: SourceRequest, folder: Path) -> Source:
     """The whole pipeline as one module, with text-embedding as its task."""
     modules = read_json(folder / "modules.json")
+    if not all(isinstance(m, dict) and isinstance(m.get("path"), str) for m in modules):
+        raise ConversionError(
+            f"'{folder / 'modules.json'}' must list objects with a type and a path; download the folder again"
+        )
     kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
     if not kinds or kinds[0] != "Transformer":
         raise ConversionError(f"'{folder}' does not begin with a Transformer, but with {kinds[:1]}")
-    base = folder / modules[0].get("path", "")
+    base = folder / modules[0]["path"]
     encoder = load_model(base)
     stages = [_stage(kind, folder / m["path"]) for kind, m in zip(kinds[1:], modules[1:], strict=True)]
     module = SentenceEncoder(encoder, stages).eval()

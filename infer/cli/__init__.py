@@ -59,7 +59,7 @@ def cli() -> None:
 def main() -> None:
     """The entry point. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
     try:
-        status = cli.main(standalone_mode=False)
+        status = cli.main(prog_name="infer", standalone_mode=False)
         sys.stdout.flush()
     except click.UsageError as error:
         error.show()
@@ -81,6 +81,12 @@ def main() -> None:
         where = f" '{error.filename}'" if error.filename else ""
         _say(f"Error: cannot read or write{where}: {error.strerror or error}.")
         status = 1
+    except SystemExit as error:
+        if type(sys.stdout).__name__ == "PacifyFlushWrapper":  # click's answer to a broken pipe
+            status = 0
+        else:
+            _say(f"Error: code of the model ended the program (SystemExit: {error}).")
+            status = 1
     except MemoryError:
         _say("Error: there is not enough memory for this; give smaller inputs, or fewer at once.")
         status = 1

@@ -6,6 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def _explain(opened: Any, options: PlanOptions, as_json: bool) -> None:
     if as_json:
         print_json({"plan": plan.to_dict()})
     else:
-        _echo_lines(str(plan))
+        variant, graph, precision = shown(plan.variant), shown(plan.graph), shown(plan.precision)
+        click.echo(str(replace(plan, variant=variant, graph=graph, precision=precision)))
 
 
 def _run_feeds(session: Session, feeds: Path, output: Path | None, as_json: bool) -> None:
@@ -155,7 +157,10 @@ class _Draft:
             raise InputError(f"cannot write '{self._path}': it is a folder; give the name of a file")
         if not self._path.parent.is_dir():
             raise InputError(f"cannot write '{self._path}': there is no folder '{self._path.parent}'")
-        handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        except OSError as error:
+            raise InputError(f"cannot write '{self._path}': {error.strerror or error}") from error
         os.close(handle)
         self._draft = Path(name)
         # mkstemp makes files private; an answer is as readable as the user's other files
