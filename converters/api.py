@@ -15,6 +15,7 @@ from converters.convert import convert_source
 from converters.options import ConvertOptions
 from converters.sources import SourceRequest, open_source
 from infer.artifact import Artifact
+from infer.errors import ConversionError
 from infer.manifest import TaskSpec
 from infer.parity import TOLERANCES, Tolerance
 
@@ -68,7 +69,10 @@ def convert(
     )
     tell = progress or (lambda sentence: None)
     if isinstance(source, (str, os.PathLike)) and str(source).endswith(".onnx"):
-        return adopt_graph(request, Path(output), options, tell)
+        try:
+            return adopt_graph(request, Path(output), options, tell)
+        except OSError as error:
+            raise ConversionError(f"cannot write '{output}': {error.strerror or error}") from error
     return convert_source(open_source(request), Path(output), options, tell)
 
 

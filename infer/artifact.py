@@ -16,6 +16,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ from infer.manifest import FileRecord, Manifest
 from infer.signature import Array
 
 MANIFEST = "manifest.json"
-_MAX_MANIFEST_BYTES = 64 * 2**20
+# Parsed JSON takes some twenty times its size; a manifest with 20,000 labels has under 1 MiB.
+_MAX_MANIFEST_BYTES = 8 * 2**20
+# How much larger than its file the arrays of an .npz may be; those of np.savez are not larger.
+_MAX_INFLATED_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
 
 
@@ -52,7 +56,9 @@ class Artifact:
                 f"'{folder}' is a file, but an artifact is a folder with a {MANIFEST};"
                 f" make one with: infer convert SOURCE -o OUT.infer"
             )
-        file = folder / MANIFEST
+        file = contained(folder, MANIFEST)
+        if file.exists() and not file.is_file():  # a pipe or a device would never end
+            raise ArtifactError(f"'{file}' is not a file, so '{folder}' is not an artifact")
         try:
             size_bytes = file.stat().st_size
             if size_bytes > _MAX_MANIFEST_BYTES:
@@ -111,13 +117,16 @@ class Artifact:
 def contained(folder: Path, name: str) -> Path:
     """`folder / name`, proved not to leave `folder`, through `..` or through links.
 
-    Raises `IntegrityError`.
+    In a snapshot of a Hugging Face cache, links into the blobs beside the snapshots are welcome.
+    Hard links cannot be told from files. Raises `IntegrityError`.
     """
     parts = PurePosixPath(name).parts
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise IntegrityError(f"the manifest names '{name}', which is not a path inside '{folder}'")
     path = folder.joinpath(*parts)
-    if not path.resolve().is_relative_to(folder.resolve()):
+    real = folder.resolve()
+    roots = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
+    if not any(path.resolve().is_relative_to(root) for root in roots):
         raise IntegrityError(f"'{path}' is a link that leaves the artifact; copy its target instead")
     return path
 
@@ -137,8 +146,17 @@ def load_npz(path: Path) -> dict[str, Array]:
     Raises `ArtifactError` if it is not such a file. Never unpickles.
     """
     try:
+        with zipfile.ZipFile(path) as members:
+            grown = sum(m.file_size for m in members.infolist()) - path.stat().st_size
+        if grown > _MAX_INFLATED_BYTES:
+            raise ValueError(
+                f"its arrays would take {grown} bytes more than the file, and compression may save"
+                f" {_MAX_INFLATED_BYTES}; save large ones with np.savez"
+            )
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
+        if stray := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+            raise ValueError(f"'{stray[0]}' in it is no array")
     except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
         raise ArtifactError(f"'{path}' is not a readable .npz file of plain arrays ({error})") from error
     return {
@@ -204,4 +222,7 @@ def _replace(draft: Path, path: Path) -> None:
         with suppress(OSError):
             aside.rename(path)
         raise
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()  # the link was replaced, not the artifact behind it
+    else:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -50,12 +50,13 @@ class _Found:
 def read_graph_file(path: Path) -> GraphFile:
     """Read the outline of the ONNX model at `path`. Raises `ArtifactError` if it is not one."""
     try:
+        if path.exists() and not path.is_file():
+            raise ArtifactError(f"'{path}' is not a file; expected an ONNX model")
         with path.open("rb") as file:
             if path.stat().st_size == 0:
                 raise ArtifactError(f"'{path}' is empty; it is not an ONNX model")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                with memoryview(mapped) as view:
-                    return _read(view)
+            # unmapped once the last view of it is gone, which a traceback may keep for a while
+            return _read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except FileNotFoundError as error:
         raise ArtifactError(f"there is no file '{path}'; check the path") from error
     except OSError as error:
@@ -80,16 +81,18 @@ def _read(view: memoryview) -> GraphFile:
             domain, version = _read_pair(_bytes(value))
             found.opsets[domain] = version
         elif number == 25:  # ModelProto.functions
-            for inner, node in _fields(_bytes(value)):
+            for inner, part in _fields(_bytes(value)):
                 if inner == 7:
-                    _read_node(_bytes(node), found, 0)
+                    _read_node(_bytes(part), found, 0)
+                elif inner == 11:  # attribute_proto: attributes with default values
+                    _read_attribute(_bytes(part), found, 0)
     if not found.has_graph or not found.opsets:
         raise _WireError("it has no graph" if not found.has_graph else "it imports no opset")
     # before IR version 4 every initializer was also listed as an input
-    inputs = [_read_value(v) for v in found.inputs]
+    inputs = [v for v in found.inputs if _name(v) not in found.initializers]
     signature = Signature(
-        tuple(spec for spec in inputs if spec.name not in found.initializers),
-        tuple(_read_value(v) for v in found.outputs),
+        tuple(_read_value(v, needs_shape=True) for v in inputs),
+        tuple(_read_value(v, needs_shape=False) for v in found.outputs),
     )
     opset = found.opsets.get("", found.opsets.get("ai.onnx", 0))
     return GraphFile(signature, opset, found.opsets, found.operators, frozenset(found.external_files))
@@ -105,10 +108,10 @@ def _read_graph(view: memoryview, found: _Found, *, top: bool, depth: int) -> No
             name = _read_tensor(_bytes(value), found)
             if top:
                 found.initializers.add(name)
-        elif number == 15:  # sparse_initializer: values, indices
-            for inner, tensor in _fields(_bytes(value)):
-                if inner in (1, 2):
-                    _read_tensor(_bytes(tensor), found)
+        elif number == 15:  # sparse_initializer
+            name = _read_sparse(_bytes(value), found)
+            if top:
+                found.initializers.add(name)
         elif number == 11 and top:  # input
             found.inputs.append(_bytes(value))
         elif number == 12 and top:  # output
@@ -122,13 +125,30 @@ def _read_node(view: memoryview, found: _Found, depth: int) -> None:
             op_type = _text(value)
         elif number == 7:
             domain = _text(value)
-        elif number == 5:  # attribute
-            for inner, item in _fields(_bytes(value)):
-                if inner in (5, 10):  # t, tensors
-                    _read_tensor(_bytes(item), found)
-                elif inner in (6, 11):  # g, graphs
-                    _read_graph(_bytes(item), found, top=False, depth=depth + 1)
+        elif number == 5:
+            _read_attribute(_bytes(value), found, depth)
     found.operators[f"{domain}.{op_type}" if domain not in ("", "ai.onnx") else op_type] += 1
+
+
+def _read_attribute(view: memoryview, found: _Found, depth: int) -> None:
+    for number, value in _fields(view):
+        if number in (5, 10):  # t, tensors
+            _read_tensor(_bytes(value), found)
+        elif number in (6, 11):  # g, graphs
+            _read_graph(_bytes(value), found, top=False, depth=depth + 1)
+        elif number in (22, 23):  # sparse_tensor, sparse_tensors
+            _read_sparse(_bytes(value), found)
+
+
+def _read_sparse(view: memoryview, found: _Found) -> str:
+    """SparseTensorProto: values, which bear the name, and indices."""
+    name = ""
+    for number, value in _fields(view):
+        if number == 1:
+            name = _read_tensor(_bytes(value), found)
+        elif number == 2:
+            _read_tensor(_bytes(value), found)
+    return name
 
 
 def _read_tensor(view: memoryview, found: _Found) -> str:
@@ -153,10 +173,15 @@ def _read_pair(view: memoryview) -> tuple[str, int]:
     return _text(fields.get(1, memoryview(b""))), version
 
 
-def _read_value(view: memoryview) -> TensorSpec:
+def _name(view: memoryview) -> str:
+    """The name of a ValueInfoProto."""
+    return _text(dict(_fields(view)).get(1, memoryview(b"")))
+
+
+def _read_value(view: memoryview, *, needs_shape: bool) -> TensorSpec:
     """ValueInfoProto with a tensor type."""
+    name = _name(view)
     value = dict(_fields(view))
-    name = _text(value.get(1, memoryview(b"")))
     kind = dict(_fields(_bytes(value.get(2, memoryview(b"")))))
     if 1 not in kind:
         raise ArtifactError(f"tensor '{name}' of the model is not a plain tensor; infer runs only those")
@@ -166,6 +191,11 @@ def _read_value(view: memoryview) -> TensorSpec:
         raise ArtifactError(
             f"tensor '{name}' has ONNX element type {code}, which infer cannot feed from numpy;"
             f" cast it inside the graph to one of {', '.join(_ELEMENT_TYPES.values())}"
+        )
+    if needs_shape and 2 not in tensor:
+        raise ArtifactError(
+            f"input '{name}' of the model declares no shape, not even how many dims it has, so feeds"
+            f" cannot be checked; give it a shape, with names for sizes that vary, and save it again"
         )
     dims: list[Dim] = []
     for number, dim in _fields(_bytes(tensor.get(2, memoryview(b"")))):

@@ -17,6 +17,7 @@ from infer.signature import DTYPES, Signature, TensorSpec
 from infer.structure import Structure, tensor_names
 
 FORMAT_VERSION = 1
+_MAX_NESTING = 64
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,21 @@ class Manifest:
     def from_json(text: str | bytes, where: str) -> Manifest:
         """Parse and check a manifest; `where` names it in errors. Raises `ArtifactError`."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant)
+            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+            _check_plain(data)
         except (ValueError, RecursionError) as error:
             raise ArtifactError(
                 f"{where} is not valid JSON ({error}); the artifact is damaged, convert it again"
             ) from error
         version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise ArtifactError(
-                f"{where} has format version {version!r}, but this release of infer reads version"
+                f"{where} has format version {version!r:.40}, but this release of infer reads version"
                 f" {FORMAT_VERSION}; convert the model again, or install the release that wrote it"
             )
         try:
             manifest = schema.decode(Manifest, data, "manifest")
-        except (schema.SchemaError, RecursionError) as error:
+        except schema.SchemaError as error:
             raise ArtifactError(f"{where} does not follow its schema: {error}") from error
         _check(manifest, where)
         return manifest
@@ -159,11 +161,35 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # readers would disagree on which one counts
+        raise ValueError("a key is given twice in one object")
+    return found
+
+
+def _check_plain(data: Any) -> None:
+    """Refuse JSON that could not be written again, and nesting no model has. Raises `ValueError`."""
+    level, depth = [data], 0
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        if depth > _MAX_NESTING:
+            raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    # 1e999 reads as infinity, and "\\ud800" as half a character
+    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
+
+
 def _check(manifest: Manifest, where: str) -> None:
     """What types alone cannot say."""
-    for spec in (*manifest.inputs, *manifest.outputs):
-        if spec.dtype not in DTYPES:
-            raise ArtifactError(f"{where}: tensor '{spec.name}' has unknown dtype '{spec.dtype}'")
+    for side in (manifest.inputs, manifest.outputs):
+        for spec in side:
+            if spec.dtype not in DTYPES:
+                raise ArtifactError(f"{where}: tensor '{spec.name}' has unknown dtype '{spec.dtype}'")
+            if any(isinstance(dim, int) and dim < 0 for dim in spec.dims):
+                raise ArtifactError(f"{where}: tensor '{spec.name}' has a negative dim: {spec}")
+        if len({spec.name for spec in side}) != len(side):
+            raise ArtifactError(f"{where} names two tensors alike: {', '.join(s.name for s in side)}")
     if not manifest.variants:
         raise ArtifactError(f"{where} lists no variant, so there is nothing to run")
     outputs = {spec.name for spec in manifest.outputs}

@@ -124,9 +124,16 @@ def _with_numbers(name: str, e: Array, a: Array, problem: str | None) -> Differe
         return Difference(name, 0.0, 0.0, 1.0, problem)
     max_abs = float(np.max(np.abs(a - e)))
     scale = float(np.max(np.abs(e)))
-    norms = math.sqrt(float(np.sum((e / (scale or 1.0)) ** 2))) * math.sqrt(
-        float(np.sum((a / (scale or 1.0)) ** 2))
-    )
-    dot = float(np.sum((e / (scale or 1.0)) * (a / (scale or 1.0))))
-    cosine = dot / norms if norms else float(max_abs == 0.0)
-    return Difference(name, max_abs, max_abs / scale if scale else max_abs, cosine, problem)
+    # tiny scales: where the quotient overflows, relative says nothing that absolute does not
+    relative = max_abs / scale if scale > max_abs * 1e-300 else max_abs
+    return Difference(name, max_abs, relative, _cosine(e, a), problem)
+
+
+def _cosine(e: Array, a: Array) -> float:
+    """Cosine of the angle between two tensors; each is scaled first, so that no square overflows."""
+    e, a = e.ravel(), a.ravel()
+    largest_e, largest_a = float(np.max(np.abs(e))), float(np.max(np.abs(a)))
+    if largest_e == 0.0 or largest_a == 0.0:
+        return float(largest_e == largest_a)
+    e, a = e / largest_e, a / largest_a
+    return float(e @ a / math.sqrt(float(e @ e) * float(a @ a)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from infer.artifact import Artifact, contained
-from infer.errors import ArtifactError
+from infer.errors import ArtifactError, IntegrityError
 from infer.graphfile import read_graph_file
 from infer.manifest import FORMAT_VERSION, FileRecord, Manifest, Provenance, Variant
 
@@ -15,6 +15,10 @@ def artifact_of_graph(path: Path) -> Artifact:
     if path.is_dir():
         raise ArtifactError(f"'{path}' is a folder, but a file was expected; rename it to end in .infer")
     graph = read_graph_file(path)
+    try:
+        contained(path.parent, path.name)
+    except IntegrityError:
+        path = path.resolve()  # the caller named this link, and so means the file it leads to
     files: dict[str, FileRecord] = {}
     for name in (path.name, *sorted(graph.external_files)):
         file = contained(path.parent, name)

@@ -72,7 +72,10 @@ def _decode(kind: Any, data: object, where: str) -> Any:
         mapping = _expect(dict, data, where)
         return {key: _decode(args[1], item, f"{where}.{key}") for key, item in mapping.items()}
     if kind is float and type(data) is int:
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise SchemaError(f"{where} must be a number that fits 64 bits") from None
     return _expect(kind, data, where)
 
 

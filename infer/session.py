@@ -63,7 +63,6 @@ def open_session(
     """Plan, load, check and warm up. Raises as `load` does."""
     plan = make_plan(artifact.manifest, this_machine(), plan_options)
     graph = artifact.file(plan.graph)
-    _check_external_files(artifact, graph)
     if not options.verify:
         executable = _prepare(artifact, plan, graph)
     else:
@@ -83,6 +82,7 @@ def open_session(
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
+    _check_external_files(artifact, graph)
     return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
 
 
@@ -204,7 +204,9 @@ class Session:
                 self._idle.notify_all()
 
     def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+        if not names:
+            raise FeedError(f"no output was asked for; name some of {', '.join(self._output_names)}")
         if unknown := [name for name in names if name not in self._output_names]:
             raise FeedError(
                 f"there is no output {unknown[0]!r}; the outputs are {', '.join(self._output_names)}"

@@ -123,6 +123,18 @@ class Signature:
 
 def _convert(spec: TensorSpec, value: object) -> Array:
     """The slow, careful half of `TensorSpec.prepare`."""
+    try:
+        return _read(spec, value)
+    except FeedError:
+        raise
+    except Exception as error:  # __array__ of any foreign type may run and raise anything
+        raise FeedError(
+            f"input '{spec.name}' must be an array of {spec.dtype}, but its"
+            f" {type(value).__name__} cannot be read as one ({error}); pass a numpy array"
+        ) from error
+
+
+def _read(spec: TensorSpec, value: object) -> Array:
     if isinstance(value, np.ma.MaskedArray):
         masked = int(np.sum(np.ma.getmaskarray(value)))
         if masked:
@@ -132,25 +144,33 @@ def _convert(spec: TensorSpec, value: object) -> Array:
                 f" x.filled(value)"
             )
         value = value.data
+    if isinstance(value, (list, tuple)):
+        _refuse_masked_parts(spec, value)
+    elif value is None:
+        raise FeedError(
+            f"input '{spec.name}' must be an array of {spec.dtype}, but None came; every input is needed"
+        )
     if spec.dtype == "string":
         return _convert_strings(spec, value)
     has_dtype = hasattr(value, "dtype")
-    try:
-        array = np.asarray(value)
-    except Exception as error:  # __array__ of any foreign type may run and raise anything
+    array = np.asarray(value)
+    if not has_dtype and array.dtype == np.float64 and spec.numpy_dtype.kind == "u":
+        array = _exact(spec, value, array)
+    if array.dtype == object and not has_dtype:
         raise FeedError(
-            f"input '{spec.name}' must be an array of {spec.dtype}, but its"
-            f" {type(value).__name__} cannot be read as one ({error}); pass a numpy array"
-        ) from error
-    if array.dtype == object and not has_dtype and value is not None:
-        raise FeedError(
-            f"input '{spec.name}' must be a rectangular array of {spec.dtype}, but the given"
-            f" {type(value).__name__} is ragged or holds objects; pad its rows to one length"
+            f"input '{spec.name}' must be an array of {spec.dtype}, but the given {type(value).__name__}"
+            f" holds objects, or numbers beyond 64 bits; pass numbers only"
         )
     wanted = spec.numpy_dtype
-    if array.dtype.newbyteorder("=") != wanted:
-        if has_dtype or not _fits(array, wanted):
+    if (array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")) != wanted:
+        if has_dtype:
             raise _wrong_dtype(spec, array)
+        if not _fits(array, wanted):
+            raise FeedError(
+                f"input '{spec.name}' must be {spec.dtype}, but the given {type(value).__name__} holds"
+                f" {array.dtype} values that do not fit; if rounding or wrapping them is what you mean,"
+                f" pass np.asarray(x).astype(np.{_numpy_name(spec)})"
+            )
         array = array.astype(wanted)
     array = np.require(array, dtype=wanted, requirements=["C", "A", "E"])
     if spec.dtype == "bool" and array.size and int(array.view(np.uint8).max()) > 1:
@@ -175,6 +195,27 @@ def _fits(array: Array, wanted: np.dtype[Any]) -> bool:
     return False  # bool: lists of True and False already came as bool
 
 
+def _exact(spec: TensorSpec, value: object, array: Array) -> Array:
+    """numpy reads ints on both sides of 2^63 as floats; here they stay ints if that is what they are."""
+    objects = np.asarray(value, dtype=object)
+    limits = np.iinfo(spec.numpy_dtype)
+    if all(isinstance(n, (int, np.integer)) and limits.min <= n <= limits.max for n in objects.flat):
+        return objects.astype(spec.numpy_dtype)
+    return array
+
+
+def _refuse_masked_parts(spec: TensorSpec, value: Sequence[object]) -> None:
+    """numpy drops the masks of masked arrays and of `np.ma.masked` inside of lists."""
+    for item in value:
+        if isinstance(item, (list, tuple)):
+            _refuse_masked_parts(spec, item)
+        elif isinstance(item, np.ma.MaskedArray):
+            raise FeedError(
+                f"input '{spec.name}' came as a list with masked arrays in it, and a graph has no"
+                f" notion of a mask; fill them first: x.filled(value)"
+            )
+
+
 def _convert_strings(spec: TensorSpec, value: object) -> Array:
     array = np.asarray(value, dtype=object)
     strings = np.empty(array.shape, dtype=object)
@@ -192,7 +233,13 @@ def _convert_strings(spec: TensorSpec, value: object) -> Array:
                 f"input '{spec.name}' must hold only str, but the value at {list(index)} is"
                 f" {item!r:.60} ({type(item).__name__}); convert every element to str"
             )
-        strings[index] = str(item)
+        text = str.__str__(item)  # an enum's own str() is its name, not its value
+        if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+            raise FeedError(
+                f"input '{spec.name}' must hold text, but the str at {list(index)} has a lone surrogate"
+                f" and so is not valid Unicode; decode it again with errors='replace'"
+            )
+        strings[index] = text
     return strings
 
 
@@ -211,11 +258,14 @@ def _wrong_names(signature: Signature, feeds: object) -> FeedError:
 
 
 def _wrong_dtype(spec: TensorSpec, array: Array) -> FeedError:
-    cure = f"x.astype(np.{'bool_' if spec.dtype == 'bool' else spec.dtype})"
     return FeedError(
         f"input '{spec.name}' must be {spec.dtype}, but {array.dtype} came; if that conversion"
-        f" is what you mean, pass {cure}"
+        f" is what you mean, pass x.astype(np.{_numpy_name(spec)})"
     )
+
+
+def _numpy_name(spec: TensorSpec) -> str:
+    return "bool_" if spec.dtype == "bool" else spec.dtype
 
 
 def _wrong_rank(spec: TensorSpec, shape: tuple[int, ...]) -> FeedError:

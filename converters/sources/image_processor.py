@@ -22,7 +22,9 @@ _TOLERANCE = 1e-5
 def image_steps(folder: Path) -> tuple[tuple[Step, ...], str | None]:
     """The steps, and None; or no steps and what they cannot reproduce."""
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        processor: Any = AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
     except Exception as error:  # unknown processor types, absent torchvision
         return (), f"no task: its image processor does not load ({' '.join(str(error).split())[:200]})"
     name = type(processor).__name__

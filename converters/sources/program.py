@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from converters.exporters import why
 from converters.source import Source
 from converters.sources import SourceRequest
+from converters.sources.program_archive import check_archive, refused
 from converters.sources.python import make_source
 from infer.errors import ConversionError
 
@@ -21,17 +24,22 @@ def open_program(request: SourceRequest) -> Source:
 
 
 def open_program_file(request: SourceRequest) -> Source:
-    """A `.pt2` file. Its graph is data; parts that would need code to unpickle are refused."""
+    """A `.pt2` file. Its graph is data; whatever would run code while loading is refused."""
     path = Path(request.source)
     if not path.is_file():
         raise ConversionError(f"there is no file '{path}'; check the path")
     try:
+        check_archive(path)
         # torch.export.load may fall back to pickle; this makes torch.load refuse code everywhere
         with _forced_weights_only():
             program = torch.export.load(path)
+    except ConversionError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise refused(path, "pickled objects") from error
     except Exception as error:  # damaged archives raise many kinds
         raise ConversionError(
-            f"'{path}' is not a program of torch.export ({type(error).__name__}: {error})"
+            f"'{path}' is not a program of torch.export ({why(error)}); save one with torch.export.save"
         ) from error
     return _source(request, program, str(path))
 

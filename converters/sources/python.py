@@ -120,7 +120,7 @@ def _import(where: str, target: str) -> ModuleType:
             f"cannot import '{where}' for '{target}': {error}; run the command where it can be"
             f" imported, or install what it needs"
         ) from error
-    except Exception as error:  # the user's own code ran
+    except (Exception, SystemExit) as error:  # the user's own code ran
         raise ConversionError(
             f"importing '{where}' raised {type(error).__name__}: {error} ({_where(error)})"
         ) from error
@@ -142,9 +142,13 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _call(factory: Any, target: str) -> Any:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # built in, and silent about what it takes
+        parameters = {}.values()
     required = [
         p.name
-        for p in inspect.signature(factory).parameters.values()
+        for p in parameters
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if required:
@@ -154,7 +158,7 @@ def _call(factory: Any, target: str) -> Any:
         )
     try:
         return factory()
-    except Exception as error:  # the user's own code ran
+    except (Exception, SystemExit) as error:  # the user's own code ran
         raise ConversionError(
             f"'{target}' raised {type(error).__name__}: {error} ({_where(error)})"
         ) from error

@@ -12,7 +12,7 @@ import torch
 
 from converters.source import Source
 from converters.sources import SourceRequest
-from converters.sources.folder import read_json
+from converters.sources.folder import read_json, read_json_list
 from converters.sources.tokenizer import tokenizer_spec
 from converters.sources.transformers import example_inputs, given_inputs, load_model
 from converters.sources.weights import load_weights, read_state
@@ -98,11 +98,13 @@ _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
 def open_sentence_transformers(request: SourceRequest) -> Source:
     """The whole pipeline as one module, with text-embedding as its task."""
     folder = Path(request.source)
-    modules = read_json(folder / "modules.json")
+    modules = read_json_list(folder / "modules.json")
+    if not all(isinstance(m.get("path"), str) for m in modules):
+        raise ConversionError(f"'{folder / 'modules.json'}' lists a module without a path; copy it again")
     kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
     if not kinds or kinds[0] != "Transformer":
         raise ConversionError(f"'{folder}' does not begin with a Transformer, but with {kinds[:1]}")
-    base = folder / modules[0].get("path", "")
+    base = folder / modules[0]["path"]
     encoder = load_model(base)
     stages = [_stage(kind, folder / m["path"]) for kind, m in zip(kinds[1:], modules[1:], strict=True)]
     module = SentenceEncoder(encoder, stages).eval()

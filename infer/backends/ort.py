@@ -59,6 +59,8 @@ class OrtBackend:
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.graph_optimization_level = _OPTIMIZATION[plan.graph_optimization]
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+        # whatever the file is called: its own format .ort was not looked at by infer.graphfile
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         provider = _PROVIDERS[kind]
         wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
         try:

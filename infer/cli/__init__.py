@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -56,44 +57,61 @@ def cli() -> None:
     """
 
 
+class _Terminated(BaseException):
+    """SIGTERM came; raised so that drafts are removed on the way out."""
+
+
 def main() -> None:
-    """The entry point. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 130 interrupted."""
-    # so that drafts are removed on SIGTERM, too; the shell's code for it
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """The entry point. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 128 + n for signal n."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
-        status = cli.main(standalone_mode=False)
+        # not cli.main(), which ends the program itself when the reader of a pipe goes away
+        with cli.make_context("infer", sys.argv[1:]) as context:
+            cli.invoke(context)
         sys.stdout.flush()
-    except click.UsageError as error:
-        error.show()
-        status = 2
+        status = 0
+    except click.exceptions.Exit as end:  # --help and --version end so
+        status = end.exit_code
     except click.ClickException as error:
         error.show()
         status = error.exit_code
     except InferError as error:
-        _say(f"Error: {error}.")
-        status = 1
+        status = _fail(f"{error}.")
     except (KeyboardInterrupt, click.Abort):
-        _say("Interrupted. Nothing was left half done.")
-        status = 130
+        _fail("interrupted; nothing was left half done.")
+        status = 128 + signal.SIGINT
+    except _Terminated:
+        status = 128 + signal.SIGTERM
     except BrokenPipeError:
         # the reader of our output went away, which is its right; keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
         where = f" '{error.filename}'" if error.filename else ""
-        _say(f"Error: cannot read or write{where}: {error.strerror or error}.")
-        status = 1
+        status = _fail(f"cannot read or write{where}: {error.strerror or error}.")
+    except SystemExit as error:
+        status = _fail(f"code of the model ended the program (SystemExit: {error}).")
+    except MemoryError:
+        status = _fail("there is not enough memory for this; give smaller inputs, or fewer at once.")
     except Exception as error:
         if os.environ.get("INFER_TRACEBACK"):
             traceback.print_exc()
-        _say(
-            f"Error: infer itself failed ({type(error).__name__}: {error}). This is a bug; please report it"
+        status = _fail(
+            f"infer itself failed ({type(error).__name__}: {error}). This is a bug; please report it"
             f" with what INFER_TRACEBACK=1 prints."
         )
-        status = 1
-    sys.exit(status if isinstance(status, int) else 0)
+    sys.exit(status)
 
 
-def _say(message: str) -> None:
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def _fail(message: str) -> int:
+    """Say what went wrong in one paragraph on stderr; the exit code for it."""
+    from infer.cli.output import shown
+
+    message = shown(re.sub(r"\s*\n\s*", " ", f"Error: {message}"))
     with contextlib.suppress(OSError):
-        click.echo(message.replace("..", ".") if message.endswith("..") else message, err=True)
+        click.echo(message[:-1] if message.endswith("..") else message, err=True)
+    return 1

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -90,7 +92,12 @@ def command(
     """
     spec = _read_task(task) if task else None
     axes = _parse_dynamic(dynamic)
-    examples = dict(_example(text) for text in inputs)
+    examples: dict[str, Array] = {}
+    for text in inputs:
+        name, array = _example(text)
+        if name in examples:
+            raise click.UsageError(f"--input names '{name}' twice; give each input once")
+        examples[name] = array
     try:
         import converters
     except ImportError as error:
@@ -121,11 +128,11 @@ def report(artifact: Artifact) -> None:
     manifest, provenance = artifact.manifest, artifact.manifest.provenance
     parity = manifest.parity
     winner = next((a for a in provenance.attempts if a.reason is None), None)
-    lines = [
+    lines: list[tuple[str, str | Sequence[str]]] = [
         ("artifact", f"{artifact.path}  ({size(sum(v.size_bytes for v in manifest.variants))})"),
         ("source", provenance.source),
-        ("inputs", "\n".join(map(str, manifest.inputs))),
-        ("outputs", "\n".join(map(str, manifest.outputs))),
+        ("inputs", [str(spec) for spec in manifest.inputs]),
+        ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
     if manifest.task:
         lines.append(("task", manifest.task.name))
@@ -154,6 +161,7 @@ def parity_line(measured: tuple[Measured, ...]) -> str:
     )
 
 
+_MAX_EXAMPLE = 2**28
 _INPUT = re.compile(
     r"(?P<name>[^=]+)=(?P<shape>\d+(x\d+)*|scalar)"
     r"(:(?P<dtype>\w+))?(:(?P<low>-?\d+)\.\.(?P<high>-?\d+))?"
@@ -171,17 +179,35 @@ def _example(text: str) -> tuple[str, Array]:
     if dtype not in DTYPES or dtype == "string":
         raise click.UsageError(f"--input '{text}': unknown dtype '{dtype}'; use one of {', '.join(DTYPES)}")
     shape = () if match["shape"] == "scalar" else tuple(int(n) for n in match["shape"].split("x"))
+    if math.prod(shape) > _MAX_EXAMPLE:
+        raise click.UsageError(
+            f"--input '{text}' has more than {_MAX_EXAMPLE} elements; a small example will do"
+        )
+    # without limits 0 and 1: they are ids of every vocabulary, and a mask
+    low, high = (int(match["low"]), int(match["high"])) if match["low"] else (0, 1)
+    least, most = _limits(dtype)
+    if not least <= low <= high <= most:
+        raise click.UsageError(
+            f"--input '{text}': LOW..HIGH must rise, and lie within {least}..{most} of {dtype}"
+        )
     rng = np.random.default_rng(0)
     values: Array
-    if not dtype.startswith("float"):
-        # without limits 0 and 1: they are ids of every vocabulary, and a mask
-        low, high = (int(match["low"]), int(match["high"])) if match["low"] else (0, 1)
+    if dtype == "uint64":
+        values = rng.integers(low, high, shape, dtype=np.uint64, endpoint=True)
+    elif not dtype.startswith("float"):
         values = np.asarray(rng.integers(low, high, shape, endpoint=True))
     elif match["low"]:
-        values = np.asarray(rng.uniform(int(match["low"]), int(match["high"]), shape))
+        values = np.asarray(rng.uniform(low, high, shape))
     else:
         values = np.asarray(rng.standard_normal(shape))
     return match["name"], values.astype(DTYPES[dtype])
+
+
+def _limits(dtype: str) -> tuple[int, int]:
+    if dtype == "bool":
+        return 0, 1
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
 
 
 def _parse_dynamic(items: tuple[str, ...]) -> dict[str, dict[int, str]]:
@@ -200,8 +226,11 @@ def _read_task(path: Path) -> TaskSpec:
 
     try:
         spec = schema.decode(TaskSpec, json.loads(_existing(path).read_text(encoding="utf-8")), "task")
-    except ValueError as error:
-        raise ConversionError(f"'{path}' is not a task: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(
+            f"'{path}' is not a task: {error}; expected JSON such as"
+            f' {{"name": "text-classification", "spec": {{…}}}}'
+        ) from error
     if spec.name not in TASKS:
         raise ConversionError(f"'{path}' names the task '{spec.name}'; infer has {', '.join(TASKS)}")
     return spec

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -47,16 +48,16 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
     manifest, provenance = artifact.manifest, artifact.manifest.provenance
     heading(manifest.name)
     task = manifest.task.name if manifest.task else "none: arrays in, arrays out"
-    lines = [
+    lines: list[tuple[str, str | Sequence[str]]] = [
         ("task", task),
-        ("inputs", "\n".join(map(str, manifest.inputs))),
-        ("outputs", "\n".join(map(str, manifest.outputs))),
+        ("inputs", [str(spec) for spec in manifest.inputs]),
+        ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
     if manifest.task:
-        labels = manifest.task.spec.get("labels") or []
-        if labels:
-            shown = ", ".join(map(str, labels[:6]))
-            lines.append(("labels", f"{len(labels)}: {shown}{', …' if len(labels) > 6 else ''}"))
+        labels = manifest.task.spec.get("labels")
+        if labels and isinstance(labels, list):
+            first = ", ".join(map(str, labels[:6]))
+            lines.append(("labels", f"{len(labels)}: {first}{', …' if len(labels) > 6 else ''}"))
     rows(lines)
     heading("variants")
     for variant in manifest.variants:

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import click
 
+from infer.cli.output import shown
+
 
 class Progress:
     """Called with a sentence at each step; knows how long the work has taken."""
@@ -25,7 +27,7 @@ class Progress:
         if self._quiet:
             return
         elapsed_s = time.perf_counter() - self._start
-        line = f"{elapsed_s:5.1f} s  {sentence}"
+        line = f"{elapsed_s:5.1f} s  {shown(sentence)}"
         if self._rewrite:
             width = shutil.get_terminal_size().columns
             click.echo(f"\r\x1b[K{line[: width - 1]}", err=True, nl=False)

@@ -6,13 +6,14 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from infer.artifact import load_npz, save_npz
-from infer.cli.output import print_json
+from infer.cli.output import print_json, shown, to_json
 from infer.errors import InputError
 from infer.options import PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
@@ -87,7 +88,8 @@ def _explain(opened: Any, options: PlanOptions, as_json: bool) -> None:
     if as_json:
         print_json({"plan": plan.to_dict()})
     else:
-        click.echo(str(plan))
+        variant, graph, precision = shown(plan.variant), shown(plan.graph), shown(plan.precision)
+        click.echo(str(replace(plan, variant=variant, graph=graph, precision=precision)))
 
 
 def _run_feeds(session: Session, feeds: Path, output: Path | None, as_json: bool) -> None:
@@ -102,7 +104,7 @@ def _run_feeds(session: Session, feeds: Path, output: Path | None, as_json: bool
     elif output is None:
         from infer.tasks.tensors import describe_arrays
 
-        click.echo(describe_arrays(outputs))
+        _echo_lines(describe_arrays(outputs))
 
 
 def _run_task(
@@ -121,16 +123,18 @@ def _run_task(
     if as_json or output is not None:
         document = {"results": [task.to_json(result) for result in results]}
         if output is not None:
-            import json
-
             with _Draft(output) as draft:
-                draft.write_text(json.dumps({"schema_version": 1, **document}) + "\n", encoding="utf-8")
+                draft.write_text(to_json(document) + "\n", encoding="utf-8")
         if as_json:
             print_json(document)
         return
     for (label, _), result in zip(labelled, results, strict=True):
-        click.secho(label if len(label) < 100 else f"{label[:99]}…", bold=True)
-        click.echo(task.describe(result))
+        click.secho(shown(label if len(label) < 100 else f"{label[:99]}…"), bold=True)
+        _echo_lines(task.describe(result))
+
+
+def _echo_lines(text: str) -> None:
+    click.echo("\n".join(shown(line) for line in text.split("\n")))
 
 
 def _stdin_lines() -> Iterator[str]:
@@ -149,13 +153,27 @@ class _Draft:
         self._path = path
 
     def __enter__(self) -> Path:
-        handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        if self._path.is_dir():
+            raise InputError(f"cannot write '{self._path}': it is a folder; give the name of a file")
+        if not self._path.parent.is_dir():
+            raise InputError(f"cannot write '{self._path}': there is no folder '{self._path.parent}'")
+        try:
+            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
+        except OSError as error:
+            raise InputError(f"cannot write '{self._path}': {error.strerror or error}") from error
         os.close(handle)
         self._draft = Path(name)
+        # mkstemp makes files private; an answer is as readable as the user's other files
+        umask = os.umask(0)
+        os.umask(umask)
+        self._draft.chmod(0o666 & ~umask)
         return self._draft
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._draft.replace(self._path)
-        else:
+    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._draft.replace(self._path)
+        finally:
             self._draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(f"cannot write '{self._path}': {error.strerror or error}") from error

@@ -64,4 +64,4 @@ def labels_to_json(result: Sequence[ScoredLabel]) -> Any:
 
 def describe_labels(result: Sequence[ScoredLabel]) -> str:
     """A ranked result, one class a line."""
-    return "\n".join(f"{item.score:7.2%}  {item.label}" for item in result)
+    return "\n".join(f"{item.score:7.2%}  {' '.join(item.label.splitlines())}" for item in result)

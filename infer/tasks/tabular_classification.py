@@ -84,7 +84,8 @@ class TabularClassification:
         if not set(self._names) & set(rows[0]):
             return rows
         header, *rows = rows
-        if bad := next((i for i, row in enumerate(rows) if len(row) != len(header)), None):
+        bad = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
+        if bad is not None:
             raise InputError(
                 f"row {bad + 1} of '{path}' has {len(rows[bad])} fields, but the header has {len(header)}"
             )

@@ -1,0 +1,290 @@
+"""Hostile and damaged artifacts: paths, links, changed files, and JSON made to hurt."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import infer
+from infer.artifact import load_npz
+from infer.errors import ArtifactError, IntegrityError
+from tests.command import infer_command
+from tests.tiny import classifier, edit_manifest, reseal
+
+GRAPH, FEEDS = "graphs/net.onnx", "golden/0-feeds.npz"
+X = {"x": np.ones((1, 10), np.float32)}
+
+
+def test_the_artifact_is_sound(artifact: Path) -> None:
+    """What the attacks below change is otherwise opened, run and verified."""
+    with infer.load(artifact) as session:
+        assert session.run(X)["logits"].shape == (1, 2)
+    assert infer_command("verify", artifact).code == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../outside.onnx", "graphs/../../outside.onnx", "{outside}", "..\\outside.onnx", "g\0.onnx", "", "/"],
+    ids=["parent", "inner parent", "absolute", "backslash", "nul", "empty", "root"],
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_path_in_the_manifest_cannot_leave_the_artifact(artifact: Path, name: str, verify: bool) -> None:
+    """A graph named by any way out is refused, though the file is there and its hash is right."""
+    outside = artifact.parent / "outside.onnx"
+    outside.write_bytes((artifact / GRAPH).read_bytes())
+    name = name.format(outside=outside)
+
+    def edit(data: Any) -> None:
+        data["files"][name] = data["files"].pop(GRAPH)
+        data["variants"][0]["graph"] = name
+
+    edit_manifest(artifact, edit)
+    with pytest.raises(IntegrityError, match="not a path inside"):
+        infer.load(artifact, verify=verify)
+
+
+@pytest.mark.parametrize("target", ["../../outside.onnx", "{outside}"], ids=["relative", "absolute"])
+def test_a_link_cannot_leave_the_artifact(artifact: Path, target: str) -> None:
+    """A symbolic link in place of a graph is refused if it leads out, and welcome if it leads inside."""
+    graph, outside = artifact / GRAPH, artifact.parent / "outside.onnx"
+    graph.rename(outside)
+    graph.symlink_to(target.format(outside=outside))
+    with pytest.raises(IntegrityError, match="a link that leaves the artifact"):
+        infer.load(artifact)
+    graph.unlink()
+    outside.rename(artifact / "real.onnx")
+    graph.symlink_to("../real.onnx")
+    infer.load(artifact).close()
+
+
+def test_a_linked_folder_cannot_lead_out(artifact: Path) -> None:
+    """The folder of the graphs may not be a link out of the artifact either."""
+    (artifact / "graphs").rename(artifact.parent / "elsewhere")
+    (artifact / "graphs").symlink_to("../elsewhere")
+    with pytest.raises(IntegrityError, match="a link that leaves the artifact"):
+        infer.load(artifact)
+
+
+def test_links_of_a_hub_cache_are_followed(artifact: Path) -> None:
+    """Snapshots of a Hugging Face cache link to blobs beside them; other folders are out of bounds."""
+    snapshot = artifact.parent / "models--a--b" / "snapshots" / "abc"
+    snapshot.parent.mkdir(parents=True)
+    artifact.rename(snapshot)
+    blobs = snapshot.parent.parent / "blobs"
+    blobs.mkdir()
+    (snapshot / GRAPH).rename(blobs / "1234")
+    (snapshot / GRAPH).symlink_to("../../../blobs/1234")
+    infer.load(snapshot).close()
+    infer.load(snapshot / GRAPH).close()
+    blobs.rename(blobs.with_name("other"))
+    (snapshot / GRAPH).unlink()
+    (snapshot / GRAPH).symlink_to("../../../other/1234")
+    with pytest.raises(IntegrityError, match="a link that leaves"):
+        infer.load(snapshot)
+
+
+def _point_outside(artifact: Path, location: str) -> None:
+    """Let the graph's first weight be read from `location`."""
+    model = onnx.load(artifact / GRAPH)
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "200")):
+        tensor.external_data.add(key=key, value=value)
+    (artifact / GRAPH).write_bytes(model.SerializeToString())
+
+
+LOCATIONS = ["../../secret", "{secret}", "a/../../../secret", "secret", "./../../secret", ""]
+
+
+@pytest.mark.parametrize("location", LOCATIONS)
+@pytest.mark.parametrize("listed", [True, False])
+def test_weights_cannot_be_read_from_outside(artifact: Path, location: str, listed: bool) -> None:
+    """External data out of the artifact, or inside but not listed, is refused, though the manifest may list
+    the very path the graph names."""
+    for secret in (artifact.parent / "secret", artifact / "graphs" / "secret"):
+        secret.write_bytes(b"s" * 200)
+    location = location.format(secret=artifact.parent / "secret")
+    _point_outside(artifact, location)
+    reseal(artifact)
+
+    def edit(data: Any) -> None:
+        data["files"].pop("graphs/secret")
+        if listed and location != "secret":
+            record = {"sha256": "0" * 64, "size_bytes": 200}
+            data["files"] |= {location: record, f"graphs/{location}": record}
+
+    edit_manifest(artifact, edit)
+    with pytest.raises(IntegrityError):
+        infer.load(artifact, verify=False)
+
+
+@pytest.mark.parametrize("location", [*LOCATIONS[:3], *LOCATIONS[4:]])
+def test_a_plain_graph_cannot_read_from_outside(artifact: Path, location: str) -> None:
+    """The same holds for a lone `.onnx` file, in load and in convert."""
+    (artifact.parent / "secret").write_bytes(b"s" * 200)
+    _point_outside(artifact, location.format(secret=artifact.parent / "secret"))
+    with pytest.raises(ArtifactError):
+        infer.load(artifact / GRAPH)
+    converted = infer_command("convert", artifact / GRAPH, "-o", artifact.parent / "out.infer")
+    assert converted.code == 1
+    assert not (artifact.parent / "out.infer").exists()
+
+
+def _flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", [GRAPH, FEEDS, "golden/0-outputs.npz"])
+@pytest.mark.parametrize(
+    "change",
+    [_flip, lambda p: p.write_bytes(p.read_bytes()[:-3]), lambda p: p.write_bytes(b""), Path.unlink],
+    ids=["one bit", "truncated", "emptied", "gone"],
+)
+def test_a_changed_file_is_found(artifact: Path, name: str, change: Callable[[Path], object]) -> None:
+    """One flipped bit, a cut or absent file is an `IntegrityError` in load and exit 1 in run and verify."""
+    change(artifact / name)
+    with pytest.raises(IntegrityError, match=name):
+        infer.load(artifact)
+    for command in (["verify", artifact], ["run", artifact, "--feeds", artifact / FEEDS]):
+        outcome = infer_command(*command)
+        assert outcome.code == 1
+        assert name in outcome.err
+
+
+def test_golden_outputs_that_were_changed_with_their_hash_fail_verification(artifact: Path) -> None:
+    """Hashes do not prove who made an artifact, but `verify` finds that it answers otherwise."""
+    path = artifact / "golden/0-outputs.npz"
+    outputs = load_npz(path)
+    np.savez(path, **{name: array + 1 for name, array in outputs.items()})
+    reseal(artifact)
+    outcome = infer_command("verify", artifact)
+    assert outcome.code == 1
+    assert "does not answer here as it was proved to" in outcome.err
+
+
+def test_the_digest_pins_an_artifact(artifact: Path, whole_artifact: Path) -> None:
+    """Whatever is changed and resealed, the digest is another one."""
+    before = infer.Artifact.open(artifact).digest
+    assert before == infer.Artifact.open(whole_artifact).digest
+    _flip(artifact / FEEDS)
+    reseal(artifact)
+    assert infer.Artifact.open(artifact).digest != before
+
+
+NESTED = 250_000
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "deep lists": (b"[" * NESTED + b"]" * NESTED, "not valid JSON"),
+    "deep objects": (b'{"a":' * NESTED + b"1" + b"}" * NESTED, "not valid JSON"),
+    "deep inside": (b'{"structure": ' + b"[" * 80 + b"]" * 80 + b"}", "more than 64 deep"),
+    "NaN": (b'{"format_version": NaN}', "NaN is not JSON"),
+    "infinity": (b'{"format_version": 1, "x": 1e999}', "not valid JSON"),
+    "half a character": (b'{"format_version": 1, "x": "\\ud800"}', "not valid JSON"),
+    "not UTF-8": (b'{"format_version": "\xff"}', "not valid JSON"),
+    "a key twice": (b'{"format_version": 2, "format_version": 1}', "given twice"),
+    "many digits": (b'{"format_version": ' + b"9" * 100_000 + b"}", "not valid JSON"),
+    "cut short": (b'{"format_version": 1, "na', "not valid JSON"),
+    "empty": (b"", "not valid JSON"),
+    "a list": (b"[1]", "has format version None"),
+    "null": (b"null", "has format version None"),
+    "huge": (b" " * (8 * 2**20 + 1), "a manifest may have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_json_bombs_are_refused(artifact: Path, bomb: str) -> None:
+    """Deep, huge, ambiguous or invalid JSON is an `ArtifactError`, and exit 1 without a traceback."""
+    content, words = BOMBS[bomb]
+    (artifact / "manifest.json").write_bytes(content)
+    with pytest.raises(ArtifactError, match=words):
+        infer.load(artifact)
+    outcome = infer_command("inspect", artifact)
+    assert outcome.code == 1
+    assert outcome.err.startswith("Error: '")
+
+
+def test_a_manifest_that_never_ends_is_not_read(artifact: Path) -> None:
+    """A pipe, a device, or a link out of the artifact in its place is refused at once."""
+    manifest = artifact / "manifest.json"
+    manifest.unlink()
+    os.mkfifo(manifest)
+    with pytest.raises(ArtifactError, match="is not a file"):
+        infer.load(artifact)
+    manifest.unlink()
+    manifest.symlink_to("/dev/zero")
+    with pytest.raises(IntegrityError, match="a link that leaves"):
+        infer.load(artifact)
+    (artifact / GRAPH).unlink()
+    os.mkfifo(artifact / GRAPH)
+    with pytest.raises(ArtifactError, match="is not a file"):
+        infer.load(artifact / GRAPH)
+
+
+def test_a_zip_bomb_is_not_inflated(artifact: Path) -> None:
+    """An .npz that grows from 0.3 to 320 MiB is refused by its index, before anything is read."""
+    path = artifact / FEEDS
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (80 * 2**20,)}
+            )  # fmt: skip
+            for _ in range(20):
+                member.write(bytes(2**24))
+    assert path.stat().st_size < 2**20
+    reseal(artifact)
+    with pytest.raises(ArtifactError, match="bytes more than the file"):
+        infer.load(artifact)
+    assert "bytes more than the file" in infer_command("run", artifact, "--feeds", path).err
+
+
+def test_an_array_that_claims_to_be_huge_is_refused(tmp_path: Path) -> None:
+    """A header of 2^60 elements over no data ends in an error, not in memory."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("x.npy", "w") as member:
+            np.lib.format.write_array_header_1_0(
+                member, {"descr": "<f4", "fortran_order": False, "shape": (2**30, 2**30)}
+            )  # fmt: skip
+    with pytest.raises(ArtifactError, match="not a readable"):
+        load_npz(path)
+
+
+def test_unknown_versions_and_keys_are_refused_by_every_command(artifact: Path) -> None:
+    """An artifact of another release is not guessed at."""
+    edit_manifest(artifact, lambda data: data.update(format_version=2))
+    for command in ("inspect", "run", "verify"):
+        outcome = infer_command(command, artifact, *(["--explain"] if command == "run" else []))
+        assert outcome.code == 1
+        assert "format version 2, but this release of infer reads version 1" in outcome.err
+    edit_manifest(artifact, lambda data: data.update(format_version=1, code="x"))
+    assert "unknown keys ['code']" in infer_command("inspect", artifact).err
+
+
+def test_a_manifest_that_lies_about_the_graph_gives_errors_not_answers(artifact: Path) -> None:
+    """Another dtype, name or rank than the graph's ends in an `InferError`."""
+    original = json.loads((artifact / "manifest.json").read_text())
+    for change in ({"dtype": "float64"}, {"name": "z"}, {"dims": ["batch"]}, {"dims": ["batch", 3]}):
+        lie = json.loads(json.dumps(original))
+        lie["inputs"][0] |= change
+        (artifact / "manifest.json").write_text(json.dumps(lie))
+        spec = infer.Artifact.open(artifact).manifest.inputs[0]
+        shape = [2 if isinstance(dim, str) else dim for dim in spec.dims]
+        with infer.load(artifact, warm_up=False) as session:
+            for _ in range(2):
+                with pytest.raises(infer.InferError):
+                    session.run({spec.name: np.ones(shape, spec.dtype)})
+
+
+def test_the_net_used_here_is_the_classifier(artifact: Path) -> None:
+    """The graph that the attacks change is the one of `tests.tiny`."""
+    assert (artifact / GRAPH).read_bytes() == classifier().SerializeToString()

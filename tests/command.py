@@ -1,0 +1,51 @@
+"""The command line, called in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import sys
+from dataclasses import dataclass
+from unittest import mock
+
+from infer.cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit code and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class _Stream(io.TextIOWrapper):
+    """A text stream with bytes behind it; it says it is a terminal if `terminal`."""
+
+    terminal = False
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def text(self) -> str:
+        self.flush()
+        raw = self.buffer
+        assert isinstance(raw, io.BytesIO)
+        return raw.getvalue().decode("utf-8")
+
+
+def infer_command(*args: object, stdin: bytes = b"", terminal: bool = False) -> Outcome:
+    """What `infer ARGS` does. On a terminal, control sequences are not filtered by click."""
+    out, err = _Stream(io.BytesIO(), "utf-8"), _Stream(io.BytesIO(), "utf-8")
+    given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    out.terminal = err.terminal = terminal
+    with mock.patch.object(sys, "argv", ["infer", *map(str, args)]), mock.patch.object(sys, "stdin", given):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code: object = None
+            try:
+                main()
+            except SystemExit as done:
+                code = done.code
+    assert isinstance(code, int)
+    return Outcome(code, out.text(), err.text())

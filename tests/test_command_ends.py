@@ -1,0 +1,109 @@
+"""How a command ends when the disk is full, the user interrupts, or nobody reads."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infer
+from infer.artifact import save_npz
+from tests.command import Outcome, infer_command
+from tests.test_bad_input import check, tree
+from tests.tiny import classifier, make_artifact
+
+PYTHON = [sys.executable, "-c", "from infer.cli import main; main()"]
+# the same infer as here, from any working folder
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(infer.__file__).parents[1])}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with net.infer, net.onnx, and feeds."""
+    make_artifact(tmp_path / "net.infer")
+    (tmp_path / "net.onnx").write_bytes(classifier().SerializeToString())
+    save_npz(tmp_path / "x.npz", {"x": np.ones((500, 10), np.float32)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _small_files() -> None:
+    """A disk on which no file can grow beyond 300 bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
+
+
+@pytest.mark.parametrize("line", ["convert net.onnx -o out.infer", "run net.infer --feeds x.npz -o y.npz"])
+def test_a_full_disk_leaves_nothing(here: Path, line: str) -> None:
+    """Writing fails: exit 1, the reason and the name in words, and no draft."""
+    before = tree(here)
+    done = subprocess.run(
+        [*PYTHON, *line.split()],
+        cwd=here,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        preexec_fn=_small_files,
+    )
+    check(Outcome(done.returncode, done.stdout, done.stderr), 1, "File too large", line.split()[-1])
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize(
+    "line", ["convert net.onnx -o /sys/out.infer", "run net.infer --feeds x.npz -o /sys/y.npz"]
+)
+def test_a_folder_that_cannot_be_written_is_named(here: Path, line: str) -> None:
+    """/sys takes no new files, not even from root: exit 1 and the path that was asked for."""
+    check(infer_command(*line.split()), 1, f"cannot write '{line.split()[-1]}'")
+
+
+def test_interrupting_a_conversion_leaves_nothing(here: Path) -> None:
+    """Ctrl-C while the user's model is being asked: exit 130, a word, no artifact and no draft."""
+    (here / "slow.py").write_text(
+        "import time, pathlib, torch\n"
+        "class Slow(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        pathlib.Path('started').touch()\n"
+        "        time.sleep(60)\n"
+        "        return x\n"
+    )
+    before = tree(here)
+    started = here / "started"
+    process = subprocess.Popen(
+        [*PYTHON, "convert", "slow.py:Slow", "--input", "x=2x2", "-o", "out.infer"],
+        cwd=here, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not started.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert any(".draft" in name for name in tree(here))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == "Interrupted. Nothing was left half done."
+    assert "Traceback" not in err
+    started.unlink()
+    assert tree(here) == before
+
+
+def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
+    """`infer … | head -c 0`: the pipe breaks, nothing is said about it."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(
+            [*PYTHON, "inspect", "net.infer"],
+            cwd=here,
+            env=ENVIRONMENT,
+            stdout=write,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,116 @@
+"""Plans, made from machines that do not exist and backends that are not installed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from infer import planner
+from infer.errors import ArtifactError, DeviceError, MissingPackageError
+from infer.machine import Machine
+from infer.manifest import Variant
+from infer.options import PlanOptions
+from infer.planner import make_plan
+from tests.test_manifest import example
+
+MACHINE = Machine("a cpu", ("avx2",), 3, 8, 2.5, 2**30, ("cpu",), "Linux-x86_64")
+GPU = replace(MACHINE, devices=("cpu", "cuda:0", "cuda:1"))
+MANIFEST = replace(
+    example(), variants=(*example().variants, Variant("int8", "graphs/int8.onnx", "int8", 21, 9))
+)
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The device kinds that the only installed backend can drive; tests may add to them."""
+    found = ["cpu"]
+    backend = SimpleNamespace(name="pretend", device_kinds=lambda: tuple(found))
+    monkeypatch.setattr(planner, "_installed", lambda: [backend])
+    return found
+
+
+def test_the_default_is_the_first_variant_on_all_cores_at_hand(kinds: list[str]) -> None:
+    """Everything else in a plan follows the options' defaults, and the reasons say why."""
+    plan = make_plan(MANIFEST, MACHINE, PlanOptions())
+    assert (plan.variant, plan.graph, plan.precision) == ("fp32", "graphs/fp32.onnx", "float32")
+    assert (plan.backend, plan.device, plan.num_threads, plan.spinning) == ("pretend", "cpu", 3, True)
+    assert plan.reasons == ("3 threads: affinity 8, cgroup quota 2.5",)
+
+
+def test_wishes_are_met(kinds: list[str]) -> None:
+    """A variant by name, threads by number, spinning off."""
+    plan = make_plan(MANIFEST, MACHINE, PlanOptions(variant="int8", num_threads=1, spinning=False))
+    assert (plan.variant, plan.num_threads, plan.spinning) == ("int8", 1, False)
+    assert "1 threads, as asked" in str(plan)
+    assert plan.to_dict()["num_threads"] == 1
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones(kinds: list[str]) -> None:
+    """No silent fallback to another precision."""
+    with pytest.raises(ArtifactError, match="no variant 'int4'; it has: fp32, int8"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(variant="int4"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "CPU", "cpu:0", "cuda:0 "])
+def test_an_unknown_device_is_refused(kinds: list[str], device: str) -> None:
+    """The message lists what may be asked for."""
+    with pytest.raises(DeviceError, match="use auto, cpu, cuda or cuda:N"):
+        make_plan(MANIFEST, GPU, PlanOptions(device=device))
+
+
+def test_threads_must_be_positive(kinds: list[str]) -> None:
+    """Zero would mean "all of the host" to a backend."""
+    with pytest.raises(DeviceError, match="at least 1, but is 0"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=0))
+
+
+@pytest.mark.parametrize(
+    ("machine", "able", "wanted", "device"),
+    [
+        (MACHINE, True, "auto", "cpu"),
+        (GPU, False, "auto", "cpu"),
+        (GPU, True, "auto", "cuda:0"),
+        (GPU, True, "cpu", "cpu"),
+        (GPU, True, "cuda", "cuda:0"),
+        (GPU, True, "cuda:1", "cuda:1"),
+    ],
+)
+def test_the_device_is_the_asked_for_or_the_best(
+    kinds: list[str], machine: Machine, able: bool, wanted: str, device: str
+) -> None:
+    """`auto` takes the first GPU that a backend can use, else the CPU, and says so."""
+    kinds += ["cuda"] if able else []
+    plan = make_plan(MANIFEST, machine, PlanOptions(device=wanted))
+    assert plan.device == device
+    if machine is GPU and wanted == "auto":
+        assert any("cuda:0" in reason for reason in plan.reasons)
+
+
+@pytest.mark.parametrize(
+    ("machine", "able", "wanted", "words"),
+    [
+        (MACHINE, True, "cuda", "this machine has only: cpu"),
+        (GPU, True, "cuda:2", "has only: cpu, cuda:0, cuda:1"),
+        (GPU, False, "cuda", r'pip install "infer-onnx\[gpu\]"'),
+    ],
+)
+def test_a_demanded_device_is_never_replaced(
+    kinds: list[str], machine: Machine, able: bool, wanted: str, words: str
+) -> None:
+    """An absent GPU, or one that no backend can use, is an error with a cure."""
+    kinds += ["cuda"] if able else []
+    with pytest.raises(DeviceError, match=words):
+        make_plan(MANIFEST, machine, PlanOptions(device=wanted))
+
+
+def test_without_a_backend_the_error_is_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bare installation says what to install."""
+
+    def absent(name: str) -> object:
+        raise MissingPackageError('pip install "infer-onnx[cpu]"')
+
+    monkeypatch.setattr(planner, "load_backend", absent)
+    with pytest.raises(MissingPackageError, match="infer-onnx"):
+        make_plan(MANIFEST, MACHINE, PlanOptions())
