@@ -100,7 +100,7 @@ def open_sentence_transformers(request: SourceRequest, folder: Path) -> Source:
     modules = read_json(folder / "modules.json")
     if not all(isinstance(m, dict) and isinstance(m.get("path"), str) for m in modules):
         raise ConversionError(
-            f"'{folder / 'modules.json'}' must list objects with a type and a path; download the folder again"
+            f"'{folder / 'modules.json'}' must list objects with a type and a path; download it again"
         )
     kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
     if not kinds or kinds[0] != "Transformer":
