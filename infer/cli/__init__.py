@@ -78,7 +78,7 @@ def main() -> None:
     except InferError as error:
         status = _fail(f"{error}.")
     except (KeyboardInterrupt, click.Abort):
-        _fail("interrupted; nothing was left half done.")
+        click.echo("Interrupted. Nothing was left half done.", err=True)
         status = 128 + signal.SIGINT
     except _Terminated:
         status = 128 + signal.SIGTERM
