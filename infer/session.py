@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from infer.artifact import Artifact
 from infer.backends import Executable, load_backend
 from infer.errors import FeedError, IntegrityError, SessionClosedError
 from infer.graphfile import read_graph_file
+from infer.guard import Guard
 from infer.machine import this_machine
 from infer.options import PlanOptions, SessionOptions
 from infer.plain import artifact_of_graph
@@ -115,14 +115,13 @@ class Session:
         self.plan = plan
         self.signature: Signature = artifact.manifest.signature
         self._executable = executable
+        self._guard = Guard(self.signature, refuse_nan=refuse_nan)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
-        self._refuse_nan = refuse_nan
         self._task: Task | None = None
-        self._pid = os.getpid()
-        self._closed = False
-        self._running = 0
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        self._closed = ""  # why, once it is
+        self._running: list[None] = []
+        self._left = threading.Condition()
+        _SESSIONS.add(self)
 
     def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """The outputs for `feeds`, by name, in arrays of the caller's own.
@@ -131,15 +130,19 @@ class Session:
         `outputs` names the wanted outputs, all by default. Raises `FeedError`, `BackendError`
         or `SessionClosedError`.
         """
-        prepared = self.signature.prepare(feeds)
-        if self._refuse_nan:
-            _refuse_nan(prepared)
+        admitted = self._guard.admit(feeds)
         names = self._output_names if outputs is None else self._known(outputs)
-        self._enter()
+        # one entry for each run under way; appending and popping are atomic, and cheaper than a lock
+        self._running.append(None)
         try:
-            return self._executable.run(prepared, names)
+            if self._closed:
+                raise SessionClosedError(self._closed)
+            return self._executable.run(admitted, names)
         finally:
-            self._leave()
+            self._running.pop()
+            if self._closed:
+                with self._left:
+                    self._left.notify_all()
 
     def __call__(self, inputs: Any) -> Any:
         """The task's result for one input, or the list of results for a list of inputs.
@@ -164,11 +167,11 @@ class Session:
 
     def close(self) -> None:
         """Wait for runs under way, then give memory and threads back. Safe to call again."""
-        with self._idle:
+        with self._left:
             if self._closed:
                 return
-            self._closed = True
-            self._idle.wait_for(lambda: self._running == 0)
+            self._closed = "the session is closed; open the artifact again"
+            self._left.wait_for(lambda: not self._running)
             self._executable.close()
 
     def __enter__(self) -> Session:
@@ -186,23 +189,6 @@ class Session:
         state = "closed" if self._closed else self.plan.device
         return f"<Session {self.artifact.manifest.name} ({state})>"
 
-    def _enter(self) -> None:
-        if self._pid != os.getpid():
-            raise SessionClosedError(
-                f"this session was opened in process {self._pid}, and its threads did not come"
-                f" along into the forked process {os.getpid()}; call infer.load after the fork"
-            )
-        with self._lock:
-            if self._closed:
-                raise SessionClosedError("the session is closed; open the artifact again")
-            self._running += 1
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._running -= 1
-            if self._closed and self._running == 0:
-                self._idle.notify_all()
-
     def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
         names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
         if not names:
@@ -214,11 +200,18 @@ class Session:
         return names
 
 
-def _refuse_nan(feeds: Mapping[str, Array]) -> None:
-    for name, array in feeds.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            first = [int(i) for i in np.argwhere(~np.isfinite(array))[0]]
-            raise FeedError(
-                f"input '{name}' holds NaN or infinity, first at {first}, and this session refuses"
-                f" them (refuse_nan); clean the data, or open the session without it"
-            )
+_SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Threads do not come along into a forked process, and a backend's would be waited for forever."""
+    for session in _SESSIONS:
+        session._left = threading.Condition()  # its lock may have been held by a thread that is gone
+        session._closed = (
+            f"this session was opened in process {os.getppid()}, and its threads did not come along into"
+            f" the forked process {os.getpid()}; call infer.load after the fork"
+        )
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -6,10 +6,10 @@ Nothing outside a backend's own file imports its library.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
+from infer.guard import Feeds
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
@@ -17,8 +17,8 @@ from infer.signature import Array, Signature
 class Executable(Protocol):
     """A graph made ready on a device. `run` may be called from several threads at once."""
 
-    def run(self, feeds: dict[str, Array], outputs: Sequence[str]) -> dict[str, Array]:
-        """The named outputs for guarded `feeds`, in arrays the caller owns. Raises `BackendError`."""
+    def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
+        """The named outputs for `feeds`, in arrays the caller owns. Raises `BackendError`."""
         ...
 
     def close(self) -> None:
