@@ -65,7 +65,7 @@ def test_a_folder_that_cannot_be_written_is_named(here: Path, line: str) -> None
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signals, code: int) -> None:
-    """Ctrl-C or SIGTERM while the model is being asked: the shell's code, a word, no artifact, no draft."""
+    """Ctrl-C or SIGTERM while the model is being asked: the shell's code, no artifact, no draft."""
     (here / "slow.py").write_text(
         "import time, pathlib, torch\n"
         "class Slow(torch.nn.Module):\n"
@@ -87,7 +87,8 @@ def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signa
     process.send_signal(sent)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (code, "")
-    assert err.splitlines()[-1] == "Interrupted. Nothing was left half done."
+    if sent == signal.SIGINT:  # who terminates a process does not read what it says
+        assert err.splitlines()[-1] == "Interrupted. Nothing was left half done."
     assert "Traceback" not in err
     started.unlink()
     assert tree(here) == before
