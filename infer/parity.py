@@ -37,6 +37,9 @@ TOLERANCES: dict[str, Tolerance] = {
 """What an export must keep, per dtype. Other dtypes (ints, bools, strings) must be equal."""
 
 
+_LARGEST = float(np.finfo(np.float64).max)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far `actual` is from `expected`. Numbers are None if the two cannot be subtracted.
@@ -114,7 +117,8 @@ def _compare_floats(name: str, expected: Array, actual: Array, tolerance: Tolera
     data = magnitudes[magnitudes < lowest]
     scale = float(data.max()) if data.size else 0.0
     bound = tolerance.atol + tolerance.rtol * magnitudes + tolerance.scaled * scale
-    outside = int(np.count_nonzero(np.abs(a - e) > bound))
+    with np.errstate(over="ignore"):  # infinitely far is outside, too
+        outside = int(np.count_nonzero(np.abs(a - e) > bound))
     problem = f"{outside} of {expected.size} values are outside the tolerance" if outside else None
     return _with_numbers(name, e, a, problem)
 
@@ -122,7 +126,8 @@ def _compare_floats(name: str, expected: Array, actual: Array, tolerance: Tolera
 def _with_numbers(name: str, e: Array, a: Array, problem: str | None) -> Difference:
     if e.size == 0:
         return Difference(name, 0.0, 0.0, 1.0, problem)
-    max_abs = float(np.max(np.abs(a - e)))
+    with np.errstate(over="ignore"):
+        max_abs = min(float(np.max(np.abs(a - e))), _LARGEST)  # a manifest holds finite numbers only
     scale = float(np.max(np.abs(e)))
     # tiny scales: where the quotient overflows, relative says nothing that absolute does not
     relative = max_abs / scale if scale > max_abs * 1e-300 else max_abs

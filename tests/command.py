@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
 import sys
 from dataclasses import dataclass
 from unittest import mock
@@ -43,9 +44,12 @@ def infer_command(*args: object, stdin: bytes = b"", terminal: bool = False) -> 
     with mock.patch.object(sys, "argv", ["infer", *map(str, args)]), mock.patch.object(sys, "stdin", given):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code: object = None
+            handler = signal.getsignal(signal.SIGTERM)
             try:
                 main()
             except SystemExit as done:
                 code = done.code
+            finally:
+                signal.signal(signal.SIGTERM, handler)
     assert isinstance(code, int)
     return Outcome(code, out.text(), err.text())

@@ -112,6 +112,20 @@ def test_compare_goes_by_expected_names() -> None:
     assert "not comparable" in str(found[2])
 
 
+def test_magnitudes_far_apart_still_have_an_angle() -> None:
+    """The smallest float64 against 1: the same direction, without overflow on the way."""
+    found = differ([5e-324, 0.0], [1.0, 0.0], "float64")
+    assert found.cosine == 1.0
+    assert not found.within
+    for expected, actual in (([5e-324], [1.0]), ([1.7e308], [-1.7e308])):
+        found = differ(expected, actual, "float64", rtol=1e-9)
+        assert not found.within
+        assert found.max_abs is not None
+        assert found.max_relative is not None
+        assert math.isfinite(found.max_abs)
+        assert math.isfinite(found.max_relative)
+
+
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_side=0), elements=st.floats(width=32)))
 def test_anything_equals_itself_bit_for_bit(x: Array) -> None:
     """NaN, infinities and empty shapes included, at no tolerance at all."""
