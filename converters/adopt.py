@@ -16,7 +16,8 @@ from converters.convert import versions
 from converters.options import ConvertOptions
 from converters.points import to_numpy
 from converters.sources import SourceRequest
-from infer.artifact import MANIFEST, Artifact, record_files, save_npz, writing
+from infer.artifact import MANIFEST, Artifact, record_files
+from infer.drafts import artifact_draft
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import (
     FORMAT_VERSION,
@@ -27,6 +28,7 @@ from infer.manifest import (
     Provenance,
     Variant,
 )
+from infer.npz import save_npz
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import compare
 from infer.plain import artifact_of_graph
@@ -60,7 +62,7 @@ def adopt_graph(
         raise ParityError(f"'{path}' answers differently once ONNX Runtime optimized it: {wrong[0]}")
     variant = plain.manifest.variants[0]
     graph = f"graphs/{path.name}"
-    with writing(output, overwrite=options.overwrite) as draft:
+    with artifact_draft(output, overwrite=options.overwrite) as draft:
         for name in plain.manifest.files:
             target = draft / "graphs" / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,8 @@ from converters.options import ConvertOptions
 from converters.points import BATCH, Point, make_points
 from converters.ready import ready
 from converters.source import USUAL_DIMS, Source
-from infer.artifact import MANIFEST, Artifact, record_files, save_npz, writing
+from infer.artifact import MANIFEST, Artifact, record_files
+from infer.drafts import artifact_draft
 from infer.errors import ConversionError
 from infer.manifest import (
     FORMAT_VERSION,
@@ -33,6 +34,7 @@ from infer.manifest import (
     Provenance,
     Variant,
 )
+from infer.npz import save_npz
 from infer.session import open_session
 from infer.structure import Structure
 
@@ -49,7 +51,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
     Raises `ConversionError` if it cannot be exported, `ParityError` if it was, but wrongly.
     """
     try:
-        with writing(output, overwrite=options.overwrite) as draft, ready(source) as source:
+        with artifact_draft(output, overwrite=options.overwrite) as draft, ready(source) as source:
             progress(f"asking {source.described} for its answers")
             flat = FlatModule(source)
             points = make_points(flat, options.dynamic, _usual_axes(source, flat))

@@ -14,17 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import numpy as np
 
 from infer.errors import ArtifactError, IntegrityError
 from infer.manifest import FileRecord, Manifest
@@ -33,8 +26,6 @@ from infer.signature import Array
 MANIFEST = "manifest.json"
 # Parsed JSON takes some twenty times its size; a manifest with 20,000 labels has under 1 MiB.
 _MAX_MANIFEST_BYTES = 8 * 2**20
-# How much larger than its file the arrays of an .npz may be; those of np.savez are not larger.
-_MAX_INFLATED_BYTES = 256 * 2**20
 _CHUNK_BYTES = 2**20
 
 
@@ -110,6 +101,8 @@ class Artifact:
 
     def golden(self) -> Iterator[tuple[str, dict[str, Array], dict[str, Array]]]:
         """Each golden point: its name, feeds, and the source's outputs for them."""
+        from infer.npz import load_npz  # zipfile is slow to import
+
         for point in self.manifest.golden:
             yield point.name, load_npz(self.file(point.feeds)), load_npz(self.file(point.outputs))
 
@@ -140,37 +133,6 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_npz(path: Path) -> dict[str, Array]:
-    """The arrays of an `.npz` file by name; strings come back as object arrays of `str`.
-
-    Raises `ArtifactError` if it is not such a file. Never unpickles.
-    """
-    try:
-        with zipfile.ZipFile(path) as members:
-            grown = sum(m.file_size for m in members.infolist()) - path.stat().st_size
-        if grown > _MAX_INFLATED_BYTES:
-            raise ValueError(
-                f"its arrays would take {grown} bytes more than the file, and compression may save"
-                f" {_MAX_INFLATED_BYTES}; save large ones with np.savez"
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        if stray := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
-            raise ValueError(f"'{stray[0]}' in it is no array")
-    except Exception as error:  # zipfile, zlib and numpy raise many kinds for damaged files
-        raise ArtifactError(f"'{path}' is not a readable .npz file of plain arrays ({error})") from error
-    return {
-        name: array.astype(object) if array.dtype.kind == "U" else array for name, array in arrays.items()
-    }
-
-
-def save_npz(path: Path, arrays: dict[str, Array]) -> None:
-    """Write arrays so that `load_npz` gives them back; object arrays of `str` are kept as text."""
-    plain: dict[str, Any] = {n: a.astype(np.str_) if a.dtype == object else a for n, a in arrays.items()}
-    with path.open("wb") as file:
-        np.savez(file, **plain)
-
-
 def record_files(folder: Path) -> dict[str, FileRecord]:
     """Size and sha256 of every file below `folder`, by its path inside."""
     return {
@@ -178,51 +140,3 @@ def record_files(folder: Path) -> dict[str, FileRecord]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-
-
-@contextmanager
-def writing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """A fresh folder that becomes `path` if the block succeeds, and vanishes if it does not.
-
-    An existing artifact at `path` is replaced only with `overwrite`, and only at the very
-    end; anything else there is never touched. Raises `ArtifactError`.
-    """
-    if path.exists() or path.is_symlink():
-        if not (path / MANIFEST).is_file():
-            raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
-        if not overwrite:
-            raise ArtifactError(f"'{path}' exists; replace it with --force, or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
-    try:
-        # mkdtemp makes folders private; an artifact is as readable as the user's other files
-        umask = os.umask(0)
-        os.umask(umask)
-        draft.chmod(0o777 & ~umask)
-        yield draft
-        _replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def _replace(draft: Path, path: Path) -> None:
-    for file in draft.rglob("*"):
-        if file.is_file():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-    if not path.exists():
-        draft.rename(path)
-        return
-    # a folder cannot be renamed over another: the old one steps aside, and back if that fails
-    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(aside)
-    try:
-        draft.rename(path)
-    except BaseException:
-        with suppress(OSError):
-            aside.rename(path)
-        raise
-    if aside.is_symlink():
-        aside.unlink()  # the link was replaced, not the artifact behind it
-    else:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import math
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def this_machine() -> Machine:
         cores_quota=quota,
         memory_bytes=_memory_bytes(),
         devices=("cpu", *_cuda_devices()),
-        system=f"{platform.system()}-{platform.machine()}",
+        system=f"{os.uname().sysname}-{os.uname().machine}",
     )
 
 
@@ -114,7 +113,7 @@ def _cgroup_folders(root: Path, membership: Path, controller: str) -> list[Path]
 
 
 def _cpu() -> tuple[str, tuple[str, ...]]:
-    name, flags = platform.processor() or platform.machine(), set[str]()
+    name, flags = os.uname().machine, set[str]()
     for line in _read(Path("/proc/cpuinfo")).splitlines():
         key, _, value = line.partition(":")
         if key.strip() == "model name":

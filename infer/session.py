@@ -6,7 +6,6 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -67,18 +66,38 @@ def open_session(
         executable = _prepare(artifact, plan, graph)
     else:
         # hashing and loading each keep one core busy and let go of the interpreter
-        with ThreadPoolExecutor(1, thread_name_prefix="infer-verify") as pool:
-            verified = pool.submit(artifact.verify_files)
-            try:
-                executable = _prepare(artifact, plan, graph)
-            finally:
-                verified.result()  # damage explains a failure to load, and goes first
+        verification = _Verification(artifact)
+        try:
+            executable = _prepare(artifact, plan, graph)
+        finally:
+            verification.result()  # damage explains a failure to load, and goes first
     session = Session(artifact, plan, executable, refuse_nan=options.refuse_nan)
     if options.warm_up:
         for _, feeds, _ in artifact.golden():
             session.run(feeds)
             break
     return session
+
+
+class _Verification(threading.Thread):
+    """`artifact.verify_files()` beside other work; `result` raises what it raised."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        super().__init__(name="infer-verify")
+        self._artifact = artifact
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._artifact.verify_files()
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> None:
+        self.join()
+        if self._error is not None:
+            raise self._error
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:

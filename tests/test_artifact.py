@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from infer import artifact as module
-from infer.artifact import MANIFEST, load_npz, save_npz, sha256, writing
+from infer.artifact import MANIFEST, sha256
+from infer.drafts import artifact_draft
 from infer.errors import ArtifactError
+from infer.npz import load_npz, save_npz
 
 
 def make(path: Path, text: str) -> None:
-    with writing(path, overwrite=True) as draft:
+    with artifact_draft(path, overwrite=True) as draft:
         (draft / MANIFEST).write_text(text)
         (draft / "graphs").mkdir()
         (draft / "graphs" / "a").write_text(text)
@@ -31,7 +33,7 @@ def seen(folder: Path) -> list[str]:
 def test_the_folder_appears_when_the_block_is_done(tmp_path: Path) -> None:
     """Until then nothing stands under its name; afterwards nothing stands beside it."""
     path = tmp_path / "deep" / "net.infer"
-    with writing(path, overwrite=False) as draft:
+    with artifact_draft(path, overwrite=False) as draft:
         (draft / MANIFEST).write_text("new")
         assert not path.exists()
         assert draft.parent == path.parent
@@ -57,7 +59,7 @@ def test_a_failure_leaves_everything_as_it_was(
         make(path, "old")
 
     def fail() -> None:
-        with writing(path, overwrite=True) as draft:
+        with artifact_draft(path, overwrite=True) as draft:
             (draft / MANIFEST).write_text("new")
             raise kind("stop")
 
@@ -73,7 +75,7 @@ def test_overwriting_keeps_the_old_one_until_the_end(tmp_path: Path) -> None:
     path = tmp_path / "net.infer"
     make(path, "old")
     (path / "graphs" / "b").write_text("only the old one has it")
-    with writing(path, overwrite=True) as draft:
+    with artifact_draft(path, overwrite=True) as draft:
         (draft / MANIFEST).write_text("new")
         assert (path / "graphs" / "a").read_text() == "old"
     assert seen(path) == [MANIFEST]
@@ -121,7 +123,7 @@ def test_an_artifact_is_replaced_only_on_request(tmp_path: Path) -> None:
     """Without overwrite the error says how to ask for it."""
     make(tmp_path / "net.infer", "old")
     with pytest.raises(ArtifactError, match="replace it with --force"):
-        with writing(tmp_path / "net.infer", overwrite=False):
+        with artifact_draft(tmp_path / "net.infer", overwrite=False):
             raise AssertionError("the block must not run")
     assert (tmp_path / "net.infer" / MANIFEST).read_text() == "old"
 

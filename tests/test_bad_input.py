@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import infer
-from infer.artifact import save_npz
+from infer.npz import save_npz
 from tests.command import Outcome, infer_command
 from tests.tiny import classifier, edit_manifest, make_artifact, reseal
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import infer
-from infer.artifact import save_npz
+from infer.npz import save_npz
 from tests.command import Outcome, infer_command
 from tests.test_bad_input import check, tree
 from tests.tiny import classifier, make_artifact

@@ -11,11 +11,12 @@ from pathlib import Path
 import click
 import numpy as np
 
-from infer.artifact import Artifact, load_npz
+from infer.artifact import Artifact
 from infer.cli.output import print_json, rows, size
 from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
+from infer.npz import load_npz
 from infer.signature import DTYPES, Array
 
 

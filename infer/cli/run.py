@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +10,10 @@ from typing import Any
 
 import click
 
-from infer.artifact import load_npz, save_npz
 from infer.cli.output import print_json, shown, to_json
+from infer.drafts import file_draft
 from infer.errors import InputError
+from infer.npz import load_npz, save_npz
 from infer.options import PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
 
@@ -97,7 +96,7 @@ def _run_feeds(session: Session, feeds: Path, output: Path | None, as_json: bool
         raise InputError(f"there is no file '{feeds}'; check the path")
     outputs = session.run(load_npz(feeds))
     if output is not None:
-        with _Draft(output) as draft:
+        with file_draft(output) as draft:
             save_npz(draft, outputs)
     if as_json:
         print_json({"results": [{name: array.tolist() for name, array in outputs.items()}]})
@@ -123,7 +122,7 @@ def _run_task(
     if as_json or output is not None:
         document = {"results": [task.to_json(result) for result in results]}
         if output is not None:
-            with _Draft(output) as draft:
+            with file_draft(output) as draft:
                 draft.write_text(to_json(document) + "\n", encoding="utf-8")
         if as_json:
             print_json(document)
@@ -144,36 +143,3 @@ def _stdin_lines() -> Iterator[str]:
                 yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start})") from error
-
-
-class _Draft:
-    """A draft beside `path` that takes its place if the block succeeds."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> Path:
-        if self._path.is_dir():
-            raise InputError(f"cannot write '{self._path}': it is a folder; give the name of a file")
-        if not self._path.parent.is_dir():
-            raise InputError(f"cannot write '{self._path}': there is no folder '{self._path.parent}'")
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{self._path.name}.", dir=self._path.parent)
-        except OSError as error:
-            raise InputError(f"cannot write '{self._path}': {error.strerror or error}") from error
-        os.close(handle)
-        self._draft = Path(name)
-        # mkstemp makes files private; an answer is as readable as the user's other files
-        umask = os.umask(0)
-        os.umask(umask)
-        self._draft.chmod(0o666 & ~umask)
-        return self._draft
-
-    def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._draft.replace(self._path)
-        finally:
-            self._draft.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"cannot write '{self._path}': {error.strerror or error}") from error

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from infer.artifact import load_npz
 from infer.errors import ArtifactError, InputError
+from infer.npz import load_npz
 from infer.structure import rebuild
 from infer.tasks import Setting
 from infer.tasks.rows import answer

@@ -14,8 +14,8 @@ import onnx
 import pytest
 
 import infer
-from infer.artifact import load_npz
 from infer.errors import ArtifactError, IntegrityError
+from infer.npz import load_npz
 from tests.command import infer_command
 from tests.tiny import classifier, edit_manifest, reseal
 

@@ -1,0 +1,87 @@
+"""Writing whole or not at all: a draft beside the target, which takes its place at the very end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from infer.artifact import MANIFEST
+from infer.errors import ArtifactError, InputError
+
+
+@contextmanager
+def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """A fresh folder that becomes `path` if the block succeeds, and vanishes if it does not.
+
+    An existing artifact at `path` is replaced only with `overwrite`, and only at the very
+    end; anything else there is never touched. Raises `ArtifactError`.
+    """
+    if path.exists() or path.is_symlink():
+        if not (path / MANIFEST).is_file():
+            raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
+        if not overwrite:
+            raise ArtifactError(f"'{path}' exists; replace it with --force, or choose another name")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
+    try:
+        _share(draft, 0o777)
+        yield draft
+        _replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _replace(draft: Path, path: Path) -> None:
+    for file in draft.rglob("*"):
+        if file.is_file():
+            with file.open("rb+") as handle:
+                os.fsync(handle.fileno())
+    if not path.exists():
+        draft.rename(path)
+        return
+    # a folder cannot be renamed over another: the old one steps aside, and back if that fails
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(aside)
+    try:
+        draft.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            aside.rename(path)
+        raise
+    if aside.is_symlink():
+        aside.unlink()  # the link was replaced, not the artifact behind it
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def file_draft(path: Path) -> Iterator[Path]:
+    """A file that becomes `path` if the block succeeds, and vanishes if it fails. Raises `InputError`."""
+    if path.is_dir():
+        raise InputError(f"cannot write '{path}': it is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+    draft: Path | None = None
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        draft = Path(name)
+        os.close(handle)
+        _share(draft, 0o666)
+        yield draft
+        draft.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
+    finally:
+        if draft is not None:
+            draft.unlink(missing_ok=True)
+
+
+def _share(draft: Path, mode: int) -> None:
+    """tempfile makes everything private; what is written is as readable as the user's other files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    draft.chmod(mode & ~umask)
