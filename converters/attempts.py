@@ -11,6 +11,7 @@ from converters import finish
 from converters.exporters import EXPORTERS, INPUT, Exporter, quiet, why
 from converters.flat import FlatModule
 from converters.options import ConvertOptions
+from converters.origins import keep_origins
 from converters.patches import apply_graph_patches
 from converters.points import Point, Points, fix_dims
 from infer.errors import ConversionError, InferError, ParityError
@@ -132,6 +133,7 @@ def _try(
     patches = apply_graph_patches(model)
     finish.name_tensors(model, inputs, points.outputs, given)
     finish.store_weights_once(model)
+    keep_origins(model)
     size_bytes = finish.save(model, graph)
     del model
     progress(f"checking parity at {len(points.points)} points")
