@@ -12,8 +12,9 @@ from converters.exporters import EXPORTERS, INPUT, Exporter, quiet, why
 from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
-from converters.patches import apply_graph_patches
+from converters.patches import apply_graph_patches, torch_patches
 from converters.points import Point, Points, fix_dims
+from converters.pristine import pristine
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
 from infer.options import PlanOptions, SessionOptions
@@ -76,7 +77,7 @@ def export(
         this_round = []
         for exporter in exporters:
             progress(f"exporting with {exporter}")
-            outcome = _try(exporter, flat, points, graph, options, progress)
+            outcome = try_exporter(exporter, flat, points, graph, options, progress)
             outcomes.append(outcome)
             if outcome.reason is None:
                 return Exported(outcome, points, _attempts(outcomes))
@@ -90,7 +91,7 @@ def export(
         progress(f"fixing {' and '.join(sorted(frozen))}, which no exporter can vary")
         points = fix_dims(flat, points, frozen, f"no exporter can vary it ({reason})")
     if options.allow_mismatch and (wrong := [o for o in this_round if o.ran]):
-        outcome = _try(wrong[0].exporter, flat, points, graph, options, progress)
+        outcome = try_exporter(wrong[0].exporter, flat, points, graph, options, progress)
         return Exported(outcome, points, _attempts(outcomes))
     raise _failure(this_round)
 
@@ -109,7 +110,7 @@ def _failure(outcomes: Sequence[Outcome]) -> ConversionError:
     return ConversionError(f"no exporter could convert this model: {reasons}")
 
 
-def _try(
+def try_exporter(
     exporter: Exporter,
     flat: FlatModule,
     points: Points,
@@ -117,11 +118,12 @@ def _try(
     options: ConvertOptions,
     progress: Progress,
 ) -> Outcome:
+    """Export, finish and check with one exporter; its graph stays at `graph`, right or wrong."""
     shutil.rmtree(graph.parent, ignore_errors=True)
     given = [INPUT.format(i) for i in range(len(flat.input_names))]
     inputs = points.inputs
     try:
-        with quiet():
+        with quiet(), pristine(flat.module), torch_patches() as used:
             model = exporter.export(flat, points.example, points.axes, exporter.opset)
     except ConversionError:
         raise
@@ -130,7 +132,7 @@ def _try(
     if frozen := finish.frozen_axes(model, inputs, given):
         sizes = ", ".join(f"'{dim}' at {size}" for dim, size in sorted(frozen.items()))
         return Outcome(exporter, f"the exporter froze {sizes}", failed_dims=frozenset(frozen))
-    patches = apply_graph_patches(model)
+    patches = (*sorted(used), *apply_graph_patches(model))
     finish.name_tensors(model, inputs, points.outputs, given)
     finish.store_weights_once(model)
     keep_origins(model)

@@ -54,7 +54,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
         with artifact_draft(output, overwrite=options.overwrite) as draft, ready(source) as source:
             progress(f"asking {source.described} for its answers")
             flat = FlatModule(source)
-            points = make_points(flat, options.dynamic, _usual_axes(source, flat))
+            points = make_points(flat, options.dynamic, usual_axes(source, flat))
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
             golden = _write_golden(exported.points.points, draft)
@@ -70,7 +70,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
     return Artifact.open(output)
 
 
-def _usual_axes(source: Source, flat: FlatModule) -> dict[str, dict[int, str]]:
+def usual_axes(source: Source, flat: FlatModule) -> dict[str, dict[int, str]]:
     """Axes that may vary if nobody says otherwise: the source's own, those its input names tell, or
     the batch. An axis whose size disagrees with an earlier one of the same name is left out."""
     sizes: dict[str, int] = {}

@@ -32,6 +32,8 @@ class FlatModule(torch.nn.Module):
 
     def __init__(self, source: Source) -> None:
         super().__init__()
+        # exporters end by putting every part into the mode that this wrapper was in
+        self.training = False
         self.module = source.module
         named, self._call = _bind(source)
         self.named = named

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from converters.flat import FlatModule
+from converters.pristine import pristine
 from infer.errors import ConversionError
 from infer.signature import Array, Dim, TensorSpec
 
@@ -170,7 +171,7 @@ def _ask(
     flat: FlatModule, tensors: Sequence[torch.Tensor], name: str, varied: frozenset[str]
 ) -> Point | Exception:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), pristine(flat.module):
             # some models write into their inputs
             outputs = flat(*[t.clone() for t in tensors])
     except ConversionError:

@@ -1,4 +1,4 @@
-"""Brings a source's module into the state it is converted in: eval mode, float32."""
+"""Brings a source's module into the state it is converted in: eval mode, float32, no gradients."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def ready(source: Source) -> Iterator[Source]:
 
     The caller's own module is in its former mode again afterwards, and its weights are
     never touched.
+
+    Gradients are off because attention takes another kernel, with another memory layout, where a
+    mask needs one, as a trained relative position bias does. torch.export records the layout of one
+    and the ONNX exporter decomposes with that of the other: "Cannot view a tensor with shape …".
     """
     module, notes = source.module, list(source.notes)
     halves = {
@@ -32,6 +36,9 @@ def ready(source: Source) -> Iterator[Source]:
         notes.append(
             f"weights stored as {' and '.join(sorted(halves))} were widened to float32, which is exact"
         )
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
     training = [part for part in module.modules() if part.training]
     if training:
         notes.append("the model was in training mode; it was converted in eval mode")
@@ -39,6 +46,8 @@ def ready(source: Source) -> Iterator[Source]:
     try:
         yield replace(source, module=module, notes=tuple(notes))
     finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
         for part in training:
             part.training = True
 

@@ -95,16 +95,20 @@ def load_model(folder: Path, cls: str | None = None) -> Any:
 
 def plain(model: Any) -> Any:
     """`model` set to return plain tensors: no cache, outputs by name."""
-    for config in {id(c): c for c in _configs(model.config)}.values():
+    # parts may hold copies of the config: the decoder of T5 does, and alone decides about the cache
+    for config in {id(c): c for part in model.modules() for c in _configs(part)}.values():
         config.return_dict = True
         if hasattr(config, "use_cache"):
             config.use_cache = False
     return model
 
 
-def _configs(config: Any) -> list[Any]:
-    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
-    return [config, *(c for part in parts if part is not None for c in _configs(part))]
+def _configs(part: Any) -> list[Any]:
+    config = getattr(part, "config", None)
+    if not isinstance(config, transformers.PreTrainedConfig):
+        return []
+    parts = [getattr(config, name, None) for name in config.sub_configs]
+    return [config, *(c for c in parts if isinstance(c, transformers.PreTrainedConfig))]
 
 
 def example_inputs(model: Any) -> dict[str, Any]:

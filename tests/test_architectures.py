@@ -1,0 +1,40 @@
+"""Families of `transformers` convert from their folders, pass parity at all points, and run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import converters
+import infer
+from infer.parity import TOLERANCES, compare
+from tests.architectures import ARCHITECTURES, REPRESENTATIVE, Architecture
+
+
+def _marked(architecture: Architecture) -> object:
+    slow = () if architecture.name in REPRESENTATIVE else (pytest.mark.slow,)
+    return pytest.param(architecture, id=architecture.name, marks=slow)
+
+
+@pytest.mark.parametrize("architecture", [_marked(a) for a in ARCHITECTURES])
+def test_architecture_converts_and_runs(architecture: Architecture, tmp_path: Path) -> None:
+    """Converted with infer's own example inputs: equal at all points, all dims of the original kept,
+    and golden answers come out of a session."""
+    stage = "build"
+    try:
+        folder = architecture.save(tmp_path / "model")
+        stage = "convert"
+        artifact = converters.convert(folder, tmp_path / "model.infer")
+        stage = "run"
+        with infer.load(artifact.path) as session:
+            for name, feeds, expected in artifact.golden():
+                for difference in compare(expected, session.run(feeds), TOLERANCES):
+                    assert difference.within, f"at {name}, {difference}"
+    except infer.InferError as error:
+        pytest.fail(f"{architecture.name} failed to {stage}: {error}", pytrace=False)
+    manifest = artifact.manifest
+    assert manifest.parity is not None
+    assert manifest.parity.passed
+    assert len({m.point for m in manifest.parity.measured}) >= 3
+    assert manifest.signature.dims == architecture.dims, manifest.provenance.notes
