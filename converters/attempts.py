@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from converters import finish
@@ -15,10 +15,11 @@ from converters.origins import keep_origins
 from converters.patches import apply_graph_patches, torch_patches
 from converters.points import Point, Points, fix_dims
 from converters.pristine import pristine
+from converters.rounding import widened_tolerances
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
 from infer.options import PlanOptions, SessionOptions
-from infer.parity import Difference, compare
+from infer.parity import TOLERANCES, Difference, Tolerance, compare
 from infer.plain import artifact_of_graph
 from infer.session import Session, open_session
 
@@ -47,10 +48,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Exported:
-    """The graph that stands at last, the points it was held to, and all attempts in order."""
+    """The graph that stands at last, what it was held to, and all attempts in order."""
 
     outcome: Outcome
     points: Points
+    tolerances: Mapping[str, Tolerance]
     attempts: tuple[Attempt, ...]
 
 
@@ -64,8 +66,10 @@ def export(
 ) -> Exported:
     """Write a graph that passes parity at all points to `graph`.
 
-    If no exporter can, but some fail only where a dim varies that nobody demanded, that dim is
-    fixed and they are tried again. `only` names the exporters that can take this source.
+    If graphs answer, but not closely enough, outputs that the original itself cannot answer more
+    exactly are held to its own rounding, see `converters.rounding`. If all fail only where a dim
+    varies that nobody demanded, that dim is fixed. Then they are tried again. `only` names the
+    exporters that can take this source.
 
     Raises `ParityError` if graphs ran but answered wrongly (unless `options.allow_mismatch`),
     `ConversionError` if none ran.
@@ -80,9 +84,17 @@ def export(
             outcome = try_exporter(exporter, flat, points, graph, options, progress)
             outcomes.append(outcome)
             if outcome.reason is None:
-                return Exported(outcome, points, _attempts(outcomes))
+                return Exported(outcome, points, options.tolerances, _attempts(outcomes))
             progress(f"{exporter}: {outcome.reason}")
             this_round.append(outcome)
+        if any(o.ran for o in this_round) and options.tolerances == TOLERANCES:
+            # not if the caller said how close it must be
+            progress("asking the original how exact it is itself")
+            tolerances, notes = widened_tolerances(flat, points, options.tolerances)
+            if notes:
+                options = replace(options, tolerances=tolerances)
+                points = replace(points, notes=(*points.notes, *notes))
+                continue
         mendable = [o.failed_dims for o in this_round if o.failed_dims and not o.failed_dims & demanded]
         if not mendable:
             break
@@ -92,7 +104,7 @@ def export(
         points = fix_dims(flat, points, frozen, f"no exporter can vary it ({reason})")
     if options.allow_mismatch and (wrong := [o for o in this_round if o.ran]):
         outcome = try_exporter(wrong[0].exporter, flat, points, graph, options, progress)
-        return Exported(outcome, points, _attempts(outcomes))
+        return Exported(outcome, points, options.tolerances, _attempts(outcomes))
     raise _failure(this_round)
 
 

@@ -135,7 +135,7 @@ def _manifest(
         golden=golden,
         parity=Parity(
             oracle=f"{original} in torch {torch.__version__} on cpu",
-            tolerances=dict(options.tolerances),
+            tolerances=dict(exported.tolerances),
             measured=outcome.measured,
             mismatch_allowed=outcome.reason is not None,
         ),

@@ -53,7 +53,8 @@ class FlatModule(torch.nn.Module):
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         given = iter(tensors)
-        result = self._call({name: _refill(value, given) for name, value in self.named.items()})
+        arguments = {name: _refill(value, given) for name, value in self.named.items()}
+        result = self._call(self.module, arguments)
         leaves: list[tuple[str, torch.Tensor]] = []
         structure = _flatten(result, "", leaves, set(self.input_names))
         # constants may differ from call to call only if they depend on the inputs, which the
@@ -62,25 +63,32 @@ class FlatModule(torch.nn.Module):
         return tuple(tensor for _, tensor in leaves)
 
 
-def _bind(source: Source) -> tuple[dict[str, Any], Callable[[dict[str, Any]], Any]]:
+Call = Callable[[Any, dict[str, Any]], Any]
+"""Calls a module with arguments by name, in the order of the example inputs."""
+
+
+def _bind(source: Source) -> tuple[dict[str, Any], Call]:
     """Example inputs by parameter name, and a way to call the module with such a dict."""
     module, args, kwargs = source.module, source.args, source.kwargs
     names = parameter_names(module)
     if names is None or len(args) > len(names):
         # forward(*args): positions are all there is
-        positional = {f"input_{i}": value for i, value in enumerate(args)}
-        return {**positional, **kwargs}, lambda given: module(
-            *[given[name] for name in positional], **{name: given[name] for name in kwargs}
-        )
-    named = dict(zip(names, args, strict=False))
-    if unknown := [name for name in kwargs if name not in names and not _takes_any(module)]:
-        raise ConversionError(
-            f"{source.described} has no input {', '.join(map(repr, unknown))}; its forward takes:"
-            f" {', '.join(names) or 'nothing'}"
-        )
+        named = {f"input_{i}": value for i, value in enumerate(args)}
+    else:
+        named = dict(zip(names, args, strict=False))
+        if unknown := [name for name in kwargs if name not in names and not _takes_any(module)]:
+            raise ConversionError(
+                f"{source.described} has no input {', '.join(map(repr, unknown))}; its forward takes:"
+                f" {', '.join(names) or 'nothing'}"
+            )
     count = len(named)
     named.update(kwargs)
-    return named, lambda given: module(*list(given.values())[:count], **dict(list(given.items())[count:]))
+
+    def call(module: Any, given: dict[str, Any]) -> Any:
+        values, rest = list(given.values())[:count], list(given.items())[count:]
+        return module(*values, **dict(rest))
+
+    return named, call
 
 
 def parameter_names(module: Any) -> list[str] | None:

@@ -7,8 +7,9 @@ sizes, lengths and resolutions too, and what it cannot do itself is never claime
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -135,31 +136,21 @@ def _points(
 
 
 def _answers_at(flat: FlatModule, axes: Axes, dim: str, size: int, *, demanded: bool) -> list[Point]:
-    found: list[Point] = []
-    for other in _other_sizes(dim, size):
-        point = _ask(flat, _resized(flat, axes, {dim: other}), f"{dim}={other}", frozenset([dim]))
-        if isinstance(point, Point) and (demanded or dim != BATCH or _has_rows(point, other)):
-            found.append(point)
-        if len(found) == 2:
-            break
-    return found
+    """Two points at other sizes that the original answers, or fewer if there are none."""
 
+    def ask(sizes: Iterable[int]) -> Iterator[Point]:
+        for other in dict.fromkeys(n for n in sizes if n > 1 or dim == BATCH):
+            point = _ask(flat, _resized(flat, axes, {dim: other}), f"{dim}={other}", frozenset([dim]))
+            if isinstance(point, Point) and (demanded or dim != BATCH or _has_rows(point, other)):
+                yield point
 
-def _other_sizes(dim: str, size: int) -> Iterator[int]:
-    """Sizes to try, from awkward to tame: odd ones first, multiples of the example's last."""
     if dim == BATCH:
-        yield from (n for n in (1, 3, 2) if n != size)
-        return
-    tried = (
-        size + 3,
-        max(2, size * 2 // 3 | 1),
-        max(2, size // 2),
-        size + 1,
-        size + 32,
-        size * 2,
-        size - 1,
-    )
-    yield from dict.fromkeys(n for n in tried if n not in (size, 0, 1))
+        return list(islice(ask(n for n in (1, 3, 2) if n != size), 2))
+    # an awkward size near by shows what was baked in; a far one, that the dim really varies: a
+    # model that rounds to whole patches takes any size that rounds to the example's
+    near = list(islice(ask(n for n in (size + 3, size * 2 // 3 | 1, size + 1, size - 1) if n != size), 1))
+    far = list(islice(ask((size * 2, size // 2, size * 3, size * 3 // 2)), 2 - len(near)))
+    return near + far if far else []
 
 
 def _has_rows(point: Point, size: int) -> bool:

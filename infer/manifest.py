@@ -62,7 +62,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Parity:
-    """The tolerance every float output was held to, and what was measured, point by point.
+    """The tolerance every float output was held to, by dtype or by its name, and what was measured.
 
     `oracle` says what the outputs were compared with. `mismatch_allowed` marks an artifact
     that was written although it failed.

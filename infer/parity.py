@@ -84,14 +84,17 @@ def compare(
 def compare_tensor(
     name: str, expected: Array, actual: Array, tolerances: Mapping[str, Tolerance]
 ) -> Difference:
-    """Compare two arrays; dtype and shape must be the same, NaN and infinities must coincide."""
+    """Compare two arrays; dtype and shape must be the same, NaN and infinities must coincide.
+
+    `tolerances` has an entry for each float dtype, and may have one for an output by its name.
+    """
     if expected.dtype != actual.dtype:
         return Difference(name, None, None, None, f"dtype is {actual.dtype}, expected {expected.dtype}")
     if expected.shape != actual.shape:
         return Difference(
             name, None, None, None, f"shape is {list(actual.shape)}, expected {list(expected.shape)}"
         )
-    tolerance = tolerances.get(expected.dtype.name)
+    tolerance = tolerances.get(name) or tolerances.get(expected.dtype.name)
     if tolerance is None:
         return _compare_exact(name, expected, actual)
     return _compare_floats(name, expected, actual, tolerance)

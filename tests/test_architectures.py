@@ -37,4 +37,7 @@ def test_architecture_converts_and_runs(architecture: Architecture, tmp_path: Pa
     assert manifest.parity is not None
     assert manifest.parity.passed
     assert len({m.point for m in manifest.parity.measured}) >= 3
-    assert manifest.signature.dims == architecture.dims, manifest.provenance.notes
+    notes = manifest.provenance.notes
+    assert manifest.signature.dims == architecture.dims, notes
+    for dim in architecture.fixed:
+        assert any(note.startswith(f"dim '{dim}' is fixed: no exporter can vary it") for note in notes)

@@ -14,12 +14,12 @@ import onnx_ir as ir
 
 from converters.patches.adaptive_pool import ADAPTIVE_POOL
 from converters.patches.attention_mask_rows import attention_mask_rows
+from converters.patches.dense_experts import DENSE_EXPERTS
 from converters.patches.mobilevit_patches import MOBILEVIT_PATCHES, MOBILEVITV2_PATCHES
 from converters.patches.replace import TorchPatch
 from converters.patches.rotary_cache_rows import rotary_cache_rows
 from converters.patches.same_padding import SAME_PADDING
-from converters.patches.swin_padding import SWIN_MERGING, SWIN_PATCHES
-from converters.patches.swin_shift import SWIN_SHIFT
+from converters.patches.swin_padding import SWIN_MERGING, SWIN_PATCHES, SWIN_WINDOWS
 from converters.patches.symbolic_int import SYMBOLIC_INT
 
 GraphPatch = Callable[[ir.Model], bool]
@@ -29,9 +29,10 @@ TORCH_PATCHES: tuple[TorchPatch, ...] = (
     SYMBOLIC_INT,
     ADAPTIVE_POOL,
     SAME_PADDING,
+    DENSE_EXPERTS,
     SWIN_PATCHES,
     SWIN_MERGING,
-    *SWIN_SHIFT,
+    SWIN_WINDOWS,
     *MOBILEVIT_PATCHES,
     *MOBILEVITV2_PATCHES,
 )
