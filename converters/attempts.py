@@ -13,7 +13,7 @@ from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
 from converters.patches import apply_graph_patches, torch_patches
-from converters.points import Point, Points, fix_dims
+from converters.points import BATCH, Point, Points, fix_dims
 from converters.pristine import pristine
 from converters.rounding import widened_tolerances
 from infer.errors import ConversionError, InferError, ParityError
@@ -194,7 +194,7 @@ def _check(
         exporter,
         reason=reasons[0] if reasons else None,
         ran=ran,
-        failed_dims=_explains(failed, points),
+        failed_dims=_explains(failed),
         measured=tuple(measured),
         patches=patches,
         size_bytes=size_bytes,
@@ -207,8 +207,16 @@ def _differences(session: Session, point: Point, options: ConvertOptions) -> tup
     return compare(point.outputs, session.run(point.feeds), options.tolerances)
 
 
-def _explains(failed: Sequence[Point], points: Points) -> frozenset[str]:
-    """The dims whose variation explains the failures: none of the points that keep them fails."""
+def _explains(failed: Sequence[Point]) -> frozenset[str]:
+    """The dims whose variation explains the failures; none if the graph fails where nothing varies.
+
+    Points that vary several dims at once say little of each: if no single one explains them, all
+    but the batch are to blame.
+    """
+    if any(not point.varied for point in failed):
+        return frozenset()
     dims = frozenset[str]().union(*(p.varied for p in failed if len(p.varied) == 1))
-    rest = [p for p in failed if not p.varied & dims]
-    return frozenset() if rest else dims
+    for point in failed:
+        if not point.varied & dims:
+            dims |= point.varied - {BATCH} or point.varied
+    return dims

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,60 +11,60 @@ import onnxruntime
 import pytest
 import torch
 
-import converters
-from converters import attempts
+from converters.attempts import Outcome, try_exporter
+from converters.convert import usual_axes
+from converters.exporters import EXPORTERS
+from converters.flat import FlatModule
+from converters.options import ConvertOptions
 from converters.patches import GRAPH_PATCHES, TORCH_PATCHES, torch_patches
 from converters.patches.replace import TorchPatch
-from infer.errors import ConversionError
+from converters.points import make_points
+from converters.ready import ready
+from converters.sources import SourceRequest, open_source
 from tests.architectures import ARCHITECTURES
 
 BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
+DYNAMO, TORCHSCRIPT = EXPORTERS[0], EXPORTERS[-1]
+
 CASES = {
-    "symbolic-int": "dinov2",
-    "same-padding": "mobilenet-v2",
-    "adaptive-pool": "beit",
-    "dense-experts": "mixtral",
-    "swin-patch-padding": "swinv2",
-    "swin-merge-padding": "swinv2",
-    "swin-window-padding": "swinv2",
-    "mobilevit-patches": "mobilevit",
-    "mobilevitv2-patches": "mobilevitv2",
-    "rotary-cache-rows": "llama",
+    "symbolic-int": ("beit", DYNAMO),
+    "same-padding": ("mobilenet-v2", DYNAMO),
+    "adaptive-pool": ("pvt-v2", DYNAMO),
+    "dense-experts": ("mixtral", DYNAMO),
+    "swin-patch-padding": ("swinv2", DYNAMO),
+    "swin-merge-padding": ("swinv2", DYNAMO),
+    "swin-window-padding": ("swinv2", DYNAMO),
+    "mobilevit-patches": ("mobilevit", TORCHSCRIPT),
+    "mobilevitv2-patches": ("mobilevitv2", DYNAMO),
+    "rotary-cache-rows": ("llama", DYNAMO),
 }
-"""Patch → an architecture that needs it."""
-
-
-@contextmanager
-def without(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """All patches but one."""
-    with monkeypatch.context() as patching:
-        kept = tuple(patch for patch in TORCH_PATCHES if patch.name != name)
-        patching.setattr("converters.patches.TORCH_PATCHES", kept)
-        graph_patches = {key: patch for key, patch in GRAPH_PATCHES.items() if key != name}
-        patching.setattr("converters.patches.GRAPH_PATCHES", graph_patches)
-        yield
+"""Patch → an architecture that needs it, and the exporter that can convert it then."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_without_the_patch_less_converts(
+def test_without_the_patch_the_export_is_wrong(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without it, the exporter that wins with it fails, or a dim of the original is lost."""
-    architecture = BY_NAME[CASES[name]]
+    """With all patches the graph passes at every point, and says it used this one; without it, not."""
+    architecture, exporter = BY_NAME[CASES[name][0]], CASES[name][1]
     folder = architecture.save(tmp_path / "model")
-    # the exporter that wins today, alone: a later one might do without the patch
-    monkeypatch.setattr(attempts, "EXPORTERS", attempts.EXPORTERS[:1])
-    whole = converters.convert(folder, tmp_path / "with.infer").manifest
-    assert name in whole.provenance.patches
-    assert whole.signature.dims == architecture.dims
-    with without(name, monkeypatch):
-        try:
-            less = converters.convert(folder, tmp_path / "without.infer").manifest
-        except ConversionError:
-            return
-    assert set(less.signature.dims) < set(whole.signature.dims)
+    with ready(open_source(SourceRequest(folder, "model"))) as source:
+        flat = FlatModule(source)
+        points = make_points(flat, {}, usual_axes(source, flat))
+
+        def attempt() -> Outcome:
+            graph = tmp_path / "graphs/model.onnx"
+            return try_exporter(exporter, flat, points, graph, ConvertOptions(), lambda _: None)
+
+        whole = attempt()
+        assert whole.reason is None
+        assert name in whole.patches
+        kept = tuple(patch for patch in TORCH_PATCHES if patch.name != name)
+        monkeypatch.setattr("converters.patches.TORCH_PATCHES", kept)
+        monkeypatch.delitem(GRAPH_PATCHES, name, raising=False)
+        assert attempt().reason is not None
 
 
 def test_every_patch_has_a_case() -> None:
