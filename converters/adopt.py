@@ -3,7 +3,6 @@ gives it a manifest."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from converters.convert import versions
+from converters.convert import copy_files, versions
 from converters.options import ConvertOptions
 from converters.points import to_numpy
 from converters.sources import SourceRequest
@@ -63,13 +62,8 @@ def adopt_graph(
     variant = plain.manifest.variants[0]
     graph = f"graphs/{path.name}"
     with artifact_draft(output, overwrite=options.overwrite) as draft:
-        for name in plain.manifest.files:
-            target = draft / "graphs" / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path.parent / name, target)
-        for name, source in request.files.items():
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, draft / name)
+        copy_files({f"graphs/{name}": path.parent / name for name in plain.manifest.files}, draft)
+        copy_files(request.files, draft)
         (draft / "golden").mkdir()
         save_npz(draft / "golden/0-feeds.npz", feeds)
         save_npz(draft / "golden/0-outputs.npz", expected)

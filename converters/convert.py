@@ -58,7 +58,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
             golden = _write_golden(exported.points.points, draft)
-            _copy_files(source.files, draft)
+            copy_files(source.files, draft)
             manifest = _manifest(source, flat.structure, exported, golden, options, draft)
             (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
             # a manifest that cannot be read back, or a task that does not open, is our fault and is
@@ -107,7 +107,8 @@ def _nbytes(point: Point) -> int:
     return sum(array.nbytes for array in (*point.feeds.values(), *point.outputs.values()))
 
 
-def _copy_files(files: Mapping[str, Path], draft: Path) -> None:
+def copy_files(files: Mapping[str, Path], draft: Path) -> None:
+    """Copy each file to its name below `draft`."""
     for name, path in files.items():
         target = draft / name
         target.parent.mkdir(parents=True, exist_ok=True)

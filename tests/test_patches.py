@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,8 +90,9 @@ def test_a_torch_patch_leaves_no_trace() -> None:
 def test_patches_do_not_touch_what_is_not_imported() -> None:
     """A patch of a module that is not loaded does nothing, and does not load it."""
     patch = TorchPatch("absent", ("a_module_that_does_not_exist:function",), lambda original: None)
+    before = set(sys.modules)
     with patch.active(set()):
-        pass
+        assert set(sys.modules) == before
 
 
 def test_adaptive_pool_equals_torch() -> None:
