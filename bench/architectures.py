@@ -3,8 +3,8 @@
     python -m bench.architectures [NAME…] [--stock] [-o TABLE.md]
 
 Each architecture of tests/architectures.py is converted as a user would. With --stock, each of
-torch's exporters is tried alone, without patches, and held to the same points: it passes, fails
-loudly, freezes a dim, or answers wrongly without saying so.
+torch's exporters is tried alone, without patches, and held to the same points. It is right, gives no
+graph, freezes a dim, gives a graph that fails, or one that answers wrongly without saying so.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from converters.convert import usual_axes
 from converters.exporters import EXPORTERS, Exporter
 from converters.flat import FlatModule
 from converters.options import ConvertOptions
+from converters.patches import Active
 from converters.points import Points, make_points
 from converters.ready import ready
 from converters.sources import SourceRequest, open_source
@@ -85,6 +86,7 @@ def stock(chosen: list[Architecture]) -> Iterator[str]:
             folder = architecture.save(Path(name) / "model")
             with ready(open_source(SourceRequest(folder, architecture.name))) as source:
                 flat = FlatModule(source)
+                flat.requires_grad_(True)  # as a model is that was just loaded
                 points = make_points(flat, {}, usual_axes(source, flat))
                 for exporter in EXPORTERS:
                     verdict = _verdict(exporter, flat, points, Path(name) / "graphs/model.onnx")
@@ -101,10 +103,12 @@ def _verdict(exporter: Exporter, flat: FlatModule, points: Points, graph: Path) 
     if reason is None:
         return "right"
     if reason.startswith("the export failed"):
-        return "fails"
+        return "no graph"
     if reason.startswith("the exporter froze"):
         return "freezes a dim"
-    return "silently wrong" if outcome.ran else "fails when run"
+    if not all(measured.within for measured in outcome.measured):
+        return "silently wrong"
+    return "fails at the example" if not outcome.measured else "fails at other sizes"
 
 
 @contextmanager
@@ -113,8 +117,8 @@ def no_patches() -> Iterator[None]:
     before = attempts.torch_patches, attempts.apply_graph_patches
 
     @contextmanager
-    def none() -> Iterator[set[str]]:
-        yield set()
+    def none() -> Iterator[Active]:
+        yield Active()
 
     attempts.torch_patches, attempts.apply_graph_patches = none, lambda _: ()
     try:

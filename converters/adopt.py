@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from converters.convert import copy_files, versions
-from converters.options import ConvertOptions
+from converters.options import ConvertOptions, check_tolerances
 from converters.points import to_numpy
 from converters.sources import SourceRequest
 from infer.artifact import MANIFEST, Artifact, record_files
@@ -52,6 +52,7 @@ def adopt_graph(
     progress(f"checking '{path.name}'")
     plain = artifact_of_graph(path)
     _check(path)
+    check_tolerances(options.tolerances, [spec.name for spec in plain.manifest.outputs])
     feeds = _feeds(plain.manifest.signature, request)
     expected = _run(plain, feeds, "none")
     actual = _run(plain, feeds, "all")

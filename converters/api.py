@@ -46,7 +46,8 @@ def convert(
         dynamic: axes that must be able to vary, input → axis → dim name; the batch need not be named.
         weights: a .safetensors file or a state dict, loaded into the module.
         task: what the model is for; files it needs are named in `files`: `files/NAME` → path.
-        tolerances: how close outputs must be, per dtype; default `infer.parity.TOLERANCES`.
+        tolerances: how close outputs must be, by dtype, or by an output's name; what is not named keeps
+            `infer.parity.TOLERANCES`.
         allow_mismatch: write the artifact even if it failed parity, marked as such.
         overwrite: replace an existing artifact.
         progress: called with a sentence at each step.
@@ -55,7 +56,7 @@ def convert(
     """
     options = ConvertOptions(
         dynamic=dynamic or {},
-        tolerances=TOLERANCES if tolerances is None else tolerances,
+        tolerances={**TOLERANCES, **(tolerances or {})},
         allow_mismatch=allow_mismatch,
         overwrite=overwrite,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from converters import finish
@@ -13,13 +13,13 @@ from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
 from converters.patches import apply_graph_patches, torch_patches
-from converters.points import BATCH, Point, Points, fix_dims
+from converters.points import BATCH, Point, Points, fix_dims, traced_elsewhere
 from converters.pristine import pristine
-from converters.rounding import widened_tolerances
+from converters.rounding import own_rounding
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
 from infer.options import PlanOptions, SessionOptions
-from infer.parity import TOLERANCES, Difference, Tolerance, compare
+from infer.parity import Difference, Tolerance, compare, tolerance_of
 from infer.plain import artifact_of_graph
 from infer.session import Session, open_session
 
@@ -48,11 +48,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Exported:
-    """The graph that stands at last, what it was held to, and all attempts in order."""
+    """The graph that stands at last, the points it was held to, and all attempts in order."""
 
     outcome: Outcome
     points: Points
-    tolerances: Mapping[str, Tolerance]
     attempts: tuple[Attempt, ...]
 
 
@@ -66,10 +65,9 @@ def export(
 ) -> Exported:
     """Write a graph that passes parity at all points to `graph`.
 
-    If graphs answer, but not closely enough, outputs that the original itself cannot answer more
-    exactly are held to its own rounding, see `converters.rounding`. If all fail only where a dim
-    varies that nobody demanded, that dim is fixed. Then they are tried again. `only` names the
-    exporters that can take this source.
+    Exporters that fail only where a dim varies trace again where it has another size. If that fails
+    too and nobody demanded the dim, it is fixed and all are tried again. `only` names the exporters
+    that can take this source.
 
     Raises `ParityError` if graphs ran but answered wrongly (unless `options.allow_mismatch`),
     `ConversionError` if none ran.
@@ -77,24 +75,29 @@ def export(
     exporters = [e for e in EXPORTERS if not only or e.name in only]
     demanded = {dim for by_axis in options.dynamic.values() for dim in by_axis.values()}
     outcomes: list[Outcome] = []
+
+    def attempt(exporter: Exporter, points: Points, where: str) -> Outcome:
+        progress(f"exporting with {exporter}{where}")
+        outcome = try_exporter(exporter, flat, points, graph, options, progress)
+        outcomes.append(outcome)
+        if outcome.reason is not None:
+            progress(f"{exporter}: {outcome.reason}")
+        return outcome
+
     while True:
         this_round = []
         for exporter in exporters:
-            progress(f"exporting with {exporter}")
-            outcome = try_exporter(exporter, flat, points, graph, options, progress)
-            outcomes.append(outcome)
+            outcome = attempt(exporter, points, "")
             if outcome.reason is None:
-                return Exported(outcome, points, options.tolerances, _attempts(outcomes))
-            progress(f"{exporter}: {outcome.reason}")
+                return Exported(outcome, points, _attempts(outcomes))
             this_round.append(outcome)
-        if any(o.ran for o in this_round) and options.tolerances == TOLERANCES:
-            # not if the caller said how close it must be
-            progress("asking the original how exact it is itself")
-            tolerances, notes = widened_tolerances(flat, points, options.tolerances)
-            if notes:
-                options = replace(options, tolerances=tolerances)
-                points = replace(points, notes=(*points.notes, *notes))
-                continue
+        for failed in this_round:
+            if dims := failed.failed_dims - {BATCH}:
+                elsewhere = traced_elsewhere(flat, points, dims)
+                where = f" at other sizes of {' and '.join(sorted(dims))}"
+                outcome = attempt(failed.exporter, elsewhere, where)
+                if outcome.reason is None:
+                    return Exported(outcome, elsewhere, _attempts(outcomes))
         mendable = [o.failed_dims for o in this_round if o.failed_dims and not o.failed_dims & demanded]
         if not mendable:
             break
@@ -104,22 +107,36 @@ def export(
         points = fix_dims(flat, points, frozen, f"no exporter can vary it ({reason})")
     if options.allow_mismatch and (wrong := [o for o in this_round if o.ran]):
         outcome = try_exporter(wrong[0].exporter, flat, points, graph, options, progress)
-        return Exported(outcome, points, options.tolerances, _attempts(outcomes))
-    raise _failure(this_round)
+        return Exported(outcome, points, _attempts(outcomes))
+    if any(o.ran for o in this_round):
+        progress("asking the original how exact it is itself")
+        raise ParityError(_mismatch(this_round, own_rounding(flat, points), options.tolerances))
+    raise ConversionError(f"no exporter could convert this model: {_reasons(this_round)}")
 
 
 def _attempts(outcomes: Sequence[Outcome]) -> tuple[Attempt, ...]:
     return tuple(Attempt(o.exporter.name, o.exporter.opset, o.reason) for o in outcomes)
 
 
-def _failure(outcomes: Sequence[Outcome]) -> ConversionError:
-    reasons = "; ".join(f"{o.exporter}: {o.reason}" for o in outcomes)
-    if any(o.ran for o in outcomes):
-        return ParityError(
-            f"no exporter gave a graph that answers as the original does: {reasons}."
-            f" Nothing was written; to look at the wrong graph, add --allow-mismatch"
-        )
-    return ConversionError(f"no exporter could convert this model: {reasons}")
+def _mismatch(
+    outcomes: Sequence[Outcome], rounding: Mapping[str, float], tolerances: Mapping[str, Tolerance]
+) -> str:
+    outputs = {m.output for outcome in outcomes for m in outcome.measured if not m.within}
+    rounding = {name: error for name, error in rounding.items() if name in outputs}
+    inexact = [
+        f" The original's own float32 answer '{name}' is {error:.1e} of its largest value off its float64"
+        f" one; if that is exact enough for you, say so: --tolerance {name}={2 * error:.0e}."
+        for name, error in sorted(rounding.items())
+        if 2 * error > getattr(tolerance_of(name, "float32", tolerances), "scaled", 0.0)
+    ]
+    return (
+        f"no exporter gave a graph that answers as the original does: {_reasons(outcomes)}."
+        f"{''.join(inexact)} Nothing was written; to look at the wrong graph, add --allow-mismatch"
+    )
+
+
+def _reasons(outcomes: Sequence[Outcome]) -> str:
+    return "; ".join(f"{o.exporter}: {o.reason}" for o in outcomes)
 
 
 def try_exporter(
@@ -135,8 +152,8 @@ def try_exporter(
     given = [INPUT.format(i) for i in range(len(flat.input_names))]
     inputs = points.inputs
     try:
-        with quiet(), pristine(flat.module), torch_patches() as used:
-            model = exporter.export(flat, points.example, points.axes, exporter.opset)
+        with quiet(), pristine(flat.module), torch_patches() as active:
+            model = exporter.export(flat, points.example, points.axes, exporter.opset, active.translations)
     except ConversionError:
         raise
     except Exception as error:  # whatever an exporter raises, the next one may do better
@@ -144,7 +161,7 @@ def try_exporter(
     if frozen := finish.frozen_axes(model, inputs, given):
         sizes = ", ".join(f"'{dim}' at {size}" for dim, size in sorted(frozen.items()))
         return Outcome(exporter, f"the exporter froze {sizes}", failed_dims=frozenset(frozen))
-    patches = (*sorted(used), *apply_graph_patches(model))
+    patches = (*sorted(active.used), *apply_graph_patches(model))
     finish.name_tensors(model, inputs, points.outputs, given)
     finish.store_weights_once(model)
     keep_origins(model)

@@ -19,7 +19,7 @@ import torch
 
 from converters.attempts import Exported, export
 from converters.flat import FlatModule
-from converters.options import ConvertOptions
+from converters.options import ConvertOptions, check_tolerances
 from converters.points import BATCH, Point, make_points
 from converters.ready import ready
 from converters.source import USUAL_DIMS, Source
@@ -55,6 +55,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
             progress(f"asking {source.described} for its answers")
             flat = FlatModule(source)
             points = make_points(flat, options.dynamic, usual_axes(source, flat))
+            check_tolerances(options.tolerances, [spec.name for spec in points.outputs])
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
             golden = _write_golden(exported.points.points, draft)
@@ -136,7 +137,7 @@ def _manifest(
         golden=golden,
         parity=Parity(
             oracle=f"{original} in torch {torch.__version__} on cpu",
-            tolerances=dict(exported.tolerances),
+            tolerances=dict(options.tolerances),
             measured=outcome.measured,
             mismatch_allowed=outcome.reason is not None,
         ),

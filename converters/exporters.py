@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -23,7 +24,8 @@ from converters.scripted import scripted_form
 from infer.errors import ConversionError
 
 Axes = Mapping[str, Mapping[int, str]]
-Export = Callable[[FlatModule, Sequence[torch.Tensor], Axes, int], ir.Model]
+Translations = Mapping[Callable[..., Any], Callable[..., Any]]
+Export = Callable[[FlatModule, Sequence[torch.Tensor], Axes, int, Translations], ir.Model]
 
 INPUT, OUTPUT = "infer_input_{}", "infer_output_{}"
 """Names given during export, which no model uses; `converters.finish` puts the real ones."""
@@ -41,7 +43,9 @@ class Exporter:
         return f"{self.name} at opset {self.opset}"
 
 
-def _dynamo(flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int) -> ir.Model:
+def _dynamo(
+    flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int, translations: Translations
+) -> ir.Model:
     # AUTO lets torch tie sizes together or freeze them; what it froze shows in the graph's
     # inputs, where it is checked, instead of failing the export for a stricter wish
     auto = torch.export.Dim.AUTO
@@ -54,6 +58,7 @@ def _dynamo(flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset
         dynamic_shapes=(shapes,),
         input_names=[INPUT.format(i) for i in range(len(example))],
         output_names=[OUTPUT.format(i) for i in range(len(flat.output_names))],
+        custom_translation_table=dict(translations),
         verbose=False,
     )
     if program is None:
@@ -61,7 +66,9 @@ def _dynamo(flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset
     return program.model
 
 
-def _torchscript(flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int) -> ir.Model:
+def _torchscript(
+    flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int, translations: Translations
+) -> ir.Model:
     names = [INPUT.format(i) for i in range(len(example))]
     with tempfile.TemporaryDirectory(prefix="infer-export-") as folder:
         path = Path(folder) / "model.onnx"

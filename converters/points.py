@@ -121,6 +121,26 @@ def fix_dims(flat: FlatModule, points: Points, dims: frozenset[str], reason: str
     return replace(fixed, notes=(*points.notes, *notes, *fixed.notes))
 
 
+def traced_elsewhere(flat: FlatModule, points: Points, dims: frozenset[str]) -> Points:
+    """The same points, but with an example for exporters at which `dims` have other sizes.
+
+    An example may be special: where a Swin's last stage is a single window, exporters take the
+    number of windows for the constant 1.
+    """
+    sizes: dict[str, int] = {}
+    for point in points.points:
+        if len(point.varied) == 1 and point.varied <= dims:
+            (dim,) = point.varied
+            sizes.setdefault(dim, _size_of(dim, points.axes, point.feeds))
+    example = _resized(flat, points.axes, {BATCH: 2, **sizes})
+    said = ", ".join(f"{dim}={size}" for dim, size in sorted(sizes.items()))
+    return replace(points, example=example, notes=(*points.notes, f"it was traced at {said}"))
+
+
+def _size_of(dim: str, axes: Axes, feeds: Mapping[str, Array]) -> int:
+    return next(feeds[n].shape[a] for n, by in axes.items() for a, d in by.items() if d == dim)
+
+
 def _points(
     flat: FlatModule,
     example: list[torch.Tensor],

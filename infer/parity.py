@@ -86,7 +86,7 @@ def compare_tensor(
 ) -> Difference:
     """Compare two arrays; dtype and shape must be the same, NaN and infinities must coincide.
 
-    `tolerances` has an entry for each float dtype, and may have one for an output by its name.
+    `tolerances` is as for `tolerance_of`; without one the arrays must be equal.
     """
     if expected.dtype != actual.dtype:
         return Difference(name, None, None, None, f"dtype is {actual.dtype}, expected {expected.dtype}")
@@ -94,10 +94,15 @@ def compare_tensor(
         return Difference(
             name, None, None, None, f"shape is {list(actual.shape)}, expected {list(expected.shape)}"
         )
-    tolerance = tolerances.get(name) or tolerances.get(expected.dtype.name)
+    tolerance = tolerance_of(name, expected.dtype.name, tolerances)
     if tolerance is None:
         return _compare_exact(name, expected, actual)
     return _compare_floats(name, expected, actual, tolerance)
+
+
+def tolerance_of(output: str, dtype: str, tolerances: Mapping[str, Tolerance]) -> Tolerance | None:
+    """What an output is held to: its own entry in `tolerances`, or else its dtype's."""
+    return tolerances.get(output) or tolerances.get(dtype)
 
 
 def _compare_exact(name: str, expected: Array, actual: Array) -> Difference:

@@ -1,90 +1,292 @@
-"""Each patch repairs what it says: without it the conversion loses the dim, with it the dim is kept."""
+"""Each patch is needed and mends what it says: without it the export fails, or is wrong elsewhere."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
 import torch
+from torch import nn
 
-from converters.attempts import Outcome, try_exporter
-from converters.convert import usual_axes
-from converters.exporters import EXPORTERS
-from converters.flat import FlatModule
-from converters.options import ConvertOptions
-from converters.patches import GRAPH_PATCHES, TORCH_PATCHES, torch_patches
+from converters import patches
+from converters.exporters import INPUT, OUTPUT, quiet
+from converters.patches import GRAPH_PATCHES, TORCH_PATCHES, TRANSLATIONS, Active, torch_patches
+from converters.patches.adaptive_pool import ADAPTIVE_POOL
+from converters.patches.open_linspace import OPEN_LINSPACE
 from converters.patches.replace import TorchPatch
-from converters.points import make_points
-from converters.ready import ready
-from converters.sources import SourceRequest, open_source
-from tests.architectures import ARCHITECTURES
+from infer.errors import InferError
+from infer.options import PlanOptions, SessionOptions
+from infer.parity import TOLERANCES, compare_tensor
+from infer.plain import artifact_of_graph
+from infer.session import open_session
+from infer.signature import Array
 
-BY_NAME = {architecture.name: architecture for architecture in ARCHITECTURES}
 
-DYNAMO, TORCHSCRIPT = EXPORTERS[0], EXPORTERS[-1]
+class Calls(nn.Module):
+    """A module whose forward is `function`, called with its parts and the inputs."""
 
-CASES = {
-    "symbolic-int": ("beit", DYNAMO),
-    "same-padding": ("mobilenet-v2", DYNAMO),
-    "adaptive-pool": ("pvt-v2", DYNAMO),
-    "dense-experts": ("mixtral", DYNAMO),
-    "swin-patch-padding": ("swinv2", DYNAMO),
-    "swin-merge-padding": ("swinv2", DYNAMO),
-    "swin-window-padding": ("swinv2", DYNAMO),
-    "mobilevit-patches": ("mobilevit", TORCHSCRIPT),
-    "mobilevitv2-patches": ("mobilevitv2", DYNAMO),
-    "rotary-cache-rows": ("llama", DYNAMO),
+    def __init__(self, function: Callable[..., torch.Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self.function(*self.parts, *inputs)
+
+
+def _model(family: str, file: str = "") -> Any:
+    return importlib.import_module(f"transformers.models.{family}.modeling_{file or family}")
+
+
+def _swin_layer(shift: int) -> nn.Module:
+    swin = _model("swin")
+    config = swin.SwinConfig(window_size=4, hidden_size=8)
+    layer: nn.Module = swin.SwinLayer(config, 8, (4, 4), num_heads=2, shift_size=shift).eval()
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter)
+    return layer
+
+
+def _run_layer(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    # the layer remembers that it was small once
+    layer.window_size, layer.shift_size = layer.attention.config.window_size, layer.first_shift
+    hidden = layer(x.flatten(1, 2), (x.shape[1], x.shape[2]))
+    found: torch.Tensor = hidden[0] if isinstance(hidden, tuple) else hidden
+    return found
+
+
+def symbolic_int() -> nn.Module:
+    dinov2 = _model("dinov2")
+    return Calls(
+        lambda x: nn.functional.interpolate(
+            x, size=(dinov2.torch_int(x.shape[2] // 2), dinov2.torch_int(x.shape[3] / 2)), mode="bilinear"
+        )
+    )
+
+
+def tensor_of_sizes() -> nn.Module:
+    return Calls(lambda x: x.sum() + torch.as_tensor([(x.shape[2], x.shape[3]), (1, 0.5)]))
+
+
+def open_linspace() -> nn.Module:
+    return Calls(lambda x: x * torch.linspace(0.5, x.shape[3] - 0.5, x.shape[3]))
+
+
+def float_minus_int() -> nn.Module:
+    return Calls(lambda x: 1.0 - (x > 0).long())
+
+
+def adaptive_pool() -> nn.Module:
+    return nn.AdaptiveAvgPool2d((3, 5))
+
+
+def same_padding() -> nn.Module:
+    mobilenet = _model("mobilenet_v1")
+    return Calls(
+        lambda conv, x: conv(mobilenet.apply_tf_padding(x, conv)), nn.Conv2d(3, 4, (3, 5), stride=(2, 3))
+    )
+
+
+def swin_patch_padding() -> nn.Module:
+    swin = _model("swin")
+    config = swin.SwinConfig(image_size=16, patch_size=4, embed_dim=8)
+    return Calls(lambda embed, x: embed(x)[0], swin.SwinPatchEmbeddings(config))
+
+
+def swin_merge_padding() -> nn.Module:
+    swin = _model("swin")
+    return Calls(
+        lambda merge, x: merge(x.permute(0, 2, 3, 1).flatten(1, 2), (x.shape[2], x.shape[3])),
+        swin.SwinPatchMerging(3),
+    )
+
+
+def swin_window_padding() -> nn.Module:
+    layer: Any = _swin_layer(shift=0)
+    layer.first_shift = 0
+    return Calls(lambda grow, layer, x: _run_layer(layer, grow(x).permute(0, 2, 3, 1)), _grow(), layer)
+
+
+def swin_shift() -> nn.Module:
+    layer: Any = _swin_layer(shift=2)
+    layer.first_shift = 2
+    # the example, of 8 by 12, becomes one of 4 by 6 features: one window high, so nothing is shifted
+    return Calls(
+        lambda grow, layer, x: _run_layer(layer, grow(x)[..., ::2, ::2].permute(0, 2, 3, 1)), _grow(), layer
+    )
+
+
+def _grow() -> nn.Module:
+    return nn.Conv2d(3, 8, 1)
+
+
+class Patches(nn.Module):
+    """Cuts into patches of two by two and joins them again, as `layer` does."""
+
+    patch_width = patch_height = 2
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cut, sizes = self.layer.unfolding(self, x)
+        joined: torch.Tensor = self.layer.folding(self, torch.cumsum(cut, dim=2), sizes)
+        return joined
+
+
+def mobilevit_patches() -> nn.Module:
+    return Patches(_model("mobilevit").MobileViTLayer)
+
+
+def mobilevitv2_patches() -> nn.Module:
+    # as in the model: torch.export can solve for the sizes of the first layer, but not of the second
+    patches = Patches(_model("mobilevitv2").MobileViTV2Layer)
+    halves = [nn.Conv2d(3, 3, 3, stride=2, padding=1) for _ in range(4)]
+    return nn.Sequential(nn.Upsample(scale_factor=4), *halves[:3], patches, halves[3], patches)
+
+
+class Experts(nn.Module):
+    """Three experts with rows of their own; the second has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        importlib.import_module("transformers.integrations.moe")  # defines the operator
+        self.weight = nn.Parameter(torch.randn(3, 3, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.permute(0, 2, 3, 1).reshape(-1, 3)
+        first = (rows[:, 0] > 0).sum()
+        ends = torch.stack([first, first, torch.ones_like(rows[:, 0]).sum().long()]).int()
+        multiplied: torch.Tensor = torch.ops.transformers.grouped_mm_fallback(rows, self.weight, ends)
+        return multiplied
+
+
+CASES: dict[str, Callable[[], nn.Module]] = {
+    "symbolic-int": symbolic_int,
+    "tensor-of-sizes": tensor_of_sizes,
+    "open-linspace": open_linspace,
+    "float-minus-int": float_minus_int,
+    "adaptive-pool": adaptive_pool,
+    "same-padding": same_padding,
+    "swin-patch-padding": swin_patch_padding,
+    "swin-window-padding": swin_window_padding,
+    "swin-merge-padding": swin_merge_padding,
+    "swin-shift": swin_shift,
+    "mobilevit-patches": mobilevit_patches,
+    "mobilevitv2-patches": mobilevitv2_patches,
+    "grouped-mm": Experts,
 }
-"""Patch → an architecture that needs it, and the exporter that can convert it then."""
+"""For each torch patch and translation, a module that uses its construct on images of any size."""
+
+SIZES = ((2, 3, 8, 12), (3, 3, 11, 17), (1, 3, 13, 10))
+"""The example, and where a graph that kept its branches is wrong."""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
-def test_without_the_patch_the_export_is_wrong(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all patches the graph passes at every point, and says it used this one; without it, not."""
-    architecture, exporter = BY_NAME[CASES[name][0]], CASES[name][1]
-    folder = architecture.save(tmp_path / "model")
-    with ready(open_source(SourceRequest(folder, "model"))) as source:
-        flat = FlatModule(source)
-        points = make_points(flat, {}, usual_axes(source, flat))
-
-        def attempt() -> Outcome:
-            graph = tmp_path / "graphs/model.onnx"
-            return try_exporter(exporter, flat, points, graph, ConvertOptions(), lambda _: None)
-
-        whole = attempt()
-        assert whole.reason is None
-        assert name in whole.patches
-        kept = tuple(patch for patch in TORCH_PATCHES if patch.name != name)
-        monkeypatch.setattr("converters.patches.TORCH_PATCHES", kept)
-        monkeypatch.delitem(GRAPH_PATCHES, name, raising=False)
-        assert attempt().reason is not None
+def _problem(model: ir.Model, cases: list[tuple[dict[str, Array], Array]], folder: Path) -> str | None:
+    """What is wrong with the first output of a graph, or None."""
+    ir.save(model, folder / "model.onnx")
+    try:
+        with open_session(
+            artifact_of_graph(folder / "model.onnx"),
+            PlanOptions(device="cpu"),
+            SessionOptions(verify=False, warm_up=False),
+        ) as session:
+            for feeds, expected in cases:
+                actual = next(iter(session.run(feeds).values()))
+                difference = compare_tensor("output", expected, actual, TOLERANCES)
+                if not difference.within:
+                    return str(difference)
+    except InferError as error:
+        return str(error)
+    return None
 
 
-def test_every_patch_has_a_case() -> None:
-    """A patch that nothing needs would be dead; attention-mask-rows is proved on a graph below."""
-    names = {patch.name for patch in TORCH_PATCHES} | set(GRAPH_PATCHES)
-    assert names == set(CASES) | {"attention-mask-rows"}
+def _export(module: nn.Module, example: torch.Tensor, active: Active) -> ir.Model:
+    shapes = dict.fromkeys((0, 2, 3), torch.export.Dim.AUTO)
+    with quiet():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            opset_version=20,
+            input_names=[INPUT.format(0)],
+            output_names=[OUTPUT.format(0)],
+            dynamic_shapes=((shapes,),) if isinstance(module, Calls) else (shapes,),
+            custom_translation_table=dict(active.translations),
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
 
 
-def test_a_torch_patch_leaves_no_trace() -> None:
-    """Functions are themselves again afterwards, also after an error; unused patches are not recorded."""
-    before = torch.nn.functional.adaptive_avg_pool2d
-    with torch_patches() as used:
-        assert torch.nn.functional.adaptive_avg_pool2d is not before
-        torch.nn.functional.adaptive_avg_pool2d(torch.ones(1, 1, 4, 4), 2)
-    assert torch.nn.functional.adaptive_avg_pool2d is before
-    assert used == set()
+def _module_and_cases(name: str) -> tuple[nn.Module, torch.Tensor, list[tuple[dict[str, Array], Array]]]:
+    torch.manual_seed(0)
+    module = CASES[name]().eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    inputs = [torch.randn(size) for size in SIZES]
+    cases = [({INPUT.format(0): x.numpy()}, module(x).numpy()) for x in inputs]
+    return module, inputs[0], cases
+
+
+_SLOW = {"mobilevit-patches", "mobilevitv2-patches", *(name for name in CASES if name.startswith("swin-"))}
+_PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else ()) for name in CASES]
+
+
+def test_every_torch_patch_has_a_case() -> None:
+    """A patch without a proof that it is needed does not land."""
+    assert set(CASES) == {patch.name for patch in TORCH_PATCHES} | set(TRANSLATIONS)
+
+
+@pytest.mark.parametrize("name", _PARAMETERS)
+def test_torch_patch_mends(name: str, tmp_path: Path) -> None:
+    """With the patches the graph equals the unpatched original at all sizes, and the patch is named."""
+    module, example, cases = _module_and_cases(name)
+    with torch_patches() as active:
+        model = _export(module, example, active)
+    assert name in active.used
+    assert _problem(model, cases, tmp_path) is None
+
+
+@pytest.mark.parametrize("name", _PARAMETERS)
+def test_torch_patch_is_needed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all patches but this, there is no graph, or it fails or answers wrongly at some size."""
+    module, example, cases = _module_and_cases(name)
+    monkeypatch.setattr(patches, "TORCH_PATCHES", tuple(p for p in TORCH_PATCHES if p.name != name))
+    monkeypatch.setattr(patches, "TRANSLATIONS", {n: t for n, t in TRANSLATIONS.items() if n != name})
+    try:
+        with torch_patches() as active:
+            model = _export(module, example, active)
+    except torch.onnx.errors.OnnxExporterError:
+        return
+    assert _problem(model, cases, tmp_path) is not None
+
+
+def test_patches_leave_nothing_behind() -> None:
+    """After an export, also one that failed, every replaced function is the original again."""
+    before = torch.nn.functional.adaptive_avg_pool2d, torch.tensor, torch.Tensor.__rsub__
+    with torch_patches():
+        assert torch.nn.functional.adaptive_avg_pool2d is not before[0]
     with pytest.raises(ZeroDivisionError), torch_patches():
-        _ = 1 / 0
-    assert torch.nn.functional.adaptive_avg_pool2d is before
+        raise ZeroDivisionError
+    assert (torch.nn.functional.adaptive_avg_pool2d, torch.tensor, torch.Tensor.__rsub__) == before
+
+
+def test_patch_leaves_ordinary_calls_alone() -> None:
+    """Where a patch does not apply, the original answers and the patch is not named."""
+    x = torch.randn(2, 3, 8, 8)
+    expected = torch.nn.functional.adaptive_avg_pool2d(x, 3)
+    used: set[str] = set()
+    with ADAPTIVE_POOL.active(used):
+        assert torch.equal(torch.nn.functional.adaptive_avg_pool2d(x, 3), expected)
+    assert used == set()
 
 
 def test_patches_do_not_touch_what_is_not_imported() -> None:
@@ -95,42 +297,81 @@ def test_patches_do_not_touch_what_is_not_imported() -> None:
         assert set(sys.modules) == before
 
 
-def test_adaptive_pool_equals_torch() -> None:
+@pytest.mark.parametrize(("size", "out"), [((7, 5), 3), ((8, 6), (4, 2)), ((5, 9), (2, 7))])
+def test_adaptive_pool_equals_torch(size: tuple[int, int], out: Any) -> None:
     """The replacement is torch's pooling, at sizes that are no multiple of the output's, too."""
-    from converters.patches.adaptive_pool import ADAPTIVE_POOL
-
-    for size, out in (((7, 5), 3), ((8, 6), (4, 2)), ((5, 9), (2, 7))):
-        x = torch.randn(2, 3, *size)
-        ours = ADAPTIVE_POOL.replacement(None, x, out)
-        torch.testing.assert_close(ours, torch.nn.functional.adaptive_avg_pool2d(x, out))
+    x = torch.randn(2, 3, *size)
+    ours = ADAPTIVE_POOL.replacement(None, x, out)
+    torch.testing.assert_close(ours, torch.nn.functional.adaptive_avg_pool2d(x, out))
 
 
-def attention_graph() -> ir.Model:
-    """Attention with a mask that has one row for all queries."""
-    text = """<ir_version: 11, opset_import: ["": 23]>
-    g (float[b, 2, s, 4] q, float[b, 2, s, 4] k, float[b, 2, s, 4] v, float[b, 1, 1, s] mask)
-      => (float[b, 2, s, 4] y) { y = Attention(q, k, v, mask) }"""
-    return ir.serde.deserialize_model(onnx.parser.parse_model(text))
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_open_linspace_equals_torch(steps: int) -> None:
+    """The replacement is torch's linspace, bit for bit, also where it is a single value."""
+    ours = OPEN_LINSPACE.replacement(None, 0.5, 7.25, steps)
+    assert torch.equal(ours, torch.linspace(0.5, 7.25, steps))
 
 
-def test_attention_mask_rows() -> None:
-    """ONNX Runtime answers as the operator's definition once the mask has a row for each query."""
-    model = attention_graph()
-    assert GRAPH_PATCHES["attention-mask-rows"](model)
-    assert not GRAPH_PATCHES["rotary-cache-rows"](model)
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.standard_normal((3, 2, 5, 4)).astype(np.float32) for _ in range(3))
-    mask = np.where(rng.random((3, 1, 1, 5)) < 0.3, -1e4, 0).astype(np.float32)
-    session = onnxruntime.InferenceSession(
-        ir.serde.serialize_model(model).SerializeToString(), providers=["CPUExecutionProvider"]
+def _graph(node: str, inputs: str) -> ir.Model:
+    return ir.from_onnx_text(
+        f'<ir_version: 10, opset_import: ["" : 23]>\ngraph ({inputs}) => (float[B,2,S,4] y)\n{{ {node} }}'
     )
-    ours = session.run(None, {"q": q, "k": k, "v": v, "mask": mask})[0]
-    truth = torch.nn.functional.scaled_dot_product_attention(*map(torch.from_numpy, (q, k, v, mask)))
-    np.testing.assert_allclose(ours, truth, atol=1e-5)
 
 
-def test_attention_that_has_its_rows_is_left_alone() -> None:
-    """A mask with a row for each query stays as it is."""
-    model = attention_graph()
-    model.graph.inputs[3].shape = ir.Shape(["b", 1, "s", "s"])
-    assert not GRAPH_PATCHES["attention-mask-rows"](model)
+def _rotary() -> tuple[ir.Model, dict[str, Array], Array]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 5, 4)).astype(np.float32)
+    angle = rng.standard_normal((1, 5, 2)).astype(np.float32)
+    cos, sin = np.cos(angle), np.sin(angle)
+    # the rotation of RoFormer (arxiv.org/abs/2104.09864), halves side by side
+    left, right = x[..., :2], x[..., 2:]
+    expected = np.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+    model = _graph("y = RotaryEmbedding(x, c, s)", "float[B,2,S,4] x, float[1,S,2] c, float[1,S,2] s")
+    return model, {"x": x, "c": cos, "s": sin}, expected
+
+
+def _masked_attention() -> tuple[ir.Model, dict[str, Array], Array]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 5, 4)).astype(np.float32)
+    mask = np.ones((3, 1, 1, 5), dtype=bool)
+    mask[1, ..., 3:] = False
+    scores = np.where(mask, x @ x.swapaxes(-1, -2) / 2, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = (weights / weights.sum(-1, keepdims=True)) @ x
+    model = _graph("y = Attention(x, x, x, mask)", "float[B,2,S,4] x, bool[B,1,1,S] mask")
+    return model, {"x": x, "mask": mask}, expected.astype(np.float32)
+
+
+GRAPH_CASES: dict[str, Callable[[], tuple[ir.Model, dict[str, Array], Array]]] = {
+    "rotary-cache-rows": _rotary,
+    "attention-mask-rows": _masked_attention,
+}
+
+
+def test_every_graph_patch_has_a_case() -> None:
+    """A patch without a proof that it is needed does not land."""
+    assert set(GRAPH_CASES) == set(GRAPH_PATCHES)
+
+
+@pytest.mark.parametrize("name", GRAPH_CASES)
+def test_graph_patch_mends(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime refuses the graph, then answers as the formula does; a second time changes nothing."""
+    model, feeds, expected = GRAPH_CASES[name]()
+    assert _problem(model, [(feeds, expected)], tmp_path) is not None
+    assert GRAPH_PATCHES[name](model)
+    assert _problem(model, [(feeds, expected)], tmp_path) is None
+    assert name == "rotary-cache-rows" or not GRAPH_PATCHES[name](model)
+
+
+@pytest.mark.parametrize("name", GRAPH_CASES)
+def test_graph_patch_declines(name: str) -> None:
+    """A cache or mask that has all its rows is left as it is."""
+    model = {
+        "rotary-cache-rows": lambda: _graph(
+            "y = RotaryEmbedding(x, c, s)", "float[B,2,S,4] x, float[B,S,2] c, float[B,S,2] s"
+        ),
+        "attention-mask-rows": lambda: _graph(
+            "y = Attention(x, x, x, mask)", "float[B,2,S,4] x, bool[B,1,S,S] mask"
+        ),
+    }[name]()
+    assert not GRAPH_PATCHES[name](model)

@@ -1,9 +1,10 @@
-"""The original's own rounding: measured in float64, allowed twice, and never beyond 1e-3."""
+"""The original's own rounding is told to whoever must judge a tolerance; the tolerance itself stays."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -11,9 +12,10 @@ import converters
 import infer
 from converters.flat import FlatModule
 from converters.points import make_points
-from converters.rounding import own_rounding, widened_tolerances
+from converters.rounding import own_rounding
 from converters.source import Source
-from infer.parity import TOLERANCES, compare
+from infer.errors import ConversionError, ParityError
+from infer.parity import TOLERANCES, Tolerance, compare
 
 
 class Amplifier(nn.Module):
@@ -31,6 +33,7 @@ class Amplifier(nn.Module):
 
 
 X = torch.randn(4, 256, generator=torch.Generator().manual_seed(0))
+EXACT = Tolerance(atol=0.0, rtol=0.0, scaled=0.0)
 
 
 def rounding_of(module: nn.Module) -> dict[str, float]:
@@ -46,18 +49,8 @@ def test_rounding_grows_with_what_is_amplified() -> None:
     assert 2e-5 < amplified["normed"] < 5e-4
 
 
-def test_only_what_is_rounding_is_widened() -> None:
-    """Exact outputs keep their tolerance; so does an output that is off by more than rounding can be."""
-    for offset, names in ((0.0, set()), (3000.0, {"normed"}), (3e6, set())):
-        flat = FlatModule(Source("s", "test", Amplifier(offset).eval(), args=(X,)))
-        points = make_points(flat, {}, {"x": {0: "batch"}})
-        widened, notes = widened_tolerances(flat, points, TOLERANCES)
-        assert set(widened) - set(TOLERANCES) == names
-        assert len(notes) == len(names)
-
-
 def test_a_model_in_float32_only_tells_nothing() -> None:
-    """If the model cannot run in float64, nothing is widened."""
+    """If the model cannot run in float64, nothing is said of its rounding."""
 
     class Stubborn(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,12 +59,35 @@ def test_a_model_in_float32_only_tells_nothing() -> None:
     assert rounding_of(Stubborn()) == {}
 
 
-def test_an_amplifying_model_converts_and_verifies(tmp_path: Path) -> None:
-    """It passes parity, with its own rounding as tolerance if it needs it, and again when it is run."""
-    artifact = converters.convert(Amplifier(3000.0).eval(), tmp_path / "a.infer", example_inputs=(X,))
+def test_failing_parity_says_how_exact_the_original_is(tmp_path: Path) -> None:
+    """The error names the original's own rounding and the option to accept it, for that output only."""
+    module = Amplifier(3000.0).eval()
+    with pytest.raises(
+        ParityError, match=r"'normed' is \d\.\de-0[45] of its.*--tolerance normed="
+    ) as caught:
+        converters.convert(module, tmp_path / "a.infer", example_inputs=(X,), tolerances={"normed": EXACT})
+    assert "'plain' is" not in str(caught.value)
+    assert not (tmp_path / "a.infer").exists()
+
+
+def test_a_stated_tolerance_is_used_and_recorded(tmp_path: Path) -> None:
+    """What the caller states for an output goes into the manifest; dtypes keep theirs."""
+    stated = Tolerance(atol=1e-7, rtol=0.0, scaled=5e-4)
+    artifact = converters.convert(
+        Amplifier(3000.0).eval(), tmp_path / "a.infer", example_inputs=(X,), tolerances={"normed": stated}
+    )
     parity = artifact.manifest.parity
     assert parity is not None
     assert parity.passed
+    assert parity.tolerances == {**TOLERANCES, "normed": stated}
     with infer.load(artifact.path) as session:
         for _, feeds, expected in artifact.golden():
             assert all(d.within for d in compare(expected, session.run(feeds), parity.tolerances))
+
+
+def test_a_tolerance_of_nothing_is_refused(tmp_path: Path) -> None:
+    """A misspelt name would silently leave the output at its dtype's tolerance."""
+    with pytest.raises(ConversionError, match=r"no output or dtype 'norm'.*plain, normed"):
+        converters.convert(
+            Amplifier(0.0).eval(), tmp_path / "a.infer", example_inputs=(X,), tolerances={"norm": EXACT}
+        )

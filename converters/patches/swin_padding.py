@@ -1,4 +1,4 @@
-"""swin-patch-padding, swin-merge-padding and swin-window-padding: paddings without branches on the size."""
+"""swin-patch-padding, swin-window-padding and swin-merge-padding: no branches on the size."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from converters.patches.replace import TorchPatch, symbolic
+from converters.patches.replace import TorchPatch
 
 _MODELS = "transformers.models."
 
@@ -21,22 +21,18 @@ def _pad_patches(
     )
 
 
+def _pad_windows(
+    original: Any, self: Any, hidden_states: torch.Tensor, height: int, width: int
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    padded, _ = original(self, hidden_states, height, width)
+    # the layer asks these only whether to cut the padding off again; cutting nothing off is harmless
+    return padded, (0, 0, 0, 1, 0, 1)
+
+
 def _pad_merging(
     original: Any, self: Any, input_feature: torch.Tensor, height: int, width: int
 ) -> torch.Tensor:
     return nn.functional.pad(input_feature, (0, 0, 0, width % 2, 0, height % 2))
-
-
-def _pad_windows(
-    original: Any, self: Any, hidden_states: torch.Tensor, height: Any, width: Any
-) -> tuple[torch.Tensor, tuple[int, ...]]:
-    # callers ask whether there was any padding, only to cut it off; to cut off nothing does no harm
-    padded, _ = original(self, hidden_states, height, width)
-    return padded, (0, 0, 0, 1, 0, 1)
-
-
-def _windows_are_open(self: Any, hidden_states: torch.Tensor, height: Any, width: Any) -> bool:
-    return symbolic(height, width)
 
 
 SWIN_PATCHES = TorchPatch(
@@ -54,6 +50,23 @@ SWIN_PATCHES = TorchPatch(
 Without it, a graph traced at whole patches silently drops the rest of all other images.
 """
 
+SWIN_WINDOWS = TorchPatch(
+    "swin-window-padding",
+    (
+        _MODELS + "swin.modeling_swin:SwinLayer.maybe_pad",
+        _MODELS + "swinv2.modeling_swinv2:Swinv2Layer.maybe_pad",
+        _MODELS + "swin2sr.modeling_swin2sr:Swin2SRLayer.maybe_pad",
+        _MODELS + "donut.modeling_donut_swin:DonutSwinLayer.maybe_pad",
+        _MODELS + "maskformer.modeling_maskformer_swin:MaskFormerSwinLayer.maybe_pad",
+        _MODELS + "clap.modeling_clap:ClapAudioLayer.maybe_pad",
+    ),
+    _pad_windows,
+)
+"""Features are padded to whole windows, and the padding is cut off again if there was any.
+
+Without it, a graph traced at whole windows keeps the padding at all other sizes, and fails.
+"""
+
 SWIN_MERGING = TorchPatch(
     "swin-merge-padding",
     (
@@ -69,21 +82,4 @@ SWIN_MERGING = TorchPatch(
 """Two by two features are merged, padded only if a side is odd.
 
 Without it, a graph traced at even sides fails or is silently wrong where a stage has an odd one.
-"""
-
-SWIN_WINDOWS = TorchPatch(
-    "swin-window-padding",
-    (
-        _MODELS + "swin.modeling_swin:SwinLayer.maybe_pad",
-        _MODELS + "swinv2.modeling_swinv2:Swinv2Layer.maybe_pad",
-        _MODELS + "donut.modeling_donut_swin:DonutSwinLayer.maybe_pad",
-        _MODELS + "maskformer.modeling_maskformer_swin:MaskFormerSwinLayer.maybe_pad",
-        _MODELS + "clap.modeling_clap:ClapAudioLayer.maybe_pad",
-    ),
-    _pad_windows,
-    _windows_are_open,
-)
-"""Features are padded to whole windows, and the padding is cut off again only if there was any.
-
-Without it, a graph traced at whole windows never cuts, and fails where there are none.
 """

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from converters.source import Source
+from converters.points import BATCH
+from converters.source import Dims, Source
 from converters.sources import SourceRequest
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
@@ -41,6 +42,7 @@ def open_transformers(request: SourceRequest) -> Source:
         described=f"{type(model).__name__} in '{folder.name}'",
         module=model,
         kwargs=example,
+        dims=_dims(model),
         task=task,
         files=files,
         notes=(*notes, *said),
@@ -145,8 +147,10 @@ def _text_config(config: Any) -> Any:
 
 def _text(config: Any, accepted: set[str], generator: torch.Generator) -> dict[str, Any]:
     text = _text_config(config)
-    limit = getattr(text, "max_position_embeddings", None) or 512
-    length = max(4, min(_EXAMPLE_TOKENS, limit // 3))
+    limit = getattr(text, "max_position_embeddings", None)
+    # XLNet says -1 for no limit
+    length = min(_EXAMPLE_TOKENS, limit // 3) if limit and limit > 0 else _EXAMPLE_TOKENS
+    length = max(4, length)
     inputs = {"input_ids": _ids(text.vocab_size, (2, length), generator)}
     if "attention_mask" in accepted:
         mask = torch.ones(2, length, dtype=torch.int64)
@@ -176,6 +180,14 @@ def _audio(config: Any, generator: torch.Generator) -> torch.Tensor:
     if hasattr(config, "num_mel_bins"):  # a spectrogram transformer: frames and bins are fixed
         return torch.randn(2, config.max_length, config.num_mel_bins, generator=generator)
     return torch.randn(2, 16_000, generator=generator)
+
+
+def _dims(model: Any) -> Dims:
+    """Axes that do not vary as the input's name tells."""
+    if getattr(model, "main_input_name", "") == "input_values" and hasattr(model.config, "num_mel_bins"):
+        # a spectrogram, not samples; its frames vary only by what is left after the last whole patch
+        return {"input_values": {0: BATCH}}
+    return {}
 
 
 def _features(config: Any, generator: torch.Generator) -> torch.Tensor:

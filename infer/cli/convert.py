@@ -17,6 +17,7 @@ from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
 from infer.npz import load_npz
+from infer.parity import Tolerance
 from infer.signature import DTYPES, Array
 
 
@@ -49,6 +50,14 @@ from infer.signature import DTYPES, Array
     help="An axis that must be able to vary, such as x:2=height. The batch need not be named. Repeatable.",
 )
 @click.option(
+    "--tolerance",
+    "tolerances",
+    multiple=True,
+    metavar="NAME=SCALED",
+    help="How far an output, or a dtype such as float32, may be off, relative to its largest value;"
+    " default: float32=2e-5. Repeatable.",
+)
+@click.option(
     "--task",
     type=click.Path(path_type=Path),
     help='What the model is for: a JSON file with {"name": ..., "spec": {...}}.',
@@ -73,6 +82,7 @@ def command(
     inputs: tuple[str, ...],
     feeds: Path | None,
     dynamic: tuple[str, ...],
+    tolerances: tuple[str, ...],
     task: Path | None,
     files: tuple[Path, ...],
     force: bool,
@@ -93,6 +103,7 @@ def command(
     """
     spec = _read_task(task) if task else None
     axes = _parse_dynamic(dynamic)
+    stated = dict(_tolerance(text) for text in tolerances)
     examples: dict[str, Array] = {}
     for text in inputs:
         name, array = _example(text)
@@ -111,6 +122,7 @@ def command(
             output,
             example_inputs=examples or None,
             dynamic=axes,
+            tolerances=stated,
             weights=weights,
             task=spec,
             files={f"files/{path.name}": _existing(path) for path in files},
@@ -219,6 +231,19 @@ def _parse_dynamic(items: tuple[str, ...]) -> dict[str, dict[int, str]]:
             raise click.UsageError(f"--dynamic '{text}' is not NAME:AXIS=DIM, such as x:2=height")
         axes.setdefault(match["name"], {})[int(match["axis"])] = match["dim"]
     return axes
+
+
+def _tolerance(text: str) -> tuple[str, Tolerance]:
+    name, _, number = text.rpartition("=")
+    try:
+        scaled = float(number)
+    except ValueError:
+        scaled = math.nan
+    if not name or not 0 <= scaled < 1:
+        raise click.UsageError(
+            f"--tolerance '{text}' is not NAME=SCALED with a number from 0 to 1, such as float32=1e-4"
+        )
+    return name, Tolerance(atol=1e-7, rtol=0.0, scaled=scaled)
 
 
 def _read_task(path: Path) -> TaskSpec:
