@@ -4,30 +4,27 @@ gives it a manifest."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from converters.convert import copy_files, versions
 from converters.options import ConvertOptions, check_tolerances
-from converters.points import to_numpy
+from converters.points import Point, to_numpy
 from converters.sources import SourceRequest
-from infer.artifact import MANIFEST, Artifact, record_files
+from converters.writing import now, versions, write_artifact
+from infer.artifact import Artifact
 from infer.drafts import artifact_draft
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import (
     FORMAT_VERSION,
-    GoldenPoint,
     Manifest,
     Measured,
     Parity,
     Provenance,
     Variant,
 )
-from infer.npz import save_npz
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import compare
 from infer.plain import artifact_of_graph
@@ -62,12 +59,8 @@ def adopt_graph(
         raise ParityError(f"'{path}' answers differently once ONNX Runtime optimized it: {wrong[0]}")
     variant = plain.manifest.variants[0]
     graph = f"graphs/{path.name}"
+    example = Point("example", frozenset(), feeds, expected)
     with artifact_draft(output, overwrite=options.overwrite) as draft:
-        copy_files({f"graphs/{name}": path.parent / name for name in plain.manifest.files}, draft)
-        copy_files(request.files, draft)
-        (draft / "golden").mkdir()
-        save_npz(draft / "golden/0-feeds.npz", feeds)
-        save_npz(draft / "golden/0-outputs.npz", expected)
         manifest = Manifest(
             format_version=FORMAT_VERSION,
             name=request.name,
@@ -76,7 +69,7 @@ def adopt_graph(
             structure=plain.manifest.structure,
             task=request.task,
             variants=(Variant("onnx", graph, variant.precision, variant.opset, variant.size_bytes),),
-            golden=(GoldenPoint("example", "golden/0-feeds.npz", "golden/0-outputs.npz"),),
+            golden=(),
             parity=Parity(
                 oracle="the same graph in ONNX Runtime without graph optimizations",
                 tolerances=dict(options.tolerances),
@@ -94,14 +87,13 @@ def adopt_graph(
                 attempts=(),
                 patches=(),
                 versions=versions(),
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                created=now(),
                 notes=("adopted from an ONNX file: nothing is known of the model it came from",),
             ),
-            files=record_files(draft),
+            files={},
         )
-        (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        with open_session(Artifact.open(draft)) as session:
-            session.task  # noqa: B018
+        graphs = {f"graphs/{name}": path.parent / name for name in plain.manifest.files}
+        write_artifact(draft, manifest, {**graphs, **request.files}, [example])
     return Artifact.open(output)
 
 
