@@ -6,13 +6,14 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from infer.artifact import Artifact
 from infer.backends import Executable, load_backend
-from infer.errors import FeedError, IntegrityError, SessionClosedError
+from infer.errors import ArtifactError, FeedError, IntegrityError, SessionClosedError
 from infer.graphfile import read_graph_file
 from infer.guard import Guard
 from infer.machine import this_machine
@@ -20,7 +21,7 @@ from infer.options import PlanOptions, SessionOptions
 from infer.plain import artifact_of_graph
 from infer.plan import Plan
 from infer.planner import make_plan
-from infer.signature import Array, Signature
+from infer.signature import Array, Signature, TensorSpec
 from infer.structure import rebuild
 from infer.tasks import Task, load_task
 
@@ -101,21 +102,35 @@ class _Verification(threading.Thread):
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
-    _check_external_files(artifact, graph)
+    _check_graph(artifact, graph)
     return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
 
 
-def _check_external_files(artifact: Artifact, graph: Path) -> None:
-    """A graph may only read weights from files of its own artifact."""
+def _check_graph(artifact: Artifact, graph: Path) -> None:
+    """A graph must be what the manifest says, and read weights only from files of its own artifact."""
+    found, manifest = read_graph_file(graph), artifact.manifest
+    said = (*manifest.inputs, *manifest.outputs)
+    for has, says in zip_longest((*found.signature.inputs, *found.signature.outputs), said):
+        if has is None or says is None or not _alike(has, says):
+            raise ArtifactError(
+                f"the graph '{graph}' has {has or 'nothing'} where the manifest says {says or 'nothing'};"
+                f" they do not belong together, convert the model again"
+            )
     folder = Path(os.path.relpath(graph.parent, artifact.path))
-    for location in read_graph_file(graph).external_files:
+    for location in found.external_files:
         name = (folder / location).as_posix()
-        if name not in artifact.manifest.files:
+        if name not in manifest.files:
             raise IntegrityError(
                 f"the graph '{graph}' wants to read its weights from '{location}', which is not a"
                 f" file of this artifact; it is refused"
             )
         artifact.file(name)
+
+
+def _alike(has: TensorSpec, says: TensorSpec) -> bool:
+    """Whether two specs are the same but for the names of their dims."""
+    fixed = [[dim if isinstance(dim, int) else None for dim in spec.dims] for spec in (has, says)]
+    return (has.name, has.dtype, fixed[0]) == (says.name, says.dtype, fixed[1])
 
 
 class Session:
