@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.labels import ScoredLabel, describe_labels, labels_to_json, rank
+from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
 from infer.tasks.pixels import Step, apply_steps, open_picture
-from infer.tasks.rows import answer, batches, run_rows
+from infer.tasks.rows import Part, answer, answer_parts, batches
 
 # a batch of pictures keeps the cores busy as well as a large one, in less memory
 _BATCH_SIZE = 8
@@ -34,16 +35,25 @@ class ImageClassification:
     """An input is what `open_picture` takes; a result is a list of `ScoredLabel`, best first."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        self.setting = setting
         self.spec = setting.decode(ImageClassificationSpec)
+        self.classes = Classes(self.spec.labels, self.spec.activation)
 
     def __call__(self, inputs: Any) -> Any:
-        return answer(inputs, self._many)
+        return answer(inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
 
-    def encode(self, pictures: Sequence[Any]) -> dict[str, Any]:
-        """Feeds for `pictures`: float32, shape = (batch, 3, H, W)."""
-        arrays = [apply_steps(open_picture(picture), self.spec.steps) for picture in pictures]
-        return {self.spec.input: np.stack(arrays)}
+    def parts(self, pictures: Sequence[Any]) -> Iterator[Part]:
+        """Feeds: float32, shape = (batch, 3, H, W)."""
+        for places in batches(len(pictures), _BATCH_SIZE, self.setting.signature):
+            arrays = [apply_steps(open_picture(pictures[i]), self.spec.steps) for i in places]
+            yield Part(places, {self.spec.input: np.stack(arrays)})
+
+    def scores(self, outputs: Mapping[str, Array]) -> Array:
+        """The score of every class, shape = (batch, classes)."""
+        return self.classes.scores(outputs[self.spec.output])
+
+    def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
+        return [self.classes.rank(row, self.spec.top_k) for row in self.scores(outputs)]
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]
@@ -56,11 +66,3 @@ class ImageClassification:
 
     def describe(self, result: Any) -> str:
         return describe_labels(result)
-
-    def _many(self, pictures: Sequence[Any]) -> list[list[ScoredLabel]]:
-        results: list[list[ScoredLabel]] = []
-        for rows in batches(len(pictures), _BATCH_SIZE, self._setting.signature):
-            feeds = self.encode(pictures[rows])
-            logits = run_rows(self._setting.run, self._setting.signature, feeds)[self.spec.output]
-            results += rank(logits, self.spec.labels, self.spec.activation, self.spec.top_k)
-        return results

@@ -23,26 +23,38 @@ class ScoredLabel:
     index: int
 
 
-def rank(
-    logits: Array, labels: Sequence[str], activation: str, top_k: int | None
-) -> list[list[ScoredLabel]]:
-    """For each row of `logits`, shape = (batch, classes), its `top_k` classes, best first."""
-    if logits.ndim != 2:
-        raise ArtifactError(
-            f"a classifier's output must have shape (batch, classes), but has {list(logits.shape)}"
-        )
-    classes = logits.shape[1]
-    if labels and len(labels) != classes:
-        raise ArtifactError(
-            f"the artifact has {len(labels)} labels, but the model gives {classes} classes;"
-            f" convert it again with one label for each class"
-        )
-    scores = activate(logits.astype(np.float64), activation)
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :top_k]
-    return [
-        [ScoredLabel(labels[i] if labels else str(i), float(row[i]), int(i)) for i in order]
-        for row, order in zip(scores, best, strict=True)
-    ]
+@dataclass(frozen=True)
+class Classes:
+    """What the columns of a classifier's output are.
+
+    `labels` has one entry a class, or none. `activation` makes scores of the model's numbers;
+    "sigmoid" means that labels are independent of each other.
+    """
+
+    labels: tuple[str, ...] = ()
+    activation: str = "softmax"
+
+    def scores(self, logits: Array) -> Array:
+        """Scores, float64, of logits of the same shape = (batch, classes). Raises `ArtifactError`."""
+        if logits.ndim != 2:
+            raise ArtifactError(
+                f"a classifier's output must have shape (batch, classes), but has {list(logits.shape)}"
+            )
+        if self.labels and len(self.labels) != logits.shape[1]:
+            raise ArtifactError(
+                f"the artifact has {len(self.labels)} labels, but the model gives {logits.shape[1]}"
+                f" classes; convert it again with one label for each class"
+            )
+        return activate(logits.astype(np.float64), self.activation)
+
+    def rank(self, scores: Array, top_k: int | None = None) -> list[ScoredLabel]:
+        """The `top_k` classes of one row of scores, best first."""
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        return [ScoredLabel(self.label(i), float(scores[i]), int(i)) for i in best]
+
+    def label(self, index: int) -> str:
+        """The name of a class; its number if it has none."""
+        return self.labels[index] if self.labels else str(index)
 
 
 def activate(logits: Array, activation: str) -> Array:

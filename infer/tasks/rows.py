@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from infer.signature import Array, Signature
-from infer.tasks import Run
+from infer.tasks import Run, Setting
+
+Decode = Callable[[Mapping[str, Array], Sequence[Any]], Sequence[Any]]
+"""Outputs of one part, and what was kept about its inputs → a result for each row."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the inputs, encoded: row i of every feed is the input at `places[i]`.
+
+    `about` keeps what decoding must know of each: the size of a picture, where a token lies in a text.
+    """
+
+    places: Sequence[int]
+    feeds: dict[str, Array]
+    about: Sequence[Any] = ()
 
 
 def answer(inputs: Any, many: Callable[[Sequence[Any]], Any]) -> Any:
@@ -18,6 +34,15 @@ def answer(inputs: Any, many: Callable[[Sequence[Any]], Any]) -> Any:
     return many([inputs])[0]
 
 
+def answer_parts(setting: Setting, parts: Iterable[Part], decode: Decode) -> list[Any]:
+    """Run each part; the decoded results, in the order of the inputs."""
+    found: dict[int, Any] = {}
+    for part in parts:
+        outputs = run_rows(setting.run, setting.signature, part.feeds)
+        found.update(zip(part.places, decode(outputs, part.about), strict=True))
+    return [found[place] for place in sorted(found)]
+
+
 def fixed_batch(signature: Signature) -> int | None:
     """The batch size baked into the graph, or None if it varies."""
     sizes = {spec.dims[0] for spec in signature.inputs if spec.dims}
@@ -25,11 +50,11 @@ def fixed_batch(signature: Signature) -> int | None:
     return fixed[0] if fixed else None
 
 
-def batches(count: int, batch_size: int, signature: Signature) -> Iterator[slice]:
-    """Slices of at most `batch_size` rows, or of the graph's own fixed batch size."""
+def batches(count: int, batch_size: int, signature: Signature) -> Iterator[range]:
+    """Places of at most `batch_size` inputs, or of the graph's own fixed batch size."""
     step = fixed_batch(signature) or batch_size
     for start in range(0, count, step):
-        yield slice(start, min(start + step, count))
+        yield range(start, min(start + step, count))
 
 
 def run_rows(run: Run, signature: Signature, feeds: Mapping[str, Array]) -> dict[str, Array]:

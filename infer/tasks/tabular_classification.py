@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 from infer.errors import InputError
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.labels import ScoredLabel, describe_labels, labels_to_json, rank
-from infer.tasks.rows import answer, batches, run_rows
+from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
+from infer.tasks.rows import Part, answer, answer_parts, batches
 
 _BATCH_SIZE = 4096
 
@@ -46,8 +46,9 @@ class TabularClassification:
     `ScoredLabel`, best first."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        self.setting = setting
         self.spec = setting.decode(TabularClassificationSpec)
+        self.classes = Classes(self.spec.labels, self.spec.activation)
         self._names = [column.name for column in self.spec.columns]
         self._means = np.array([column.mean for column in self.spec.columns])
         self._scales = np.array([column.scale for column in self.spec.columns])
@@ -60,13 +61,21 @@ class TabularClassification:
             and not isinstance(inputs[0], (Mapping, list, tuple, np.ndarray))
         ):
             inputs = tuple(inputs)
-        return answer(inputs, self._many)
+        return answer(inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
 
-    def encode(self, rows: Sequence[Any]) -> dict[str, Array]:
-        """Feeds for `rows`: float32, shape = (batch, columns). Raises `InputError`."""
-        values = np.array([self._values(row, i) for i, row in enumerate(rows)], np.float64)
-        scaled = (values - self._means) / self._scales
-        return {self.spec.input: scaled.astype(np.float32)}
+    def parts(self, rows: Sequence[Any]) -> Iterator[Part]:
+        """Feeds: float32, shape = (batch, columns). Raises `InputError`."""
+        for places in batches(len(rows), _BATCH_SIZE, self.setting.signature):
+            values = np.array([self._values(rows[i], i) for i in places], np.float64)
+            scaled = (values - self._means) / self._scales
+            yield Part(places, {self.spec.input: scaled.astype(np.float32)})
+
+    def scores(self, outputs: Mapping[str, Array]) -> Array:
+        """The score of every class, shape = (batch, classes)."""
+        return self.classes.scores(outputs[self.spec.output])
+
+    def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
+        return [self.classes.rank(row) for row in self.scores(outputs)]
 
     def read(self, path: Path) -> Sequence[Any]:
         """Rows of a CSV file, with a header of column names or without."""
@@ -99,14 +108,6 @@ class TabularClassification:
 
     def describe(self, result: Any) -> str:
         return describe_labels(result)
-
-    def _many(self, rows: Sequence[Any]) -> list[list[ScoredLabel]]:
-        results: list[list[ScoredLabel]] = []
-        for part in batches(len(rows), _BATCH_SIZE, self._setting.signature):
-            feeds = self.encode(rows[part])
-            logits = run_rows(self._setting.run, self._setting.signature, feeds)[self.spec.output]
-            results += rank(logits, self.spec.labels, self.spec.activation, None)
-        return results
 
     def _values(self, row: Any, index: int) -> list[float]:
         if isinstance(row, Mapping):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.labels import ScoredLabel, describe_labels, labels_to_json, rank
-from infer.tasks.rows import answer, run_rows
+from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
+from infer.tasks.rows import Part, answer, answer_parts
 from infer.tasks.tokens import TextEncoder, TokenizerSpec, read_lines
 
 
@@ -27,12 +28,23 @@ class TextClassification:
     """An input is a str; a result is a list of `ScoredLabel`, best first."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        self.setting = setting
         self.spec = setting.decode(TextClassificationSpec)
+        self.classes = Classes(self.spec.labels, self.spec.activation)
         self.encoder = TextEncoder(self.spec.tokenizer, setting)
 
     def __call__(self, inputs: Any) -> Any:
-        return answer(inputs, self._many)
+        return answer(inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
+
+    def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
+        return self.encoder.parts(texts)
+
+    def scores(self, outputs: Mapping[str, Array]) -> Array:
+        """The score of every class, shape = (batch, classes)."""
+        return self.classes.scores(outputs[self.spec.output])
+
+    def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
+        return [self.classes.rank(row) for row in self.scores(outputs)]
 
     def read(self, path: Path) -> Sequence[Any]:
         return read_lines(path)
@@ -45,12 +57,3 @@ class TextClassification:
 
     def describe(self, result: Any) -> str:
         return describe_labels(result)
-
-    def _many(self, texts: Sequence[Any]) -> list[list[ScoredLabel]]:
-        results: list[list[ScoredLabel]] = [[] for _ in texts]
-        for rows, feeds in self.encoder.batches(texts):
-            logits = run_rows(self._setting.run, self._setting.signature, feeds)[self.spec.output]
-            ranked = rank(logits, self.spec.labels, self.spec.activation, None)
-            for place, result in zip(rows, ranked, strict=True):
-                results[place] = result
-        return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.rows import answer, run_rows
+from infer.tasks.rows import Part, answer, answer_parts
 from infer.tasks.tokens import TextEncoder, TokenizerSpec, read_lines
 
 
@@ -27,12 +27,18 @@ class TextEmbedding:
     """An input is a str; a result is a float32 vector. A list of n gives an array (n, size)."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        self.setting = setting
         self.spec = setting.decode(TextEmbeddingSpec)
         self.encoder = TextEncoder(self.spec.tokenizer, setting)
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, self._many)
+
+    def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
+        return self.encoder.parts(texts)
+
+    def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> Sequence[Array]:
+        return list(outputs[self.spec.output])
 
     def read(self, path: Path) -> Sequence[Any]:
         return read_lines(path)
@@ -48,10 +54,5 @@ class TextEmbedding:
         return f"vector of {len(result)}: [{values}{', …' if len(result) > 6 else ''}]"
 
     def _many(self, texts: Sequence[Any]) -> Array:
-        vectors: Array | None = None
-        for rows, feeds in self.encoder.batches(texts):
-            found = run_rows(self._setting.run, self._setting.signature, feeds)[self.spec.output]
-            if vectors is None:
-                vectors = np.empty((len(texts), *found.shape[1:]), found.dtype)
-            vectors[rows] = found
-        return np.empty((0, 0), np.float32) if vectors is None else vectors
+        vectors = answer_parts(self.setting, self.parts(texts), self.decode)
+        return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)

@@ -13,6 +13,7 @@ import numpy as np
 from infer.errors import ArtifactError, InputError, missing_package
 from infer.signature import Array
 from infer.tasks import Setting
+from infer.tasks.rows import Part
 
 try:
     from tokenizers import Tokenizer
@@ -60,8 +61,8 @@ class TextEncoder:
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(min(spec.max_length, self._length or spec.max_length))
 
-    def batches(self, texts: Sequence[Any]) -> Iterator[tuple[list[int], dict[str, Array]]]:
-        """Feeds for all `texts`, each with the places its rows have in `texts`."""
+    def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
+        """Feeds for all `texts`, those of similar length together; about each, its encoding."""
         encodings = self._encode(texts)
         order = sorted(range(len(texts)), key=lambda i: len(encodings[i].ids))
         limit = self._setting.signature.inputs[0].dims[0]
@@ -78,7 +79,8 @@ class TextEncoder:
                     break
                 stop += 1
             rows = order[start:stop]
-            yield rows, self._feeds([encodings[i] for i in rows])
+            chosen = [encodings[i] for i in rows]
+            yield Part(rows, self._feeds(chosen), chosen)
             start = stop
 
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
