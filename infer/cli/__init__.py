@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("infer.cli.convert", "Make an artifact from a trained model, proved equal to it."),
     "inspect": ("infer.cli.inspect", "Show what an artifact is, takes, gives, and what was proved."),
     "run": ("infer.cli.run", "Answer inputs: pictures, texts, rows, or arrays."),
+    "eval": ("infer.cli.eval", "Say how good an artifact is, on data whose answers are known."),
     "verify": ("infer.cli.verify", "Prove an artifact again on this machine."),
     "doctor": ("infer.cli.doctor", "Say what this machine can run, and what is in the way."),
 }

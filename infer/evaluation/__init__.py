@@ -1,0 +1,129 @@
+"""How good an artifact is at its task: data with known answers in, metrics out.
+
+dataset → the task answers every input → the evaluator of that task compares.
+
+One file an evaluator, one table. Metrics come from scikit-learn where it has them, so evaluating
+needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from infer.errors import InputError
+from infer.session import Session
+from infer.signature import Array
+from infer.tasks.rows import Part, answer_parts
+
+Progress = Callable[[str], None]
+
+EVALUATORS: dict[str, str] = {
+    "image-classification": "infer.evaluation.classification",
+    "text-classification": "infer.evaluation.classification",
+    "tabular-classification": "infer.evaluation.classification",
+}
+"""Task → the module that evaluates it."""
+
+LOWER_IS_BETTER = frozenset({"log_loss"})
+"""Metrics of which less is better. Of all others, more is."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Inputs as the task takes them, and what is true of each, as its evaluator takes it."""
+
+    name: str
+    inputs: Sequence[Any]
+    expected: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class: of those called so, how many are (precision); of those that are, how many were
+    called so (recall); their harmonic mean (f1); and how many are (support)."""
+
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it. The first metric is the task's main one.
+
+    `confusion[i][j]` counts inputs of class i that were called j, in the order of `classes`.
+    """
+
+    task: str
+    dataset: str
+    count: int
+    metrics: dict[str, float]
+    classes: tuple[ClassMetrics, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+
+class Evaluator(Protocol):
+    """What the module of an evaluator has."""
+
+    def read(self, path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
+        """The data at `path`. `columns` renames columns of a table: what it is → what it is called there.
+        Raises `InputError`."""
+        ...
+
+    def measure(self, task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
+        """Let `task` answer, and compare. Raises `InputError`."""
+        ...
+
+
+def evaluate(session: Session, data: Dataset | str | os.PathLike[str]) -> Evaluation:
+    """Metrics of a session on a `Dataset`, or on one of the files or folders that `infer eval` takes.
+
+    Raises `InputError` if the data cannot be read or does not fit the task.
+    """
+    if not isinstance(data, Dataset):
+        data = read_dataset(session.task, Path(data))
+    return evaluate_task(session.task, data)
+
+
+def read_dataset(task: Any, path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
+    """The data at `path` for `task`. Raises `InputError`."""
+    return _evaluator(task).read(path, task, columns or {})
+
+
+def evaluate_task(task: Any, dataset: Dataset, progress: Progress = lambda _: None) -> Evaluation:
+    """Metrics of a task, whatever runs its graph: a session, or the PyTorch original."""
+    if not dataset.inputs:
+        raise InputError(f"the data '{dataset.name}' is empty")
+    return _evaluator(task).measure(task, dataset, progress)
+
+
+def gather(
+    task: Any,
+    dataset: Dataset,
+    decode: Callable[[Mapping[str, Array], Sequence[Any]], Sequence[Any]],
+    progress: Progress,
+) -> list[Any]:
+    """What `decode` makes of every input's outputs, telling how far it is."""
+
+    def told() -> Iterator[Part]:
+        done = 0
+        for part in task.parts(dataset.inputs):
+            yield part
+            done += len(part.places)
+            progress(f"{done} of {len(dataset.inputs)} answered")
+
+    return answer_parts(task.setting, told(), decode)
+
+
+def _evaluator(task: Any) -> Evaluator:
+    name = task.setting.name
+    if name not in EVALUATORS:
+        raise InputError(f"the task '{name}' cannot be evaluated; those that can: {', '.join(EVALUATORS)}")
+    return cast(Evaluator, importlib.import_module(EVALUATORS[name]))
