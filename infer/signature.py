@@ -25,8 +25,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 """Tensor dtypes by name. Strings travel as object arrays of `str`, as ONNX Runtime wants them."""
 
-_MAX_FITTING = 1024  # remembered shapes, before all are forgotten
-
 
 @dataclass(frozen=True)
 class TensorSpec:
