@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,9 @@ USAGE: dict[str, tuple[str, str]] = {
     "dynamic dim": ("convert source.py:Net -o x --input x=2 --dynamic x:0=2", "is not NAME:AXIS=DIM"),
     "threads": ("run net.infer --threads 0", "'--threads'"),
     "feeds and files": ("run net.infer x.npz --feeds x.npz", "not both"),
+    "output of no kind": ("run net.infer --feeds x.npz -o y.txt", "is neither .json nor .npz"),
+    "one .npz of two": ("run net.infer x.npz x.npz -o y.npz", "the outputs for one .npz file"),
+    "one .npz of text": ("run net.infer x.npz --text a -o y.npz", "the outputs for one .npz file"),
 }
 
 
@@ -323,6 +328,67 @@ def test_an_output_file_is_as_readable_as_others(here: Path) -> None:
     assert infer_command("run", "net.infer", "--feeds", "x.npz", "-o", "y.npz").code == 0
     assert (here / "y.npz").stat().st_mode == (here / "ordinary").stat().st_mode
     assert np.load(here / "y.npz")["logits"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("given", ["x.npz", "--feeds x.npz"])
+def test_the_suffix_of_an_output_says_what_is_written(here: Path, given: str) -> None:
+    """`-o y.npz` holds the arrays and `-o y.json` the document of `--json`, whichever way feeds came."""
+    printed = json.loads(infer_command("run", "net.infer", *given.split(), "--json").out)
+    for name in ("y.npz", "y.json"):
+        assert infer_command("run", "net.infer", *given.split(), "-o", name) == Outcome(0, "", "")
+    with np.load("y.npz") as arrays:
+        assert {name: array.tolist() for name, array in arrays.items()} == printed["results"][0]
+    assert json.loads((here / "y.json").read_text()) == printed
+    outcome = infer_command("run", "net.infer", *given.split(), "-o", "-")
+    assert json.loads(outcome.out) == printed
+
+
+def test_a_task_has_no_arrays_to_write(here: Path) -> None:
+    """`-o y.npz` for labels is wrong usage, and says what can be had."""
+    edit_manifest(here / "net.infer", _tabular)
+    (here / "x.csv").write_text("1,2,3,4,5,6,7,8,9,10\n")
+    outcome = infer_command("run", "net.infer", "x.csv", "-o", "y.npz")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "the task 'tabular-classification' answers with no arrays; give -o NAME.json" in outcome.err
+    assert not (here / "y.npz").exists()
+
+
+def test_explain_with_inputs_is_one_json_document(here: Path) -> None:
+    """`--explain --json` gives plan and results together; without inputs, the plan alone."""
+    document = json.loads(infer_command("run", "net.infer", "x.npz", "--explain", "--json").out)
+    assert list(document) == ["schema_version", "plan", "results"]
+    assert document["plan"]["variant"] == "onnx"
+    alone = json.loads(infer_command("run", "net.infer", "--explain", "--json").out)
+    assert alone == {"schema_version": 1, "plan": document["plan"]}
+
+
+def test_an_output_that_is_a_link_keeps_leading_there(here: Path) -> None:
+    """The file behind a link is replaced, not the link; one that dangles gets its file."""
+    (here / "folder" / "real.npz").write_text("old")
+    (here / "y.npz").symlink_to("folder/real.npz")
+    (here / "new.npz").symlink_to("folder/new.npz")
+    for link in ("y.npz", "new.npz"):
+        assert infer_command("run", "net.infer", "x.npz", "-o", link).code == 0
+        assert (here / link).is_symlink()
+        assert np.load(here / link)["logits"].shape == (1, 2)
+    assert sorted(p.name for p in (here / "folder").iterdir()) == ["new.npz", "real.npz"]
+    (here / "loop.npz").symlink_to("loop.npz")
+    check(infer_command("run", "net.infer", "x.npz", "-o", "loop.npz"), 1, "leads back to itself")
+
+
+def test_an_output_that_is_a_pipe_or_a_device_stays_one(here: Path) -> None:
+    """A reader of a pipe gets the whole document, a device swallows it; neither becomes a file."""
+    printed = json.loads(infer_command("run", "net.infer", "x.npz", "--json").out)
+    os.mkfifo(here / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit((here / "pipe").read_text)
+        assert infer_command("run", "net.infer", "x.npz", "-o", "pipe").code == 0
+        assert json.loads(heard.result()) == printed
+    assert (here / "pipe").is_fifo()
+    (here / "null.npz").symlink_to(os.devnull)
+    for device in (os.devnull, "null.npz"):
+        assert infer_command("run", "net.infer", "x.npz", "-o", device).code == 0
+    assert Path(os.devnull).is_char_device()
 
 
 def test_every_error_class_is_in_the_tree_that_is_drawn() -> None:
