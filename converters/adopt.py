@@ -46,6 +46,8 @@ def adopt_graph(
     Raises `ConversionError`, `ParityError` or `ArtifactError`.
     """
     path = Path(request.source)
+    if request.weights is not None:
+        raise ConversionError(f"'{path}' brings its own weights; --weights cannot be given with it")
     progress(f"checking '{path.name}'")
     plain = artifact_of_graph(path)
     _check(path)

@@ -17,7 +17,6 @@ from infer.signature import DTYPES, Signature, TensorSpec
 from infer.structure import Structure, tensor_names
 
 FORMAT_VERSION = 1
-_MAX_NESTING = 64
 
 
 @dataclass(frozen=True)
@@ -131,15 +130,21 @@ class Manifest:
         return Signature(self.inputs, self.outputs)
 
     def to_json(self) -> str:
-        return json.dumps(schema.encode(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """Raises `ArtifactError` if the task's spec holds what JSON does not have."""
+        try:
+            return json.dumps(schema.encode(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the manifest of '{self.name}' cannot be written as JSON ({error}); give the task's spec"
+                f" finite numbers, text, lists and mappings only"
+            ) from error
 
     @staticmethod
     def from_json(text: str | bytes, where: str) -> Manifest:
         """Parse and check a manifest; `where` names it in errors. Raises `ArtifactError`."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-            _check_plain(data)
-        except (ValueError, RecursionError) as error:
+            data = schema.parse(text)
+        except schema.SchemaError as error:
             raise ArtifactError(
                 f"{where} is not valid JSON ({error}); the artifact is damaged, convert it again"
             ) from error
@@ -155,29 +160,6 @@ class Manifest:
             raise ArtifactError(f"{where} does not follow its schema: {error}") from error
         _check(manifest, where)
         return manifest
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # readers would disagree on which one counts
-        raise ValueError("a key is given twice in one object")
-    return found
-
-
-def _check_plain(data: Any) -> None:
-    """Refuse JSON that could not be written again, and nesting no model has. Raises `ValueError`."""
-    level, depth = [data], 0
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        if depth > _MAX_NESTING:
-            raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
-        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
-    # 1e999 reads as infinity, and "\\ud800" as half a character
-    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
 
 
 def _check(manifest: Manifest, where: str) -> None:

@@ -74,10 +74,21 @@ def open_session(
             verification.result()  # damage explains a failure to load, and goes first
     session = Session(artifact, plan, executable, refuse_nan=options.refuse_nan)
     if options.warm_up:
-        for _, feeds, _ in artifact.golden():
-            session.run(feeds)
+        for name, feeds, _ in artifact.golden():
+            run_golden(session, name, feeds)
             break
     return session
+
+
+def run_golden(session: Session, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs for the golden point `name`. Raises `ArtifactError` if its feeds do not fit."""
+    try:
+        return session.run(feeds)
+    except FeedError as error:
+        raise ArtifactError(
+            f"the golden point '{name}' of '{session.artifact.path}' does not fit its graph: {error};"
+            f" convert the model again"
+        ) from error
 
 
 class _Verification(threading.Thread):

@@ -74,6 +74,17 @@ def here(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_npz(tmp_path / "double.npz", {"x": np.ones((1, 10))})
     save_npz(tmp_path / "named.npz", {"y": np.ones((1, 10), np.float32)})
     (tmp_path / "task.json").write_text('{"name": "no-such-task"}')
+    for name, changes in {
+        "nan": {"top_k": float("nan")},
+        "output": {"output": "scores"},
+        "input": {"input": "rows"},
+        "labels": {"labels": ["a", "b", "c"]},
+        "act": {"activation": "tanh"},
+    }.items():
+        spec = {"input": "x", "output": "logits", "columns": [{"name": f"c{i}"} for i in range(10)]}
+        task = {"name": "tabular-classification", "spec": {**spec, **changes}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(task))
+    (tmp_path / "large.json").write_text('{"name": "tensors", "spec": {"a": 1e999}}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     monkeypatch.chdir(tmp_path)
@@ -139,6 +150,13 @@ CONVERT: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown task": ("source.py:Net --task task.json", ("'no-such-task'", "text-classification")),
     "broken task": ("source.py:Net --task broken.json", ("'broken.json' is not a task", "expected JSON")),
     "bottomless task": ("source.py:Net --task deep.json", ("'deep.json' is not a task",)),
+    "task with NaN": ("source.py:Net --task nan.json", ("'nan.json' is not a task: NaN is not JSON",)),
+    "task with 1e999": ("source.py:Net --task large.json", ("'large.json' is not a task", "Out of range")),
+    "task names no output": ("net.onnx --task output.json", ("the output 'scores'", "outputs are logits")),
+    "task names no input": ("net.onnx --task input.json", ("the input 'rows', but", "inputs are x")),
+    "task with few labels": ("net.onnx --task labels.json", ("has 3 labels, but the model gives 2",)),
+    "task with no such activation": ("net.onnx --task act.json", ("unknown activation 'tanh'",)),
+    "weights of a graph": ("net.onnx --weights w.pt", ("'net.onnx' brings its own weights",)),
     "no task file": ("source.py:Net --file tokenizer.json", ("there is no file 'tokenizer.json'",)),
     "output is a folder": ("net.onnx -o folder", ("'folder' exists and is not an artifact",)),
     "output is a file": ("net.onnx -o notes.txt --force", ("'notes.txt' exists and is not",)),

@@ -108,7 +108,9 @@ numbers = st.none() | finite
     measured=st.lists(st.builds(Measured, names, names, numbers, numbers, numbers, st.booleans())).map(
         tuple
     ),
-    attempts=st.lists(st.builds(Attempt, names, st.integers(), st.none() | names)).map(tuple),
+    attempts=st.lists(st.builds(Attempt, names, st.integers(-(2**63), 2**63 - 1), st.none() | names)).map(
+        tuple
+    ),
     versions=st.dictionaries(names, names),
 )
 def test_any_manifest_reads_back_as_it_was_written(
@@ -134,6 +136,14 @@ def test_any_manifest_reads_back_as_it_was_written(
         provenance=replace(start.provenance, attempts=attempts, versions=versions),
     )
     assert Manifest.from_json(manifest.to_json(), "it") == manifest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
+def test_a_spec_that_is_not_json_is_not_written(value: object) -> None:
+    """What no reader could take back is an `ArtifactError` that names the cure."""
+    manifest = replace(example(), task=TaskSpec("tensors", {"a": value}))
+    with pytest.raises(ArtifactError, match=r"cannot be written as JSON .*give the task's spec"):
+        manifest.to_json()
 
 
 def _set(*path: Any, to: Any) -> Callable[[Any], None]:
@@ -167,6 +177,8 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "text for list": (_set("golden", to="abc"), "golden must be list"),
     "list for dict": (_set("files", to=[]), "files must be dict"),
     "int beyond float": (_set("parity", "measured", 0, "max_abs", to=10**400), "fits 64 bits"),
+    "int beyond 64 bits": (_set("variants", 0, "size_bytes", to=2**63), "size_bytes .* fits 64 bits"),
+    "int of 400 digits": (_set("variants", 0, "size_bytes", to=10**400), "size_bytes .* fits 64 bits"),
     "unknown dtype": (_set("inputs", 0, "dtype", to="complex64"), "unknown dtype 'complex64'"),
     "negative dim": (_set("inputs", 0, "dims", to=[-1, 10]), "negative dim"),
     "half a dim": (_set("inputs", 0, "dims", to=[1.5]), r"dims\[0\] must be int.*or.*must be str"),

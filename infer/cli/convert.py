@@ -251,8 +251,8 @@ def _read_task(path: Path) -> TaskSpec:
     from infer.tasks import TASKS
 
     try:
-        spec = schema.decode(TaskSpec, json.loads(_existing(path).read_text(encoding="utf-8")), "task")
-    except (ValueError, RecursionError) as error:
+        spec = schema.decode(TaskSpec, schema.parse(_existing(path).read_bytes()), "task")
+    except schema.SchemaError as error:
         raise ConversionError(
             f"'{path}' is not a task: {error}; expected JSON such as"
             f' {{"name": "text-classification", "spec": {{…}}}}'

@@ -173,6 +173,34 @@ def test_golden_outputs_that_were_changed_with_their_hash_fail_verification(arti
     assert "does not answer here as it was proved to" in outcome.err
 
 
+def test_golden_points_that_prove_nothing_are_no_proof(artifact: Path) -> None:
+    """One that lacks an output fails; without any, "equal" is null; a marked mismatch is said."""
+    np.savez(artifact / "golden/0-outputs.npz")
+    reseal(artifact)
+    outcome = infer_command("verify", artifact)
+    assert outcome.code == 1
+    assert "'logits': the golden point does not hold it" in outcome.err
+    edit_manifest(artifact, lambda data: data.update(golden=[]))
+    edit_manifest(artifact, lambda data: data["parity"].update(mismatch_allowed=True))
+    outcome = infer_command("verify", artifact, "--json")
+    document = json.loads(outcome.out)
+    assert (outcome.code, document["equal"], document["mismatch_allowed"]) == (0, None, True)
+    outcome = infer_command("verify", artifact)
+    assert "no golden points, so its outputs could not be checked" in outcome.err
+    assert "FAILED parity when it was made" in outcome.err
+
+
+def test_a_golden_point_that_does_not_fit_is_named(artifact: Path) -> None:
+    """Its feeds are refused under the point's name, by load and by verify; "x" alone says nothing."""
+    np.savez(artifact / FEEDS, x=np.ones((1, 11), np.float32))
+    reseal(artifact)
+    with pytest.raises(ArtifactError, match=r"golden point 'example' of .*'x' must have shape"):
+        infer.load(artifact)
+    outcome = infer_command("verify", artifact)
+    assert outcome.code == 1
+    assert "the golden point 'example' of" in outcome.err
+
+
 def test_the_digest_pins_an_artifact(artifact: Path, whole_artifact: Path) -> None:
     """Whatever is changed and resealed, the digest is another one."""
     before = infer.Artifact.open(artifact).digest
