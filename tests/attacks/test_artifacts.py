@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import pytest
 
 import infer
@@ -125,6 +126,49 @@ def test_weights_cannot_be_read_from_outside(artifact: Path, location: str, list
     edit_manifest(artifact, edit)
     with pytest.raises(IntegrityError):
         infer.load(artifact, verify=False)
+
+
+@pytest.mark.parametrize("spelling", [(1 << 32, 0), (1 << 34, 0), (0, 1), (0, 5)], ids=str)
+def test_weights_cannot_hide_behind_an_odd_spelling(artifact: Path, spelling: tuple[int, int]) -> None:
+    """A field number with a bit beyond 32, or padded with zeros, means external data to ONNX Runtime's
+    parser, and does so here: the file is refused, as a lone graph and by convert."""
+    _point_outside(artifact, "../../secret")
+    (artifact.parent / "secret").write_bytes(b"s" * 200)
+    high, padding = spelling
+    model = onnx.load(artifact / GRAPH, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    entries = b"".join(
+        _varint((13 << 3 | 2) + high, padding) + _varint(e.ByteSize(), 0) + e.SerializeToString()
+        for e in tensor.external_data
+    )
+    tensor.ClearField("external_data")
+    content = tensor.SerializeToString() + entries
+    del model.graph.initializer[0]
+    graph = model.graph.SerializeToString() + b"\x2a" + _varint(len(content), 0) + content
+    model.ClearField("graph")
+    raw = model.SerializeToString() + b"\x3a" + _varint(len(graph), 0) + graph
+    (artifact / GRAPH).write_bytes(raw)
+    if padding < 5:
+        seen = onnx.shape_inference.infer_shapes(raw).graph.initializer[-1]
+        assert seen.external_data[0].value == "../../secret"
+    with pytest.raises(ArtifactError, match=r"not a path inside|is damaged"):
+        infer.load(artifact / GRAPH)
+    assert infer_command("convert", artifact / GRAPH, "-o", artifact.parent / "out.infer").code == 1
+    reseal(artifact)
+    with pytest.raises(ArtifactError, match=r"not a file of this artifact|is damaged"):
+        infer.load(artifact)
+
+
+def _varint(value: int, padding: int) -> bytes:
+    raw = bytearray()
+    while value >= 0x80:
+        raw.append(value & 0x7F | 0x80)
+        value >>= 7
+    raw.append(value)
+    if padding:
+        raw[-1] |= 0x80
+        raw += b"\x80" * (padding - 1) + b"\0"
+    return bytes(raw)
 
 
 @pytest.mark.parametrize("location", [*LOCATIONS[:3], *LOCATIONS[4:]])
