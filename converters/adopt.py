@@ -15,6 +15,7 @@ from converters.points import Point, to_numpy
 from converters.sources import SourceRequest
 from converters.writing import now, versions, write_artifact
 from infer.artifact import Artifact
+from infer.bare_graph import artifact_of_graph
 from infer.drafts import artifact_draft
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import (
@@ -27,7 +28,6 @@ from infer.manifest import (
 )
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import compare
-from infer.plain import artifact_of_graph
 from infer.session import open_session
 from infer.signature import Array, Signature, TensorSpec
 

@@ -69,7 +69,7 @@ def convert(
         name=name or Path(output).stem,
     )
     tell = progress or (lambda sentence: None)
-    if isinstance(source, (str, os.PathLike)) and str(source).endswith(".onnx"):
+    if isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(".onnx"):
         try:
             return adopt_graph(request, Path(output), options, tell)
         except OSError as error:

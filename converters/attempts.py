@@ -16,11 +16,11 @@ from converters.patches import apply_graph_patches, torch_patches
 from converters.points import BATCH, Point, Points, fix_dims, traced_elsewhere
 from converters.pristine import pristine
 from converters.rounding import own_rounding
+from infer.bare_graph import artifact_of_graph
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import Difference, Tolerance, compare, tolerance_of
-from infer.plain import artifact_of_graph
 from infer.session import Session, open_session
 
 Progress = Callable[[str], None]

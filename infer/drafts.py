@@ -20,6 +20,10 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
     An existing artifact at `path` is replaced only with `overwrite`, and only at the very
     end; anything else there is never touched. Raises `ArtifactError`.
     """
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise ArtifactError(
+            f"'{path}' is not UTF-8, and ONNX Runtime opens no such path; choose another name"
+        )
     if path.exists() or path.is_symlink():
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")

@@ -44,12 +44,13 @@ def infer_command(*args: object, stdin: bytes = b"", terminal: bool = False) -> 
     with mock.patch.object(sys, "argv", ["infer", *map(str, args)]), mock.patch.object(sys, "stdin", given):
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code: object = None
-            handler = signal.getsignal(signal.SIGTERM)
+            handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
             try:
                 main()
             except SystemExit as done:
                 code = done.code
             finally:
-                signal.signal(signal.SIGTERM, handler)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
     assert isinstance(code, int)
     return Outcome(code, out.text(), err.text())

@@ -195,6 +195,7 @@ USAGE: dict[str, tuple[str, str]] = {
     "dynamic axis": ("convert source.py:Net -o x --input x=2 --dynamic x:one=n", "is not NAME:AXIS=DIM"),
     "dynamic dim": ("convert source.py:Net -o x --input x=2 --dynamic x:0=2", "is not NAME:AXIS=DIM"),
     "threads": ("run net.infer --threads 0", "'--threads'"),
+    "threads of no machine": ("run net.infer --threads 99999999999999", "'--threads'"),
     "feeds and files": ("run net.infer x.npz --feeds x.npz", "not both"),
     "output of no kind": ("run net.infer --feeds x.npz -o y.txt", "is neither .json nor .npz"),
     "one .npz of two": ("run net.infer x.npz x.npz -o y.npz", "the outputs for one .npz file"),
@@ -255,6 +256,26 @@ def test_the_other_commands_say_what_is_wrong(here: Path, case: str, as_json: bo
         outcome = Outcome(outcome.code, outcome.out, outcome.err.splitlines()[-1])
     check(outcome, 1, *words)
     assert tree(here) == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run net.infer --feeds notes.txt",
+        "run net.infer notes.txt",
+        "run notes.txt",
+        "inspect notes.txt",
+        "verify notes.txt",
+        "convert cut.onnx -o out.infer",
+        "convert source.py:Net --weights notes.txt --input x=2 -o out.infer",
+    ],
+)
+def test_a_file_that_may_not_be_read_is_no_wrong_usage(
+    here: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 1 like any other file that cannot be used, whichever option named it."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may read all
+    check(infer_command(*line.split()), 1)
 
 
 def test_empty_stdin_is_nothing_to_answer(here: Path) -> None:

@@ -94,6 +94,27 @@ def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signa
     assert tree(here) == before
 
 
+def test_ctrl_c_while_the_command_is_imported_gives_no_traceback(here: Path) -> None:
+    """From the first line of ours on, the shell's code and one sentence; as a library it stays Python's."""
+    program = (
+        "import builtins, os, signal\n"
+        "real = builtins.__import__\n"
+        "def interrupting(name, *rest, **named):\n"
+        "    if name == 'click':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *rest, **named)\n"
+        "builtins.__import__ = interrupting\n"
+        "from infer.cli import main\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Interrupted. Nothing was left half done.\n"
+    program = (
+        "import signal, infer.cli\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True)
+
+
 def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     """`infer … | head -c 0`: the pipe breaks, nothing is said about it."""
     read, write = os.pipe()

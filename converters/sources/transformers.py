@@ -24,8 +24,8 @@ from infer.schema import encode
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a conversion downloads nothing
 try:
     import transformers
-except ImportError as _error:
-    raise missing_package("transformers", "convert") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("transformers", "convert", _error) from _error
 
 _EXAMPLE_TOKENS = 16
 

@@ -22,8 +22,10 @@ from infer.signature import Array, Signature
 
 try:
     import onnxruntime as ort
-except ImportError as _error:
-    raise missing_package("onnxruntime", "cpu") from _error
+
+    ort.InferenceSession  # noqa: B018  a folder that an uninstall left behind imports, and is empty
+except (ImportError, OSError, AttributeError) as _error:
+    raise missing_package("onnxruntime", "cpu", _error) from _error
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -52,6 +54,10 @@ class OrtBackend:
         return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
+        if any("\ud800" <= character <= "\udfff" for character in str(graph)):
+            raise BackendError(
+                f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
+            )
         kind, _, index = plan.device.partition(":")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its messages come to us as exceptions

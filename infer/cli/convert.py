@@ -24,11 +24,15 @@ from infer.signature import DTYPES, Array
 @click.command("convert")
 @click.argument("source")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact: NAME.infer."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="The artifact: NAME.infer.",
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="A .safetensors file, or a state dict, to load into the model.",
 )
 @click.option(
@@ -40,7 +44,7 @@ from infer.signature import DTYPES, Array
 )
 @click.option(
     "--feeds",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Example inputs from an .npz file with one array for each input.",
 )
 @click.option(
@@ -59,7 +63,7 @@ from infer.signature import DTYPES, Array
 )
 @click.option(
     "--task",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help='What the model is for: a JSON file with {"name": ..., "spec": {...}}.',
 )
 @click.option(
@@ -67,7 +71,7 @@ from infer.signature import DTYPES, Array
     "files",
     multiple=True,
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="A file the task needs, such as tokenizer.json; it becomes files/NAME. Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
@@ -112,8 +116,8 @@ def command(
         examples[name] = array
     try:
         import converters
-    except ImportError as error:
-        raise missing_package("torch", "convert") from error
+    except (ImportError, OSError) as error:
+        raise missing_package("torch", "convert", error) from error
     if feeds is not None:
         examples = {**load_npz(_existing(feeds)), **examples}
     with Progress(quiet=as_json) as progress:

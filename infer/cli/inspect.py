@@ -18,7 +18,7 @@ _MOST_OPERATORS = 12
 
 
 @click.command("inspect")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document: the manifest and operator counts."
 )

@@ -15,19 +15,23 @@ from infer.cli.output import print_json, shown, to_json
 from infer.drafts import file_draft
 from infer.errors import InputError
 from infer.npz import load_npz, save_npz
-from infer.options import PlanOptions, SessionOptions
+from infer.options import MAX_THREADS, PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
 
 
 @click.command("run")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.argument("inputs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
+@click.argument("inputs", nargs=-1, type=click.Path(path_type=Path, readable=False))
 @click.option("--text", "texts", multiple=True, help="An input given on the command line. Repeatable.")
-@click.option("--feeds", type=click.Path(path_type=Path), help="Arrays by input name, from an .npz file.")
+@click.option(
+    "--feeds",
+    type=click.Path(path_type=Path, readable=False),
+    help="Arrays by input name, from an .npz file.",
+)
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Write the answers: NAME.json, or NAME.npz for arrays; - is stdout, as JSON.",
 )
 @click.option(
@@ -35,7 +39,9 @@ from infer.session import Session, open_artifact, open_session
 )
 @click.option("--variant", help="Which variant to run; default: the first.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads a run may use; default: the cores at hand."
+    "--threads",
+    type=click.IntRange(min=1, max=MAX_THREADS),
+    help="Threads a run may use; default: the cores at hand.",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help='Print {"schema_version": 1, "results": [one per input]}.'

@@ -19,7 +19,7 @@ from infer.signature import Array
 
 
 @click.command("verify")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(artifact: Path, device: str, as_json: bool) -> None:

@@ -17,8 +17,8 @@ from infer.tasks.labels import Classes
 
 try:
     from sklearn import metrics as sklearn_metrics
-except ImportError as _error:
-    raise missing_package("scikit-learn", "eval") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("scikit-learn", "eval", _error) from _error
 
 _LABEL = ("label", "labels", "class", "target")
 _INPUTS = {

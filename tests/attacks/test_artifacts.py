@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,26 @@ def test_a_link_cannot_leave_the_artifact(artifact: Path, target: str) -> None:
     outside.rename(artifact / "real.onnx")
     graph.symlink_to("../real.onnx")
     infer.load(artifact).close()
+
+
+def test_a_link_that_leads_round_or_a_name_without_end_is_refused(artifact: Path) -> None:
+    """A link to itself and a name no system has are what the artifact lacks, and are not repeated whole."""
+    graph = artifact / GRAPH
+    graph.unlink()
+    graph.symlink_to("net.onnx")
+    for verify in (True, False):
+        with pytest.raises(IntegrityError, match="lacks its file"):
+            infer.load(artifact, verify=verify)
+    name = "graphs/" + "a" * 5000
+
+    def edit(data: Any) -> None:
+        data["files"][name] = data["files"].pop(GRAPH)
+        data["variants"][0]["graph"] = name
+
+    edit_manifest(artifact, edit)
+    with pytest.raises(ArtifactError, match="File name too long") as caught:
+        infer.load(artifact)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_linked_folder_cannot_lead_out(artifact: Path) -> None:
@@ -251,7 +272,10 @@ def test_the_digest_pins_an_artifact(artifact: Path, whole_artifact: Path) -> No
     assert before == infer.Artifact.open(whole_artifact).digest
     _flip(artifact / FEEDS)
     reseal(artifact)
-    assert infer.Artifact.open(artifact).digest != before
+    opened = infer.Artifact.open(artifact)
+    assert opened.digest != before
+    shutil.copy(whole_artifact / "manifest.json", artifact / "manifest.json")
+    assert opened.digest != before  # it speaks of what was opened, not of what lies there now
 
 
 NESTED = 250_000
