@@ -95,6 +95,22 @@ def test_a_signal_that_a_library_swallows_ends_the_command(
     assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
 
 
+def test_a_signal_lost_in_a_callback_comes_again(artifact: Path, tmp_path: Path) -> None:
+    """Python ignores what is raised while an object is deleted; the command ends all the same, silently."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os, signal, time\n"
+        "class Deleted:\n"
+        "    def __del__(self):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(0)\n"
+        "Deleted()\n"
+        "time.sleep(60)\n"
+    )
+    done = run(MAIN, "run", artifact, "--explain", first=tmp_path)
+    said = "Interrupted. Nothing was left half done.\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
+
+
 def test_the_doctor_reads_over_what_an_uninstall_left(tmp_path: Path) -> None:
     """A folder of metadata without a name is no package, and no reason to fail."""
     (tmp_path / "foo-1.0.dist-info").mkdir()

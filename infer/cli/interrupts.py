@@ -9,7 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import NoReturn
+import sys
+
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all else here
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+    from typing import NoReturn
 
 MESSAGE = "Interrupted. Nothing was left half done."
 
@@ -46,6 +52,16 @@ def while_running() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for what it starts with &
         signal.signal(signal.SIGINT, _raise)
     signal.signal(signal.SIGTERM, _raise)
+    signal.signal(signal.SIGALRM, lambda *_: _raise(came, None))
+    sys.unraisablehook = _again
+
+
+def _again(ignored: UnraisableHookArgs) -> None:
+    """An exception raised in a callback that cannot raise is lost, so it is raised again a moment later."""
+    if issubclass(ignored.exc_type, (KeyboardInterrupt, Terminated)):
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _leave(number: int, _frame: object) -> NoReturn:
