@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import shutil
@@ -191,14 +190,14 @@ def test_a_file_that_may_not_be_read_is_named(
     net: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the system refuses is an `ArtifactError` with its reason, for the artifact and the graph."""
-    opened = io.open
+    opened = Path.open
 
-    def refuse(file: Any, *args: Any, **kwargs: Any) -> Any:
-        if str(file).endswith(name):
-            raise PermissionError(13, "Permission denied", str(file))
-        return opened(file, *args, **kwargs)
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
 
-    monkeypatch.setattr(io, "open", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(infer.ArtifactError, match=f"{name}.*Permission denied"):
         infer.load(net)
     if name.endswith(".onnx"):
