@@ -128,7 +128,9 @@ def _feeds(signature: Signature, request: SourceRequest) -> dict[str, Array]:
         if isinstance(dim, str)
     }
     return {
-        spec.name: to_numpy(given[spec.name]) if spec.name in given else _values(spec, sizes, rng)
+        spec.name: to_numpy(given[spec.name], spec.name)
+        if spec.name in given
+        else _values(spec, sizes, rng)
         for spec in signature.inputs
     }
 

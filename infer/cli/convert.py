@@ -72,6 +72,11 @@ from infer.signature import DTYPES, Array
 )
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option(
+    "--freeze-branches",
+    is_flag=True,
+    help="Accept a model that branches on values; its graph always takes the example's side.",
+)
+@click.option(
     "--allow-mismatch", is_flag=True, help="Write the artifact even if it failed parity, marked so."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -86,6 +91,7 @@ def command(
     task: Path | None,
     files: tuple[Path, ...],
     force: bool,
+    freeze_branches: bool,
     allow_mismatch: bool,
     as_json: bool,
 ) -> None:
@@ -126,6 +132,7 @@ def command(
             weights=weights,
             task=spec,
             files={f"files/{path.name}": _existing(path) for path in files},
+            freeze_branches=freeze_branches,
             allow_mismatch=allow_mismatch,
             overwrite=force,
             progress=progress,
@@ -147,6 +154,8 @@ def report(artifact: Artifact) -> None:
         ("inputs", [str(spec) for spec in manifest.inputs]),
         ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
+    if manifest.limits:
+        lines.append(("limits", [f"{dim}: {limit}" for dim, limit in manifest.limits.items()]))
     if manifest.task:
         lines.append(("task", manifest.task.name))
     if winner:
