@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from infer.artifact import Artifact
-from infer.cli.output import print_json, rows, size
+from infer.cli.output import print_json, rows, size, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
@@ -122,7 +122,7 @@ def command(
         raise missing_package("torch", "convert") from error
     if feeds is not None:
         examples = {**load_npz(_existing(feeds)), **examples}
-    with Progress(quiet=as_json) as progress:
+    with stdout_kept_clean(), Progress(quiet=as_json) as progress:
         artifact = converters.convert(
             source,
             output,
