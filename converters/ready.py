@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from converters.source import Source
+from infer.errors import ConversionError
 
 
 @contextmanager
@@ -31,7 +32,7 @@ def ready(source: Source) -> Iterator[Source]:
         if t.dtype in (torch.float16, torch.bfloat16)
     }
     if halves:
-        module = copy.deepcopy(module).float()
+        module = _copy(module).float()
         source = replace(source, args=_floats(source.args), kwargs=_floats(source.kwargs))
         notes.append(
             f"weights stored as {' and '.join(sorted(halves))} were widened to float32, which is exact"
@@ -43,13 +44,31 @@ def ready(source: Source) -> Iterator[Source]:
     if training:
         notes.append("the model was in training mode; it was converted in eval mode")
         module.eval()
+    # torch's fast path of Transformer layers answers zeros at padded positions; nothing else does, the
+    # layers themselves in training among them
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    if fast_path and any(isinstance(part, torch.nn.TransformerEncoder) for part in module.modules()):
+        notes.append("torch's fast path for Transformer layers was off: padded positions have no zeros")
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield replace(source, module=module, notes=tuple(notes))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:
             parameter.requires_grad_(True)
         for part in training:
             part.training = True
+
+
+def _copy(module: Any) -> Any:
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # old-style weight_norm keeps tensors that cannot be copied
+        raise ConversionError(
+            f"the model has half-precision weights, and a copy to widen cannot be made of it"
+            f" ({' '.join(str(error).split())[:200]}); call model.float() before converting, or take"
+            f" weight norm off with torch.nn.utils.remove_weight_norm"
+        ) from error
 
 
 def _floats(value: Any) -> Any:

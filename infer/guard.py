@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import FeedError
-from infer.signature import Array, Dim, Signature, TensorSpec
+from infer.signature import Array, Dim, Range, Signature, TensorSpec
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -88,6 +88,8 @@ class Guard:
                         raise _wrong_size(spec, shape, axis)
                 elif bound.setdefault(dim, (size, spec.name))[0] != size:
                     raise _inconsistent(spec, shape, axis, *bound[dim])
+                elif dim in self._signature.limits and size not in self._signature.limits[dim]:
+                    raise _beyond_limits(spec, shape, axis, self._signature.limits[dim])
         if len(self._checked) >= _MAX_SHAPES:
             self._checked.clear()
         self._checked.add(shapes)
@@ -292,6 +294,13 @@ def _inconsistent(spec: TensorSpec, shape: tuple[int, ...], axis: int, size: int
     return FeedError(
         f"input '{spec.name}' of shape {list(shape)} has {spec.dims[axis]} = {shape[axis]} on axis"
         f" {axis}, but input '{first}' has {spec.dims[axis]} = {size}; they must be the same size"
+    )
+
+
+def _beyond_limits(spec: TensorSpec, shape: tuple[int, ...], axis: int, limits: Range) -> FeedError:
+    return FeedError(
+        f"input '{spec.name}' of shape {list(shape)} has {spec.dims[axis]} = {shape[axis]} on axis {axis},"
+        f" but the model was converted for {limits}; cut or pad it, or convert the model for that size"
     )
 
 

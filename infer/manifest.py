@@ -13,7 +13,7 @@ from typing import Any
 from infer import schema
 from infer.errors import ArtifactError
 from infer.parity import Tolerance
-from infer.signature import DTYPES, Signature, TensorSpec
+from infer.signature import DTYPES, Range, Signature, TensorSpec
 from infer.structure import Structure, tensor_names
 
 FORMAT_VERSION = 1
@@ -111,7 +111,8 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `manifest.json`. The first variant is the reference."""
+    """The contents of `manifest.json`. The first variant is the reference. `limits` holds the sizes of dims
+    that cannot have all of them."""
 
     format_version: int
     name: str
@@ -124,10 +125,11 @@ class Manifest:
     parity: Parity | None
     provenance: Provenance
     files: dict[str, FileRecord]
+    limits: dict[str, Range] = field(default_factory=dict)
 
     @property
     def signature(self) -> Signature:
-        return Signature(self.inputs, self.outputs)
+        return Signature(self.inputs, self.outputs, self.limits)
 
     def to_json(self) -> str:
         """Raises `ArtifactError` if the task's spec holds what JSON does not have."""
@@ -172,6 +174,10 @@ def _check(manifest: Manifest, where: str) -> None:
                 raise ArtifactError(f"{where}: tensor '{spec.name}' has a negative dim: {spec}")
         if len({spec.name for spec in side}) != len(side):
             raise ArtifactError(f"{where} names two tensors alike: {', '.join(s.name for s in side)}")
+    dims = set(manifest.signature.dims)
+    for dim, limit in manifest.limits.items():
+        if dim not in dims or limit.least < 1 or (limit.most is not None and limit.most < limit.least):
+            raise ArtifactError(f"{where} limits dim '{dim}' to {limit}, which no input can follow")
     if not manifest.variants:
         raise ArtifactError(f"{where} lists no variant, so there is nothing to run")
     outputs = {spec.name for spec in manifest.outputs}

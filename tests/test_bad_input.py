@@ -156,7 +156,7 @@ CONVERT: dict[str, tuple[str, tuple[str, ...]]] = {
     "task names no input": ("net.onnx --task input.json", ("the input 'rows', but", "inputs are x")),
     "task with few labels": ("net.onnx --task labels.json", ("has 3 labels, but the model gives 2",)),
     "task with no such activation": ("net.onnx --task act.json", ("unknown activation 'tanh'",)),
-    "weights of a graph": ("net.onnx --weights w.pt", ("'net.onnx' brings its own weights",)),
+    "weights of a graph": ("net.onnx --weights w.pt", ("an ONNX file brings its own weights",)),
     "no task file": ("source.py:Net --file tokenizer.json", ("there is no file 'tokenizer.json'",)),
     "output is a folder": ("net.onnx -o folder", ("'folder' exists and is not an artifact",)),
     "output is a file": ("net.onnx -o notes.txt --force", ("'notes.txt' exists and is not",)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -130,3 +131,25 @@ def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_stdout_holds_the_document_and_nothing_else(tmp_path: Path) -> None:
+    """What the user's module and native code print while converting goes to stderr."""
+    (tmp_path / "loud.py").write_text(
+        "import os, torch\n"
+        "print('at import')\n"
+        "class Loud(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        os.write(1, b'native\\n')\n"
+        "        return x * 2\n"
+    )
+    done = subprocess.run(
+        [*PYTHON, "convert", "loud.py:Loud", "--input", "x=2x3", "-o", "loud.infer", "--json"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["artifact"] == "loud.infer"
+    assert b"at import" in done.stderr
+    assert b"native" in done.stderr

@@ -28,7 +28,7 @@ from infer.manifest import (
     Variant,
 )
 from infer.parity import Tolerance
-from infer.signature import DTYPES, TensorSpec
+from infer.signature import DTYPES, Range, TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest.json"
 
@@ -38,7 +38,7 @@ def example() -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         name="net",
-        inputs=(TensorSpec("x", "float32", ("batch", 10)), TensorSpec("名前", "string", ())),
+        inputs=(TensorSpec("x", "float32", ("batch", 10)), TensorSpec("名前", "string", ("n",))),
         outputs=(TensorSpec("logits", "float32", ("batch", 2)), TensorSpec("ids", "int64", (1, "k"))),
         structure={"dict": {"logits": "logits", "rest": {"tuple": ["ids", None, {"value": 0.5}]}}},
         task=TaskSpec("text-classification", {"labels": ["no", "yes"], "nested": {"a": [1, None, True]}}),
@@ -72,6 +72,7 @@ def example() -> Manifest:
                 ("golden/0-outputs.npz", "c", 78),
             )
         },
+        limits={"batch": Range(1, 64), "n": Range(2)},
     )
 
 
@@ -134,6 +135,7 @@ def test_any_manifest_reads_back_as_it_was_written(
         task=task,
         parity=replace(start.parity, measured=measured),
         provenance=replace(start.provenance, attempts=attempts, versions=versions),
+        limits={},
     )
     assert Manifest.from_json(manifest.to_json(), "it") == manifest
 

@@ -26,6 +26,16 @@ def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
         if state and all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
             notes.append(f"the prefix '{prefix}' was taken off the names in '{path.name}'")
+    own = module.state_dict()
+    for name, tensor in state.items():
+        there = own.get(name)
+        if not isinstance(there, torch.Tensor) or not isinstance(tensor, torch.Tensor):
+            continue
+        if there.is_floating_point() != tensor.is_floating_point():
+            raise ConversionError(
+                f"'{path}' holds {tensor.dtype} for '{name}', which is {there.dtype} in the model;"
+                f" quantized weights must be turned back into floats first"
+            )
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:

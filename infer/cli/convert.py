@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from infer.artifact import Artifact
-from infer.cli.output import print_json, rows, size
+from infer.cli.output import print_json, rows, size, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
@@ -76,6 +76,11 @@ from infer.signature import DTYPES, Array
 )
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
 @click.option(
+    "--freeze-branches",
+    is_flag=True,
+    help="Accept a model that branches on values; its graph always takes the example's side.",
+)
+@click.option(
     "--allow-mismatch", is_flag=True, help="Write the artifact even if it failed parity, marked so."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -90,6 +95,7 @@ def command(
     task: Path | None,
     files: tuple[Path, ...],
     force: bool,
+    freeze_branches: bool,
     allow_mismatch: bool,
     as_json: bool,
 ) -> None:
@@ -120,7 +126,7 @@ def command(
         raise missing_package("torch", "convert", error) from error
     if feeds is not None:
         examples = {**load_npz(_existing(feeds)), **examples}
-    with Progress(quiet=as_json) as progress:
+    with stdout_kept_clean(), Progress(quiet=as_json) as progress:
         artifact = converters.convert(
             source,
             output,
@@ -130,6 +136,7 @@ def command(
             weights=weights,
             task=spec,
             files={f"files/{path.name}": _existing(path) for path in files},
+            freeze_branches=freeze_branches,
             allow_mismatch=allow_mismatch,
             overwrite=force,
             progress=progress,
@@ -151,6 +158,8 @@ def report(artifact: Artifact) -> None:
         ("inputs", [str(spec) for spec in manifest.inputs]),
         ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
+    if manifest.limits:
+        lines.append(("limits", [f"{dim}: {limit}" for dim, limit in manifest.limits.items()]))
     if manifest.task:
         lines.append(("task", manifest.task.name))
     if winner:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import codecs
 import json
 import math
+import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -49,6 +51,26 @@ def to_json(document: dict[str, Any], indent: int | None = None) -> str:
 def _json_escape(character: str) -> str:
     # json.dumps leaves DEL as it is
     return json.dumps(character)[1:-1] if character > "\x7f" else "\\u007f"
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Send what the body writes to stdout to stderr, native code and the user's model included: stdout is
+    for the result."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError):  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -259,11 +260,11 @@ def test_a_golden_point_that_does_not_fit_is_named(artifact: Path) -> None:
     """Its feeds are refused under the point's name, by load and by verify; "x" alone says nothing."""
     np.savez(artifact / FEEDS, x=np.ones((1, 11), np.float32))
     reseal(artifact)
-    with pytest.raises(ArtifactError, match=r"golden point 'example' of .*'x' must have shape"):
+    with pytest.raises(ArtifactError, match=r"golden point '[\w=]+' of .*'x' must have shape"):
         infer.load(artifact)
     outcome = infer_command("verify", artifact)
     assert outcome.code == 1
-    assert "the golden point 'example' of" in outcome.err
+    assert re.search(r"the golden point '[\w=]+' of .* does not fit its graph", outcome.err)
 
 
 def test_the_digest_pins_an_artifact(artifact: Path, whole_artifact: Path) -> None:
