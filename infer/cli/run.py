@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from infer.errors import InputError
 from infer.npz import load_npz, save_npz
 from infer.options import MAX_THREADS, PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
+from infer.tasks import StreamTask, Task
 
 
 @click.command("run")
@@ -61,8 +61,8 @@ def command(
 ) -> None:
     """Answer inputs with an artifact, or with a plain .onnx file.
 
-    INPUTS are files of the kind the artifact's task takes: pictures, .txt with a text a line, .csv with
-    a row a line, .npz. Without any, lines are read from stdin.
+    INPUTS are files of the kind the artifact's task takes: pictures, .txt with a text a line, .csv or
+    .jsonl with a row a line, .npz. Without any, lines are read from stdin.
 
     \b
     Examples:
@@ -170,7 +170,7 @@ def _run_task(
     if not labelled and not inputs:
         if sys.stdin.isatty():
             raise click.UsageError("give files, --text or --feeds, or pipe lines into stdin")
-        labelled = [(line, task.parse(line)) for line in _stdin_lines()]
+        labelled = _stdin_inputs(task)
     if not labelled:
         raise InputError("there is nothing to answer: the input is empty")
     results = list(session([item for _, item in labelled]))
@@ -186,10 +186,13 @@ def _echo_lines(text: str) -> None:
     click.echo("\n".join(shown(line) for line in text.split("\n")))
 
 
-def _stdin_lines() -> Iterator[str]:
+def _stdin_inputs(task: Task) -> list[tuple[str, Any]]:
+    """Inputs on stdin, each with what it is called."""
     try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.rstrip("\r\n")
+        if isinstance(task, StreamTask):
+            rows = task.parse_stream(sys.stdin, "stdin")
+            return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+        lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
     except UnicodeDecodeError as error:
         raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    return [(line, task.parse(line)) for line in lines]

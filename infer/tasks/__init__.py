@@ -8,16 +8,16 @@ times with state carried from call to call. Its settings are data in the manifes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from infer import schema
 from infer.artifact import Artifact
 from infer.errors import ArtifactError
 from infer.manifest import TaskSpec
-from infer.signature import Array, Signature
+from infer.signature import Array, Signature, TensorSpec
 
 Run = Callable[[Mapping[str, object]], dict[str, Array]]
 """`Session.run`: feeds to outputs."""
@@ -58,6 +58,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamTask(Task, Protocol):
+    """A task that reads a stream of lines as one: its first line may say what the others hold."""
+
+    def parse_stream(self, lines: Iterable[str], where: str) -> Sequence[Any]:
+        """The inputs that `lines` hold; `where` names them in errors. Raises `InputError`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a task is built from: its artifact's signature, files and spec, and the way to run it."""
@@ -68,6 +77,16 @@ class Setting:
     structure: Any
     file: Callable[[str], Path]
     run: Run
+
+    def output(self, name: str) -> TensorSpec:
+        """The graph's output `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it."""
+        for spec in self.signature.outputs:
+            if spec.name == name:
+                return spec
+        raise ArtifactError(
+            f"the spec of task '{self.name}' names the output '{name}', which the graph lacks; it gives"
+            f" {', '.join(spec.name for spec in self.signature.outputs)}; convert the model again"
+        )
 
     def decode(self, cls: type[S]) -> S:
         """The task's spec as its own class. Raises `ArtifactError`."""
