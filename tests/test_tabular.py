@@ -12,12 +12,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import converters
+import infer
+from bench import zoo
+from bench.zoo import german_credit
+from converters.original import original_task
 from infer.errors import ArtifactError, InputError
+from infer.evaluation import Dataset, evaluate_task, read_dataset
+from infer.manifest import TaskSpec
 from infer.signature import Signature, TensorSpec
 from infer.tasks import Setting, StreamTask
 from infer.tasks.columns import Column, Columns
 from infer.tasks.tabular_classification import TabularClassification
+from infer.tasks.tabular_regression import TabularRegression
 from tests.command import infer_command
 from tests.tiny import edit_manifest, make_artifact
 
@@ -408,3 +417,210 @@ def test_stdin_knows_a_header_as_files_do(tmp_path: Path, monkeypatch: pytest.Mo
 def test_tabular_tasks_read_streams() -> None:
     """The command line tells them from tasks that take a line each by their type."""
     assert isinstance(task({"name": "age"}), StreamTask)
+
+
+def test_columns_equal_scikit_learn_on_real_rows() -> None:
+    """Imputed and scaled numbers, one-hot and ordinal categories of 1,000 credit applications, some of
+    whose cells are blank or unknown, are those of scikit-learn's transformers (float32: exact)."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+
+    found = german_credit.data()
+    frame = pd.DataFrame(list(found.rows))
+    rng = np.random.default_rng(0)
+    for name in frame.columns:
+        frame.loc[rng.random(len(frame)) < 0.1, name] = None if name in found.numeric else "unheard of"
+    numeric = found.numeric
+    listed = {name: categories for name, categories in found.columns if categories is not None}
+    hot, ordered = list(listed)[::2], list(listed)[1::2]
+    pipeline = make_pipeline(SimpleImputer(), StandardScaler())
+    theirs = ColumnTransformer(
+        [
+            ("numbers", pipeline, numeric),
+            (
+                "hot",
+                OneHotEncoder(
+                    categories=[listed[name] for name in hot], handle_unknown="ignore", sparse_output=False
+                ),
+                hot,
+            ),
+            (
+                "ordered",
+                OrdinalEncoder(
+                    categories=[listed[name] for name in ordered],
+                    handle_unknown="use_encoded_value",
+                    unknown_value=100,
+                ),
+                ordered,
+            ),
+        ]
+    ).fit_transform(frame)
+    other = [len(listed[name]) for name in ordered]  # our place for unknown ones is after the last
+    tail = theirs[:, -len(ordered) :]
+    tail[:] = np.where(tail == 100, other, tail)
+    fill, scaler = pipeline.fit(frame[numeric])
+    ours = columns_of(
+        *(
+            Column(name, mean=float(mean), scale=float(scale), missing=float(value))
+            for name, mean, scale, value in zip(
+                numeric, scaler.mean_, scaler.scale_, fill.statistics_, strict=True
+            )
+        ),
+        *(Column(name, kind="one-hot", categories=listed[name], unknown="zeros") for name in hot),
+        *(Column(name, kind="ordinal", categories=listed[name], unknown="other") for name in ordered),
+    )
+    np.testing.assert_array_equal(
+        ours.feeds(frame.to_dict(orient="records"))["x"], theirs.astype(np.float32)
+    )
+
+
+def test_two_inputs_answer_as_torch(tmp_path: Path) -> None:
+    """Numbers and embedded categories of held-out applications: torch's own probabilities, to 1e-6."""
+    torch.manual_seed(0)
+    found = german_credit.data()
+    model = german_credit.Net(len(found.numeric), found.sizes).eval()
+    numbers, categories = german_credit.tensors(found.test)
+    converters.convert(
+        model,
+        tmp_path / "credit.infer",
+        example_inputs={"numbers": numbers[:4], "categories": categories[:4]},
+        task=german_credit.task(),
+    )
+    with torch.no_grad():
+        truth = model(numbers, categories)["logits"].softmax(1).numpy()
+    rows = german_credit.samples()
+    with infer.load(tmp_path / "credit.infer") as session:
+        results = session(rows)
+        scores = [{item.label: item.score for item in ranked} for ranked in results]
+        np.testing.assert_allclose([[s["good"], s["bad"]] for s in scores], truth, atol=1e-6)
+        with pytest.raises(InputError, match="row 1, column 'housing' has the unknown category 'a boat'"):
+            session({**rows[0], "housing": "a boat"})
+
+
+class Slope(torch.nn.Module):
+    """Two targets, linear in three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.linear(x)}
+
+
+REGRESSION = {
+    "input": "x",
+    "output": "y",
+    "columns": [{"name": "a", "mean": 2.0, "scale": 4.0}, {"name": "b"}, {"name": "c"}],
+    "targets": [{"name": "weight", "mean": 70.0, "scale": 12.0}, {"name": "size", "scale": -0.5}],
+}
+
+
+@pytest.fixture(scope="module")
+def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slope") / "slope.infer"
+    torch.manual_seed(0)
+    converters.convert(
+        Slope().eval(),
+        path,
+        example_inputs={"x": torch.randn(4, 3)},
+        task=TaskSpec("tabular-regression", REGRESSION),
+    )
+    return path
+
+
+def slope_values(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The closed form of what the regressor predicts, in float64."""
+    torch.manual_seed(0)
+    linear = Slope().double().linear
+    scaled = (rows - [2.0, 0.0, 0.0]) / [4.0, 1.0, 1.0]
+    values = scaled @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    return np.asarray(values * [12.0, -0.5] + [70.0, 0.0])
+
+
+def test_regression_undoes_the_scaling_of_its_targets(regressor: Path) -> None:
+    """Values of rows as mappings, sequences and text are those of the closed form, to 1e-5 of 70."""
+    rows = np.random.default_rng(0).standard_normal((5, 3))
+    truth = slope_values(rows)
+    with infer.load(regressor) as session:
+        results = session(rows)
+        np.testing.assert_allclose([[r["weight"], r["size"]] for r in results], truth, atol=1e-5 * 70)
+        assert session(dict(zip("abc", rows[0], strict=True))) == results[0]
+        assert session(session.task.parse(",".join(map(str, rows[0])))) == results[0]
+        assert session.task.to_json({"weight": 1.0, "size": float("nan")}) == {
+            "values": {"weight": 1.0, "size": None}
+        }
+        with pytest.raises(InputError, match="row 2, column 'c' must be a finite number, but is 'x'"):
+            session([[1, 2, 3], [1, 2, "x"]])
+
+
+def test_regression_is_evaluated_against_true_values(regressor: Path, tmp_path: Path) -> None:
+    """RMSE, MAE and R2 of a table and of arrays are those of their definitions."""
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((40, 3))
+    values = slope_values(rows)
+    truth = values + rng.standard_normal(values.shape) * [3.0, 0.1]
+    error = values - truth
+    rmse = np.sqrt((error**2).mean(axis=0))
+    expected = {
+        "rmse": rmse.mean(),
+        "mae": np.abs(error).mean(),
+        "r2": (1 - (error**2).sum(axis=0) / ((truth - truth.mean(axis=0)) ** 2).sum(axis=0)).mean(),
+        "rmse_weight": rmse[0],
+        "rmse_size": rmse[1],
+    }
+    table = pd.DataFrame(np.hstack([rows, truth]), columns=["a", "b", "c", "weight", "height"])
+    table.to_csv(tmp_path / "x.csv", index=False)
+    np.savez(tmp_path / "x.npz", inputs=rows, targets=truth)
+    with infer.load(regressor) as session:
+        found = evaluate_task(session.task, read_dataset(session.task, tmp_path / "x.npz"))
+        assert list(found.metrics) == list(expected)
+        assert found.count == 40
+        np.testing.assert_allclose(list(found.metrics.values()), list(expected.values()), rtol=1e-5)
+        renamed = read_dataset(session.task, tmp_path / "x.csv", {"size": "height"})
+        again = evaluate_task(session.task, renamed).metrics
+        np.testing.assert_allclose(list(again.values()), list(found.metrics.values()), rtol=1e-12)
+        with pytest.raises(InputError, match="no column for the size; it has a, b, c, weight, height"):
+            read_dataset(session.task, tmp_path / "x.csv")
+        for wrong, words in (
+            ([[1.0, 2.0], [1.0, "x"]], "row 2, target 'size' must be a finite number, but is 'x'"),
+            ([[1.0, 2.0], [1.0]], "row 2 has 1 targets, but the model gives weight, size"),
+            ([[1.0, 2.0]], "the data has 2 rows, but targets for 1"),
+        ):
+            with pytest.raises(InputError, match=words):
+                evaluate_task(session.task, Dataset("x", [[1, 2, 3]] * 2, wrong))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"targets": []}, "must name its targets"),
+        ({"targets": [{"name": "a"}, {"name": "a"}]}, "must name its targets, each once"),
+        ({"targets": [{"name": "a"}]}, r"names 1 targets \(a\), but the graph gives y: float32"),
+        ({"targets": [{"name": "a", "scale": 0}, {"name": "b"}]}, "target 'a' has mean 0 and scale 0"),
+        ({"output": "z"}, "the output 'z', which the graph lacks"),
+    ],
+)
+def test_a_regression_spec_that_does_not_fit_is_refused(change: dict[str, Any], words: str) -> None:
+    """When the artifact is loaded."""
+    given = setting(TensorSpec("x", "float32", ("batch", 3)), spec={**REGRESSION, **change})
+    with pytest.raises(ArtifactError, match=words):
+        TabularRegression(given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "metric", "floor"), [("german-credit", "roc_auc", 0.75), ("diabetes", "r2", 0.3)]
+)
+def test_trained_families_are_as_good_as_their_originals(
+    name: str, metric: str, floor: float, tmp_path: Path
+) -> None:
+    """The artifact's metrics on held-out rows are the PyTorch model's to 1e-6 of each, and worth having."""
+    artifact = zoo.convert(name, tmp_path / "x.infer")
+    dataset = zoo.family(name).dataset()
+    with infer.load(artifact.path) as session, original_task(zoo.source(name), artifact) as original:
+        ours, theirs = evaluate_task(session.task, dataset), evaluate_task(original, dataset)
+    assert ours.metrics == pytest.approx(theirs.metrics, rel=1e-6)
+    assert ours.metrics[metric] > floor

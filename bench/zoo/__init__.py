@@ -24,6 +24,8 @@ from infer.artifact import Artifact
 
 FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
+    "german-credit": "embeddings and numbers on credit applications",
+    "diabetes": "a small net that predicts the progress of a disease",
     "efficientnet-lite0": "ImageNet classifier",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
 }

@@ -61,6 +61,8 @@ def command(
                                the columns file and label, an .npz with inputs and labels
       text-classification      .csv or .jsonl with the columns text and label, class folders, .npz
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
+      tabular-regression       .csv or .jsonl with the model's columns and targets, .npz with inputs
+                               and targets
 
     \b
     Examples:

@@ -26,10 +26,11 @@ EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
+    "tabular-regression": "infer.evaluation.regression",
 }
 """Task → the module that evaluates it."""
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset({"log_loss", "mae", "rmse"})
 """Metrics of which less is better. Of all others, more is."""
 
 

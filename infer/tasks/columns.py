@@ -56,6 +56,17 @@ class Column:
         return len(self.categories) + (self.unknown == "other")
 
 
+@dataclass(frozen=True)
+class _Input:
+    """What one input gets: its columns by their places in a row, and for each number its column's."""
+
+    spec: TensorSpec
+    columns: tuple[int, ...]
+    owners: tuple[int, ...]
+    means: Array
+    scales: Array
+
+
 class Columns:
     """Rows in, feeds out: each input gets its columns side by side, in the order of the spec."""
 
@@ -65,7 +76,7 @@ class Columns:
         self._checked(columns)
         self._places = [{text.strip(): i for i, text in enumerate(column.categories)} for column in columns]
         self._columns = tuple(columns)
-        self._inputs: dict[str, tuple[TensorSpec, list[int]]] = {}
+        groups: dict[str, list[int]] = {}
         specs = {spec.name: spec for spec in setting.signature.inputs}
         for index, column in enumerate(columns):
             name = column.input or input
@@ -74,9 +85,8 @@ class Columns:
                     f"column '{column.name}' goes to the input '{name}', which the graph lacks; it takes"
                     f" {', '.join(specs)}; convert the model again"
                 )
-            self._inputs.setdefault(name, (specs[name], []))[1].append(index)
-        for spec, indices in self._inputs.values():
-            self._check_input(spec, [columns[i] for i in indices])
+            groups.setdefault(name, []).append(index)
+        self._inputs = {name: self._input(specs[name], indices) for name, indices in groups.items()}
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -100,14 +110,7 @@ class Columns:
     def feeds(self, rows: Sequence[Any], first: int = 1) -> dict[str, Array]:
         """An array for each input, shape = (rows, numbers) or (rows,). `first` numbers the first row."""
         table = [cells(row, self.names, number) for number, row in enumerate(rows, first)]
-        blocks = [
-            self._numbers(index, [row[index] for row in table], first) for index in range(len(self.names))
-        ]
-        feeds = {}
-        for name, (spec, indices) in self._inputs.items():
-            array = self._cast(spec, indices, [blocks[i] for i in indices], first)
-            feeds[name] = array[:, 0] if len(spec.dims) == 1 else array
-        return feeds
+        return {name: self._feed(group, table, first) for name, group in self._inputs.items()}
 
     def read(self, path: Path) -> Sequence[Any]:
         """Rows of a .csv file, with a header of column names or without, or of a .jsonl file."""
@@ -124,39 +127,45 @@ class Columns:
             raise InputError(f"the text is empty; expected a row of {', '.join(self.names)}")
         return rows[0]
 
-    def _numbers(self, index: int, column_cells: Sequence[Any], first: int) -> Array:
-        """The scaled numbers of one column, float64, shape = (rows, width)."""
-        column = self._columns[index]
-        convert = _KINDS[column.kind]
-        numbers = np.zeros((len(column_cells), column.width))
-        for row, cell in enumerate(column_cells):
-            try:
-                convert(cell, column, self._places[index], numbers[row])
-            except _RefusedError as error:
-                raise InputError(f"row {first + row}, column '{column.name}' {error}") from None
-        with np.errstate(all="ignore"):  # what overflows is found, and named, when it is cast
-            return np.asarray((numbers - column.mean) / column.scale)
+    def _feed(self, group: _Input, table: Sequence[Sequence[Any]], first: int) -> Array:
+        """The columns of one input side by side, scaled, in its dtype."""
+        numbers = np.zeros((len(table), len(group.owners)))
+        start = 0
+        for index in group.columns:
+            column, places = self._columns[index], self._places[index]
+            convert = _KINDS[column.kind]
+            block = numbers[:, start : start + column.width]
+            start += column.width
+            for row, cells_of_row in enumerate(table):
+                try:
+                    convert(cells_of_row[index], column, places, block[row])
+                except _RefusedError as error:
+                    raise InputError(f"row {first + row}, column '{column.name}' {error}") from None
+        with np.errstate(all="ignore"):  # what overflows is found, and named
+            scaled = (numbers - group.means) / group.scales
+            array = scaled.astype(group.spec.numpy_dtype)
+        bad = ~_fits(scaled, array)
+        if bad.any():
+            row, place = (int(i) for i in np.argwhere(bad)[0])
+            name, value = self.names[group.owners[place]], scaled[row, place]
+            raise InputError(
+                f"row {first + row}, column '{name}' is {value:g} for the model (mean and scale applied),"
+                f" which does not fit {group.spec.dtype}"
+            )
+        return array[:, 0] if len(group.spec.dims) == 1 else array
 
-    def _cast(self, spec: TensorSpec, indices: Sequence[int], blocks: list[Array], first: int) -> Array:
-        """The columns of one input side by side in its dtype, if they fit it."""
-        dtype = spec.numpy_dtype
-        for index, block in zip(indices, blocks, strict=True):
-            with np.errstate(all="ignore"):
-                if dtype.kind == "f":
-                    bad = ~np.isfinite(block.astype(dtype))
-                else:
-                    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-                    # above 2^53 a float64 no longer holds every integer
-                    fits = (block >= max(low, -(2**53))) & (block <= min(high, 2**53))
-                    bad = ~(fits & (block == np.floor(block)))
-            if bad.any():
-                row = int(np.argmax(bad.any(axis=1)))
-                value = float(block[row][bad[row]][0])
-                raise InputError(
-                    f"row {first + row}, column '{self._columns[index].name}' is {value:g} for the model"
-                    f" (mean and scale applied), which does not fit {spec.dtype}"
-                )
-        return np.concatenate(blocks, axis=1).astype(dtype)
+    def _input(self, spec: TensorSpec, indices: Sequence[int]) -> _Input:
+        columns = [self._columns[i] for i in indices]
+        owners = tuple(i for i in indices for _ in range(self._columns[i].width))
+        takes = 1 if len(spec.dims) == 1 else spec.dims[1] if len(spec.dims) == 2 else None
+        if takes is None or (isinstance(takes, int) and takes != len(owners)) or spec.dtype == "string":
+            raise ArtifactError(
+                f"the columns {', '.join(c.name for c in columns)} make {len(owners)} numbers a row, which"
+                f" do not fit the input {spec}; convert the model again"
+            )
+        means = np.array([self._columns[i].mean for i in owners])
+        scales = np.array([self._columns[i].scale for i in owners])
+        return _Input(spec, tuple(indices), owners, means, scales)
 
     def _checked(self, columns: Sequence[Column]) -> None:
         if not columns:
@@ -167,15 +176,17 @@ class Columns:
             if problem := _problem(column):
                 raise ArtifactError(f"column '{column.name}' {problem}; convert the model again")
 
-    @staticmethod
-    def _check_input(spec: TensorSpec, columns: Sequence[Column]) -> None:
-        width = sum(column.width for column in columns)
-        takes = 1 if len(spec.dims) == 1 else spec.dims[1] if len(spec.dims) == 2 else None
-        if takes is None or (isinstance(takes, int) and takes != width) or spec.dtype == "string":
-            raise ArtifactError(
-                f"the columns {', '.join(c.name for c in columns)} make {width} numbers a row, which do"
-                f" not fit the input {spec}; convert the model again"
-            )
+
+def _fits(scaled: Array, array: Array) -> Array:
+    """Which numbers `array`, of the input's dtype, holds as they are meant."""
+    if array.dtype.kind == "f":
+        return np.isfinite(array)
+    low, high = (
+        (0, 1) if array.dtype.kind == "b" else (np.iinfo(array.dtype).min, np.iinfo(array.dtype).max)
+    )
+    # above 2^53, float64 does not hold every integer
+    within = (scaled >= max(low, -(2**53))) & (scaled <= min(high, 2**53))
+    return np.asarray(within & (scaled == np.floor(scaled)))
 
 
 class _RefusedError(Exception):
