@@ -63,6 +63,8 @@ def command(
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
       tabular-regression       .csv or .jsonl with the model's columns and targets, .npz with inputs
                                and targets
+      recommendation           .csv or .jsonl with the columns user and item, one a held-out item; .npz
+                               with users and items
 
     \b
     Examples:

@@ -27,6 +27,7 @@ EVALUATORS: dict[str, str] = {
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
     "tabular-regression": "infer.evaluation.regression",
+    "recommendation": "infer.evaluation.ranking",
 }
 """Task → the module that evaluates it."""
 

@@ -31,6 +31,7 @@ TASKS: dict[str, str] = {
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "infer.tasks.tabular_regression:TabularRegression",
+    "recommendation": "infer.tasks.recommendation:Recommendation",
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
 
