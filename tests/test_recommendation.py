@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 import converters
@@ -162,6 +164,35 @@ def test_an_id_has_several_forms_and_what_is_none_is_refused(folder: Path) -> No
     with pytest.raises(InputError, match="row 1 lacks 'user', the id of the user; it has name"):
         task({"name": 12})
     assert task([]) == []
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4), st.binary(max_size=3),
+        st.sampled_from(["u0", "u1", "i3", "i3|i4", "user", "seen"]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.tuples(inner),
+        st.dictionaries(st.sampled_from(["user", "seen", "x"]), inner, max_size=3),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(given_input=ANYTHING)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_input_is_answered_or_refused(folder: Path, given_input: Any) -> None:
+    """Whatever comes: recommendations, or an error that counts the input from 1."""
+    task = recommender(folder, unknown_item="ignored")
+    problem = "row 1"
+    try:
+        (result,) = task([given_input])
+    except InputError as error:
+        problem = str(error)
+    else:
+        assert result.by == "model"
+    assert problem.startswith("row 1")
 
 
 def test_what_an_input_says_was_seen_is_left_out_too(folder: Path) -> None:

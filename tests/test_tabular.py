@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import decimal
+import re
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import converters
 import infer
@@ -417,6 +420,50 @@ def test_stdin_knows_a_header_as_files_do(tmp_path: Path, monkeypatch: pytest.Mo
 def test_tabular_tasks_read_streams() -> None:
     """The command line tells them from tasks that take a line each by their type."""
     assert isinstance(task({"name": "age"}), StreamTask)
+
+
+CELLS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers().map(lambda exponent: 10 ** abs(exponent % 600)),
+    st.floats(),
+    st.floats(width=32).map(np.float32),
+    st.text(max_size=8),
+    st.sampled_from(["red", " red", "green|red", "1", "0", "yes", "1e40", "-1e-50", "nan", "inf", "1_0"]),
+    st.binary(max_size=4),
+    st.complex_numbers(),
+    st.decimals(),
+    st.fractions(),
+    st.dates(),
+    st.lists(st.one_of(st.text(max_size=4), st.integers(), st.none()), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)
+
+
+@given(
+    cells=st.lists(CELLS, min_size=5, max_size=5), dtype=st.sampled_from(["float16", "float32", "float64"])
+)
+@settings(max_examples=300, deadline=None)
+def test_any_cell_is_a_finite_number_or_refused(cells: list[Any], dtype: str) -> None:
+    """Whatever comes, in every kind of column: finite numbers, or an error that names row and column."""
+    known = ("red", "green")
+    columns = columns_of(
+        Column("a", mean=1e3, scale=1e-3, missing=0),
+        Column("b", kind="boolean"),
+        Column("c", kind="ordinal", categories=known, unknown="other"),
+        Column("d", kind="one-hot", categories=known, unknown="zeros", missing="red"),
+        Column("e", kind="multi-hot", categories=known, unknown="zeros"),
+        dtype=dtype,
+    )
+    array, problem = np.zeros((1, 7)), "row 1, column 'a' "
+    try:
+        array = columns.feeds([dict(zip(columns.names, cells, strict=True))])["x"]
+    except InputError as error:
+        problem = str(error)
+    assert re.match(r"row 1, column '[a-e]' ", problem)
+    assert array.shape == (1, 7)
+    assert np.isfinite(array).all()
 
 
 def test_columns_equal_scikit_learn_on_real_rows() -> None:
