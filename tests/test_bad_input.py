@@ -292,11 +292,6 @@ def _tabular(data: dict[str, object]) -> None:
     data["task"] = {"name": "tabular-classification", "spec": spec}
 
 
-def _image(data: dict[str, object]) -> None:
-    spec = {"input": "x", "output": "logits", "steps": []}
-    data["task"] = {"name": "image-classification", "spec": spec}
-
-
 TASKS: dict[str, tuple[Callable[[dict[str, object]], None], str, bytes, tuple[str, ...]]] = {
     "no csv": (_tabular, "no.csv", b"", ("there is no file 'no.csv'",)),
     "empty csv": (_tabular, "x.csv", b"", ("'x.csv' is empty", "c0, c1")),
@@ -307,16 +302,12 @@ TASKS: dict[str, tuple[Callable[[dict[str, object]], None], str, bytes, tuple[st
     "a word": (_tabular, "x.csv", b"1,2,3,4,five,6,7,8,9,10\n", ("column 'c4' must be a finite", "'five'")),
     "infinite": (_tabular, "x.csv", b"1,2,3,4,inf,6,7,8,9,10\n", ("column 'c4' must be a finite",)),
     "header only": (_tabular, "x.csv", b"c0,c1,c2,c3,c4,c5,c6,c7,c8,c9\n", ("nothing to answer",)),
-    "no image": (_image, "no.jpg", b"", ("there is no image 'no.jpg'",)),
-    "empty image": (_image, "x.jpg", b"", ("'x.jpg' cannot be read as an image", "JPEG, PNG")),
-    "text as image": (_image, "x.jpg", b"hello", ("'x.jpg' cannot be read as an image",)),
-    "cut image": (_image, "x.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ("cannot be read as an image",)),
 }
 
 
 @pytest.mark.parametrize("case", TASKS)
 def test_a_file_a_task_cannot_read_is_named(here: Path, case: str) -> None:
-    """Rows and pictures that are absent, empty, damaged or of the wrong kind."""
+    """Rows that are absent, empty, damaged or of the wrong kind."""
     edit, name, content, words = TASKS[case]
     edit_manifest(here / "net.infer", edit)
     if content or "empty" in case:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from infer.errors import ArtifactError
 from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
-from infer.tasks.pixels import Step, apply_steps, open_picture
+from infer.tasks.named import all_inputs_given, named_output, picture_input
+from infer.tasks.pixels import Step, prepare_at
 from infer.tasks.rows import Part, answer, answer_parts, batches
 
 # a batch of pictures keeps the cores busy as well as a large one, in less memory
@@ -38,6 +40,13 @@ class ImageClassification:
         self.setting = setting
         self.spec = setting.decode(ImageClassificationSpec)
         self.classes = Classes(self.spec.labels, self.spec.activation)
+        picture_input(setting, self.spec.input, self.spec.steps)
+        all_inputs_given(setting, (self.spec.input,))
+        self.classes.check(named_output(setting, self.spec.output))
+        if self.spec.top_k < 1:
+            raise ArtifactError(
+                f"the task '{setting.name}' has top_k {self.spec.top_k}; it must be 1 or more"
+            )
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
@@ -45,7 +54,7 @@ class ImageClassification:
     def parts(self, pictures: Sequence[Any]) -> Iterator[Part]:
         """Feeds: float32, shape = (batch, 3, H, W)."""
         for places in batches(len(pictures), _BATCH_SIZE, self.setting.signature):
-            arrays = [apply_steps(open_picture(pictures[i]), self.spec.steps) for i in places]
+            arrays = [prepare_at(pictures, i, self.spec.steps).pixels for i in places]
             yield Part(places, {self.spec.input: np.stack(arrays)})
 
     def scores(self, outputs: Mapping[str, Array]) -> Array:

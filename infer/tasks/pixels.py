@@ -6,36 +6,56 @@ and `normalize` follow in float32.
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from infer.errors import ArtifactError, InputError, missing_package
+from infer.errors import ArtifactError, InputError
 from infer.signature import Array
+from infer.tasks.pictures import MAX_PIXELS, open_picture
 
-try:
-    from PIL import Image, ImageOps
-except (ImportError, OSError) as _error:
-    raise missing_package("pillow", "image", _error) from _error
+__all__ = [
+    "RESAMPLING",
+    "Prepared",
+    "Step",
+    "apply_steps",
+    "check_steps",
+    "fixed_size",
+    "open_picture",
+    "prepare",
+    "prepare_at",
+]
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of pillow's filters, by their number."""
 
-_MAX_PIXELS = 178_956_970
-"""A decompressed picture may have this many pixels (512 MiB of RGB), pillow's own hard limit."""
+_MAX_EDGE = 16_384
+_MAX_INPUT_PIXELS = 2**26
+"""What a graph takes may be this large (0.75 GiB in float32), and a spec may ask for no more."""
+
+_MAX_STEPS = 16
+_FIELDS = {
+    "resize": {"height", "width", "shortest_edge", "longest_edge", "multiple_of", "resample"},
+    "center_crop": {"height", "width"},
+    "pad": {"height", "width", "multiple_of", "fill", "centered"},
+    "rescale": {"factor"},
+    "normalize": {"mean", "std"},
+}
 
 
 @dataclass(frozen=True)
 class Step:
     """One step. Which fields an `op` reads is said beside it.
 
-    resize        resample, and height and width, or shortest_edge (aspect ratio is kept)
+    resize        resample, and height and width, or shortest_edge or longest_edge, which keep the aspect
+                  ratio. With both, the longest edge is at most longest_edge. The size is rounded down
+                  to a multiple of multiple_of
     center_crop   height, width; a smaller picture is padded with black
+    pad           to height and width, or to the next multiple_of, with fill: below and to the right, or
+                  all around if centered. After rescale or normalize, fill is in their numbers
     rescale       factor
     normalize     mean, std: one number a channel
     """
@@ -44,113 +64,242 @@ class Step:
     height: int | None = None
     width: int | None = None
     shortest_edge: int | None = None
+    longest_edge: int | None = None
+    multiple_of: int | None = None
     resample: str = "bilinear"
+    fill: float = 0.0
+    centered: bool = False
     factor: float | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
 
-def open_picture(source: Any) -> Image.Image:
-    """An RGB picture from a path, encoded bytes, a pillow image, or a uint8 array (H, W, 3) or (H, W).
+@dataclass(frozen=True)
+class Prepared:
+    """What a picture became: `pixels`, float32, shape = (3, H, W).
 
-    The orientation a camera recorded is applied. Raises `InputError`.
+    `size` is the picture's own width and height. The whole of it lies in `pixels` at `left`, `top`, `width`
+    and `height`: what is outside was cropped, and what it does not cover is padding.
     """
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or source.shape[2:] not in ((), (3,)):
-            raise InputError(
-                f"an image array must be uint8 with shape (H, W, 3) or (H, W), but {source.dtype}"
-                f" {list(source.shape)} came; scale it to 0–255 and put channels last"
-            )
-        return Image.fromarray(np.ascontiguousarray(source)).convert("RGB")
-    if isinstance(source, Image.Image):
-        return _upright(source)
-    where = f"'{source}'" if isinstance(source, (str, Path)) else "the given bytes"
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        source = io.BytesIO(source)
-    elif not isinstance(source, (str, Path)):
-        raise InputError(
-            f"an image must be a path, bytes, a pillow image or a uint8 array, but a"
-            f" {type(source).__name__} came"
+
+    pixels: Array
+    size: tuple[int, int]
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+def check_steps(steps: Sequence[Step]) -> None:
+    """Raises `ArtifactError` for steps this release lacks, or that no picture could go through."""
+    if len(steps) > _MAX_STEPS:
+        raise ArtifactError(f"there are {len(steps)} image steps; at most {_MAX_STEPS} are taken")
+    floats = False
+    for step in steps:
+        if step.op not in _FIELDS:
+            raise ArtifactError(f"unknown image step '{step.op}'; use one of {', '.join(_FIELDS)}")
+        if floats and step.op in ("resize", "center_crop"):
+            raise ArtifactError(f"image step '{step.op}' must come before rescale and normalize")
+        floats = floats or step.op in ("rescale", "normalize")
+        _check_step(step, floats)
+
+
+def _check_step(step: Step, floats: bool) -> None:
+    default = Step(step.op)
+    for name in vars(step).keys() - _FIELDS[step.op] - {"op"}:
+        if getattr(step, name) != getattr(default, name):
+            raise ArtifactError(f"image step '{step.op}' does not take '{name}'")
+    for name in ("height", "width", "shortest_edge", "longest_edge", "multiple_of"):
+        value = getattr(step, name)
+        if value is not None and not 1 <= value <= _MAX_EDGE:
+            raise ArtifactError(f"image step '{step.op}' has {name} {value}; use 1 to {_MAX_EDGE}")
+    if (step.height is None) != (step.width is None):
+        raise ArtifactError(f"image step '{step.op}' needs both height and width, or neither")
+    if step.height and step.width and step.height * step.width > _MAX_INPUT_PIXELS:
+        raise ArtifactError(
+            f"image step '{step.op}' asks for {step.width}×{step.height} pixels; at most"
+            f" {_MAX_INPUT_PIXELS} are taken"
         )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we set the limit
-            with Image.open(source) as picture:
-                if picture.width * picture.height > _MAX_PIXELS:
-                    raise Image.DecompressionBombError(f"more than {_MAX_PIXELS} pixels")
-                return _upright(picture)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no image {where}; check the path") from error
-    except Exception as error:  # decoders raise many kinds for damaged files
-        raise InputError(
-            f"{where} cannot be read as an image ({error}); expected JPEG, PNG, WebP, BMP, TIFF or GIF"
-        ) from error
+    edges = step.shortest_edge is not None or step.longest_edge is not None
+    if step.op == "resize" and (step.height is not None) == edges:
+        raise ArtifactError("image step 'resize' needs height and width, or shortest_edge or longest_edge")
+    if step.op == "pad" and (step.height is not None) == (step.multiple_of is not None):
+        raise ArtifactError("image step 'pad' needs height and width, or multiple_of")
+    if step.op == "center_crop" and step.height is None:
+        raise ArtifactError("image step 'center_crop' needs height and width")
+    if step.resample not in RESAMPLING:
+        raise ArtifactError(f"unknown resample '{step.resample}'; use one of {', '.join(RESAMPLING)}")
+    if not np.isfinite(_float32(step.fill)) or not (floats or 0 <= step.fill <= 255):
+        raise ArtifactError(f"image step 'pad' fills with {step.fill}; before rescale, use 0 to 255")
+    if step.op == "rescale" and (step.factor is None or not np.isfinite(_float32(step.factor))):
+        raise ArtifactError("image step 'rescale' needs a factor that is a float32 number")
+    if step.op == "normalize":
+        mean, std = _float32(step.mean), _float32(step.std)
+        if mean.shape != (3,) or std.shape != (3,) or not np.isfinite((mean, std)).all() or 0 in std:
+            raise ArtifactError(
+                "image step 'normalize' needs three numbers in mean and three, not 0, in std"
+            )
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")
+def _float32(value: Any) -> Array:
+    with np.errstate(over="ignore"):
+        return np.asarray(value, np.float64).astype(np.float32)
+
+
+def fixed_size(steps: Sequence[Step]) -> tuple[int, int] | None:
+    """Height and width of what every picture becomes, or None if they follow the picture's own."""
+    size: tuple[int, int] | None = None
+    for step in steps:
+        if step.op in ("resize", "center_crop", "pad"):
+            size = None
+            if step.height is not None and step.width is not None:
+                size = (_whole(step.height, step), _whole(step.width, step))
+    return size
 
 
 def apply_steps(picture: Image.Image, steps: Sequence[Step]) -> Array:
-    """Pixels as float32, shape = (3, H, W). Raises `ArtifactError` for a step this release lacks."""
+    """Pixels as float32, shape = (3, H, W). Raises `ArtifactError` for a step this release lacks, and
+    `InputError` for a picture that does not fit the steps."""
+    return prepare(picture, steps).pixels
+
+
+def prepare_at(pictures: Sequence[Any], place: int, steps: Sequence[Step]) -> Prepared:
+    """The picture at a place of a list, opened and after `steps`; errors name the place.
+
+    Raises `InputError`.
+    """
+    try:
+        return prepare(open_picture(pictures[place]), steps)
+    except InputError as error:
+        raise InputError(f"picture {place}: {error}") from error
+
+
+def prepare(picture: Image.Image, steps: Sequence[Step]) -> Prepared:
+    """The picture after `steps`, and where it came to lie. Raises as `apply_steps` does."""
+    check_steps(steps)
+    size = picture.size
     array: Array | None = None
+    left, top, width, height = 0.0, 0.0, float(picture.width), float(picture.height)
     for step in steps:
-        if step.op in ("resize", "center_crop"):
-            if array is not None:
-                raise ArtifactError(f"image step '{step.op}' must come before rescale and normalize")
-            picture = _resize(picture, step) if step.op == "resize" else _center_crop(picture, step)
-        elif step.op in ("rescale", "normalize"):
+        if step.op == "resize":
+            old = picture.size
+            picture = _resize(picture, step)
+            across, down = picture.width / old[0], picture.height / old[1]
+            left, width = left * across, width * across
+            top, height = top * down, height * down
+        elif step.op == "center_crop":
+            picture, x, y = _center_crop(picture, step)
+            left, top = left - x, top - y
+        elif step.op == "pad":
+            if array is None:
+                picture, x, y = _pad_picture(picture, step)
+            else:
+                array, x, y = _pad_array(array, step)
+            left, top = left + x, top + y
+        else:
             array = _floats(picture) if array is None else array
             array = _rescale(array, step) if step.op == "rescale" else _normalize(array, step)
-        else:
-            raise ArtifactError(
-                f"unknown image step '{step.op}'; use resize, center_crop, rescale or normalize"
-            )
     array = _floats(picture) if array is None else array
-    return np.ascontiguousarray(array.transpose(2, 0, 1))
+    return Prepared(np.ascontiguousarray(array.transpose(2, 0, 1)), size, left, top, width, height)
 
 
 def _resize(picture: Image.Image, step: Step) -> Image.Image:
-    if step.resample not in RESAMPLING:
-        raise ArtifactError(f"unknown resample '{step.resample}'; use one of {', '.join(RESAMPLING)}")
-    if step.shortest_edge is not None:
-        width, height = picture.size
-        edge, short, long = step.shortest_edge, min(picture.size), max(picture.size)
-        size = (edge, int(edge * long / short))
-        size = size if width <= height else size[::-1]
-    else:
-        size = (_need(step.width, step, "width"), _need(step.height, step, "height"))
-    if size[0] * size[1] > _MAX_PIXELS:
+    width, height = _resized(picture.width, picture.height, step)
+    if width * height > MAX_PIXELS:
         raise InputError(
-            f"an image of {picture.width}×{picture.height} would be resized to {size[0]}×{size[1]},"
-            f" more than {_MAX_PIXELS} pixels; crop it first"
+            f"an image of {picture.width}×{picture.height} would be resized to {width}×{height},"
+            f" more than {MAX_PIXELS} pixels; crop it first"
         )
-    return picture.resize(size, Image.Resampling(RESAMPLING.index(step.resample)))
+    return picture.resize((width, height), Image.Resampling(RESAMPLING.index(step.resample)))
 
 
-def _center_crop(picture: Image.Image, step: Step) -> Image.Image:
-    width, height = _need(step.width, step, "width"), _need(step.height, step, "height")
+def _resized(width: int, height: int, step: Step) -> tuple[int, int]:
+    """Width and height after a resize, rounded as the original processors round."""
+    if step.height is not None and step.width is not None:
+        return _whole(step.width, step), _whole(step.height, step)
+    short, long = min(width, height), max(width, height)
+    if step.shortest_edge is None:
+        edge = step.longest_edge or long
+        short, long = max(1, int(edge * short / long + 0.5)), edge
+    else:
+        exact: float = step.shortest_edge
+        if step.longest_edge is not None and long / short * exact > step.longest_edge:
+            exact = step.longest_edge * short / long
+        # the shorter edge is rounded, the longer one cut: DETR's rule
+        edge = round(exact)
+        if edge != short:
+            short, long = max(1, edge), max(1, int(exact * long / short))
+    short, long = _whole(short, step), _whole(long, step)
+    return (short, long) if width <= height else (long, short)
+
+
+def _whole(edge: int, step: Step) -> int:
+    """`edge` rounded down to a multiple, but not to nothing; `pad` has its own rule."""
+    if step.multiple_of is None or step.op != "resize":
+        return edge
+    return max(step.multiple_of, edge - edge % step.multiple_of)
+
+
+def _center_crop(picture: Image.Image, step: Step) -> tuple[Image.Image, int, int]:
+    """The picture, and the place of its first pixel in the old one."""
+    width, height = step.width or 0, step.height or 0
     # crop with a negative offset pads with black; // rounds it up to the original's padding
     left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    return picture.crop((left, top, left + width, top + height))
+    return picture.crop((left, top, left + width, top + height)), left, top
+
+
+def _pad_picture(picture: Image.Image, step: Step) -> tuple[Image.Image, int, int]:
+    """The picture, and where the old one lies in it."""
+    width, height, left, top = _padding(picture.width, picture.height, step)
+    padded = Image.new("RGB", (width, height), (round(step.fill),) * 3)
+    padded.paste(picture, (left, top))
+    return padded, left, top
+
+
+def _pad_array(array: Array, step: Step) -> tuple[Array, int, int]:
+    old_height, old_width = array.shape[:2]
+    width, height, left, top = _padding(old_width, old_height, step)
+    padded = np.full((height, width, 3), step.fill, np.float32)
+    padded[top : top + old_height, left : left + old_width] = array
+    return padded, left, top
+
+
+def _padding(width: int, height: int, step: Step) -> tuple[int, int, int, int]:
+    """New width and height, and where the old lies in the new."""
+    if step.multiple_of is not None:
+        new = (
+            -(-width // step.multiple_of) * step.multiple_of,
+            -(-height // step.multiple_of) * step.multiple_of,
+        )
+    else:
+        new = (step.width or 0, step.height or 0)
+    if new[0] < width or new[1] < height:
+        raise InputError(
+            f"an image is {width}×{height} pixels after resizing, but is padded to {new[0]}×{new[1]};"
+            f" it is too long, crop it first"
+        )
+    _check_input_size(*new)
+    if not step.centered:
+        return (*new, 0, 0)
+    return (*new, (new[0] - width) // 2, (new[1] - height) // 2)
 
 
 def _floats(picture: Image.Image) -> Array:
+    _check_input_size(*picture.size)
     return np.asarray(picture, dtype=np.float32)
 
 
+def _check_input_size(width: int, height: int) -> None:
+    if width * height > _MAX_INPUT_PIXELS:
+        raise InputError(
+            f"an image would be given to the model with {width}×{height} pixels, more than"
+            f" {_MAX_INPUT_PIXELS}; crop or shrink it first"
+        )
+
+
 def _rescale(array: Array, step: Step) -> Array:
-    return np.asarray(array * np.float32(_need(step.factor, step, "factor")))
+    return np.asarray(array * np.float32(step.factor or 0.0))
 
 
 def _normalize(array: Array, step: Step) -> Array:
-    if len(step.mean) != 3 or len(step.std) != 3 or 0.0 in step.std:
-        raise ArtifactError("image step 'normalize' needs three numbers in mean and three, not 0, in std")
-    mean, std = np.asarray(step.mean, np.float32), np.asarray(step.std, np.float32)
-    return np.asarray((array - mean) / std)
-
-
-def _need(value: Any, step: Step, field: str) -> Any:
-    if value is None or (field != "factor" and value < 1):
-        raise ArtifactError(f"image step '{step.op}' needs a positive '{field}'")
-    return value
+    return np.asarray((array - _float32(step.mean)) / _float32(step.std))
