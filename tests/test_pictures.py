@@ -18,7 +18,7 @@ import converters
 import infer
 from infer.errors import ArtifactError, InputError
 from infer.manifest import TaskSpec
-from infer.tasks.pixels import Step, apply_steps, check_steps, open_picture, prepare
+from infer.tasks.pixels import Placement, Step, apply_steps, check_steps, open_picture, prepare
 from tests.command import infer_command
 from tests.tiny import edit_manifest, write
 
@@ -362,7 +362,7 @@ def test_padding_keeps_the_picture_and_says_where_it_lies(centered: bool) -> Non
     left, inside = (3, top + 2) if centered else (0, 0)
     expected[inside : inside + 7, left : left + 10] = 1.0
     np.testing.assert_allclose(found.pixels, np.broadcast_to(expected, (3, 16, 16)), atol=1e-6)
-    assert (found.left, found.top, found.width, found.height) == (left, inside, 10, 7)
+    assert found.placement == Placement((10, 7), (16, 16), left, inside, 10, 7)
     with pytest.raises(InputError, match="is 10×7 pixels after resizing, but is padded to 8×8"):
         prepare(picture, (Step("pad", height=8, width=8),))
 
@@ -383,4 +383,4 @@ def test_two_edges_are_resized_to_as_transformers_does(multiple_of: int | None) 
             found = prepare(Image.new("RGB", (width, height)), (step,))
             expected = tuple(max(n, multiple_of or 1) for n in rule((height, width), short, long))
             assert found.pixels.shape[1:] == expected, (width, height)
-            assert (found.width, found.height) == pytest.approx(found.pixels.shape[:0:-1])
+            assert (found.placement.width, found.placement.height) == pytest.approx(found.placement.fed)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from converters.sources.folder import read_json
+from infer.errors import ConversionError, InferError
 from infer.tasks.pixels import RESAMPLING, Step, apply_steps
 
 # uint8 arithmetic is the same; float32 sums may round differently in the last place
@@ -22,24 +22,37 @@ _TOLERANCE = 1e-5
 def image_steps(folder: Path) -> tuple[tuple[Step, ...], str | None]:
     """The steps, and None; or no steps and what they cannot reproduce."""
     try:
-        processor: Any = AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, backend="pil"
-        )
-    except Exception as error:  # unknown processor types, absent torchvision
-        return (), f"no task: its image processor does not load ({' '.join(str(error).split())[:200]})"
+        processor = load_processor(folder)
+    except ConversionError as error:
+        return (), f"no task: {error}"
     name = type(processor).__name__
-    steps = _steps(processor, read_json(folder / "preprocessor_config.json"))
+    steps = _steps(processor)
     rng = np.random.default_rng(0)
     for height, width in ((301, 407), (160, 90)):
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         expected = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
-        actual = apply_steps(picture, steps)
+        try:
+            actual = apply_steps(picture, steps)
+        except InferError as error:
+            return (), f"no task: infer has no image steps for {name} ({error}); preprocess yourself"
         if expected.shape != actual.shape or not np.allclose(expected, actual, atol=_TOLERANCE, rtol=0):
             return (), f"no task: infer's image steps do not reproduce {name}; preprocess yourself"
     return steps, None
 
 
-def _steps(processor: Any, raw: dict[str, Any]) -> tuple[Step, ...]:
+def load_processor(folder: Path) -> Any:
+    """The folder's image processor, which works with pillow. Raises `ConversionError`."""
+    try:
+        return AutoImageProcessor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, backend="pil"
+        )
+    except Exception as error:  # unknown processor types, absent torchvision
+        raise ConversionError(
+            f"its image processor does not load ({' '.join(str(error).split())[:200]})"
+        ) from error
+
+
+def _steps(processor: Any) -> tuple[Step, ...]:
     steps: list[Step] = []
 
     def get(field: str) -> Any:
@@ -56,7 +69,9 @@ def _steps(processor: Any, raw: dict[str, Any]) -> tuple[Step, ...]:
         elif edge and crop_pct:
             steps.append(Step("resize", height=edge, width=edge, resample=resample))
         elif edge:
-            steps.append(Step("resize", shortest_edge=edge, resample=resample))
+            longest = size.get("longest_edge")
+            multiple_of = 16 if type(processor).__name__.startswith("Yolos") else None
+            steps.append(Step("resize", None, None, edge, longest, multiple_of, resample=resample))
         else:
             steps.append(
                 Step("resize", height=size.get("height"), width=size.get("width"), resample=resample)
@@ -69,4 +84,7 @@ def _steps(processor: Any, raw: dict[str, Any]) -> tuple[Step, ...]:
     if get("do_normalize"):
         mean, std = get("image_mean"), get("image_std")
         steps.append(Step("normalize", mean=tuple(map(float, mean)), std=tuple(map(float, std))))
+    if get("do_pad") and get("pad_size"):
+        pad = dict(get("pad_size"))
+        steps.append(Step("pad", height=pad.get("height"), width=pad.get("width")))
     return tuple(steps)

@@ -13,6 +13,7 @@ import torch
 from converters.points import BATCH
 from converters.source import Dims, Source
 from converters.sources import SourceRequest
+from converters.sources.detection import detection_task
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
 from converters.sources.tokenizer import tokenizer_spec
@@ -224,6 +225,9 @@ def _task(
             {},
             (),
         )
+    if kind.endswith("ForObjectDetection") and (folder / "preprocessor_config.json").is_file():
+        found, said = detection_task(model.config, folder, inputs, _labels(model.config))
+        return found, {}, said
     if kind.endswith("ForSequenceClassification") and (folder / "tokenizer.json").is_file():
         spec = tokenizer_spec(folder, inputs, None)
         independent = getattr(model.config, "problem_type", None) == "multi_label_classification"

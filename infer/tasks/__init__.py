@@ -27,6 +27,7 @@ S = TypeVar("S")
 TASKS: dict[str, str] = {
     "tensors": "infer.tasks.tensors:Tensors",
     "image-classification": "infer.tasks.image_classification:ImageClassification",
+    "object-detection": "infer.tasks.object_detection:ObjectDetection",
     "text-classification": "infer.tasks.text_classification:TextClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",

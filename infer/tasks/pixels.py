@@ -19,6 +19,7 @@ from infer.tasks.pictures import MAX_PIXELS, open_picture
 
 __all__ = [
     "RESAMPLING",
+    "Placement",
     "Prepared",
     "Step",
     "apply_steps",
@@ -75,19 +76,27 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a picture became: `pixels`, float32, shape = (3, H, W).
+class Placement:
+    """Where a picture lies in what is fed: sizes are (width, height).
 
-    `size` is the picture's own width and height. The whole of it lies in `pixels` at `left`, `top`, `width`
-    and `height`: what is outside was cropped, and what it does not cover is padding.
+    The whole picture, of `size`, covers `width` × `height` pixels of the fed ones from `left` and `top`:
+    what is outside of them was cropped, and what it does not cover is padding.
     """
 
-    pixels: Array
     size: tuple[int, int]
+    fed: tuple[int, int]
     left: float
     top: float
     width: float
     height: float
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a picture became: `pixels`, float32, shape = (3, H, W), and where it lies in them."""
+
+    pixels: Array
+    placement: Placement
 
 
 def check_steps(steps: Sequence[Step]) -> None:
@@ -200,7 +209,9 @@ def prepare(picture: Image.Image, steps: Sequence[Step]) -> Prepared:
             array = _floats(picture) if array is None else array
             array = _rescale(array, step) if step.op == "rescale" else _normalize(array, step)
     array = _floats(picture) if array is None else array
-    return Prepared(np.ascontiguousarray(array.transpose(2, 0, 1)), size, left, top, width, height)
+    fed = (array.shape[1], array.shape[0])
+    pixels = np.ascontiguousarray(array.transpose(2, 0, 1))
+    return Prepared(pixels, Placement(size, fed, left, top, width, height))
 
 
 def _resize(picture: Image.Image, step: Step) -> Image.Image:
