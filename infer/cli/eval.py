@@ -59,6 +59,7 @@ def command(
     \b
       image-classification     a folder with a folder of pictures for each class, a .csv or .jsonl with
                                the columns file and label, an .npz with inputs and labels
+      object-detection         a folder with COCO annotations (.json) and pictures, or the .json beside them
       text-classification      .csv or .jsonl with the columns text and label, class folders, .npz
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
       tabular-regression       .csv or .jsonl with the model's columns and targets, .npz with inputs

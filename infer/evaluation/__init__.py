@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 
 EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
+    "object-detection": "infer.evaluation.detection",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
     "tabular-regression": "infer.evaluation.regression",
