@@ -29,6 +29,7 @@ FAMILIES: dict[str, str] = {
     "ncf": "neural collaborative filtering on MovieLens-100k; scores all films",
     "dlrm": "DLRM-style recommender on MovieLens-100k; scores pairs",
     "efficientnet-lite0": "ImageNet classifier",
+    "fashion-detector": "one-stage detector of clothes in scenes pasted from Fashion-MNIST",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""

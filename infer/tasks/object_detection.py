@@ -144,10 +144,9 @@ class ObjectDetection:
     ) -> list[Detection]:
         spec = self.spec
         if spec.one_label:
-            labels = scores.argmax(axis=1)
-            queries = np.arange(len(scores))
+            queries, labels = np.arange(len(scores)), scores.argmax(axis=1)
         else:
-            queries, labels = (grid.ravel() for grid in np.indices(scores.shape))
+            queries, labels = np.nonzero(scores > threshold)
         scores = scores[queries, labels]
         # a box with numbers that are none is no box
         finite = np.asarray(np.isfinite(boxes).all(axis=1))

@@ -56,16 +56,16 @@ def open_picture(source: Any) -> Image.Image:
     if isinstance(source, Image.Image):
         return _rgb(source, "the given image")
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _read(io.BytesIO(source), "the given bytes")
+        return _read(io.BytesIO(bytes(source)), "the given bytes")
     if not isinstance(source, (str, Path)):
         raise InputError(
             f"an image must be a path, bytes, a pillow image or a uint8 array, but a"
             f" {type(source).__name__} came"
         )
     path = Path(source)
-    if path.exists() and not path.is_file():  # a pipe or a device would never end
-        raise InputError(f"'{path}' is not a file; an image must be a regular file")
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            raise InputError(f"'{path}' is not a file; an image must be a regular file")
         with path.open("rb") as file:
             return _read(file, f"'{path}'")
     except FileNotFoundError as error:

@@ -1,0 +1,39 @@
+"""A detector trained here keeps its mean average precision as an artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infer
+from bench.zoo import convert, fashion_detector, source
+from bench.zoo.debian import NoDataError
+from converters.original import original_task
+from infer.evaluation import evaluate, evaluate_task
+
+
+@pytest.mark.slow
+def test_the_artifact_finds_what_its_original_finds(tmp_path: Path) -> None:
+    """Mean average precision on scenes of unseen items, with suppression in the task, is PyTorch's."""
+    try:
+        artifact = convert("fashion-detector", tmp_path / "detector.infer")
+    except NoDataError as error:
+        pytest.skip(str(error))
+    dataset = fashion_detector.dataset()
+    with (
+        infer.load(artifact.path) as session,
+        original_task(source("fashion-detector"), artifact) as original,
+    ):
+        found = evaluate(session, dataset)
+        against = evaluate_task(original, dataset)
+        (scene,) = fashion_detector.samples()[:1]
+        large = np.repeat(np.repeat(scene, 2, axis=0), 2, axis=1)
+        for one, two in zip(session(scene), session(large), strict=True):
+            # the scene at twice its size is shrunk again, by a filter
+            np.testing.assert_allclose(2 * np.array(one.box), two.box, atol=4)
+    assert found.metrics["map_50"] > 0.75
+    assert found.metrics["map_50_95"] > 0.55
+    assert found.metrics == pytest.approx(against.metrics, abs=1e-3)
+    assert {name.label for name in found.classes} == set(fashion_detector.LABELS)
