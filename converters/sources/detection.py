@@ -31,7 +31,6 @@ _READINGS: dict[str, tuple[Mapping[str, Any], int | None]] = {
     "rt_detr_v2": (_BEST_OF_ALL, None),
     "d_fine": (_BEST_OF_ALL, None),
     "conditional_detr": (_BEST_OF_ALL, 100),
-    "dab_detr": (_BEST_OF_ALL, 100),
     "deformable_detr": (_BEST_OF_ALL, 100),
 }
 """Model type → how its outputs are read, and how many are at most; None: one for each query."""
