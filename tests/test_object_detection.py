@@ -19,7 +19,7 @@ import converters
 import infer
 from converters.sources import SourceRequest, open_source
 from infer.errors import ArtifactError, InputError
-from infer.signature import Signature, TensorSpec
+from infer.signature import Range, Signature, TensorSpec
 from infer.tasks import Setting
 from infer.tasks.boxes import corners, overlaps, suppress
 from infer.tasks.object_detection import Detection, ObjectDetection
@@ -220,15 +220,25 @@ def test_results_are_told_and_written() -> None:
 
 
 def test_pictures_run_with_others_of_their_size_and_come_back_in_order() -> None:
-    """Also where they come in many sizes, more than may wait; and at a fixed batch, filled up."""
+    """Also where they come in many sizes, more than may wait; and at a fixed batch, filled up, or within
+    the limits of one that varies."""
     rng = np.random.default_rng(3)
-    sizes = [(int(w), int(h)) for w, h in rng.integers(4, 10, (60, 2))]
-    for batch in ("batch", 3):
+    sizes = [(int(w), int(h)) for w, h in rng.integers(4, 7, (60, 2))]
+    for batch, limits, rows in (
+        ("batch", {}, Range(1, 4)),
+        (3, {}, Range(3, 3)),
+        ("batch", {"batch": Range(1, 2)}, Range(1, 2)),
+        ("batch", {"batch": Range(6)}, Range(6, 6)),
+    ):
         ran: list[tuple[int, ...]] = []
-        results = detector(batch=batch, ran=ran)([blank(*size) for size in sizes])
+        task = detector(batch=batch, ran=ran)
+        signature = replace(task.setting.signature, limits=limits)
+        task = ObjectDetection(replace(task.setting, signature=signature))
+        results = task([blank(*size) for size in sizes])
         assert [found.box[2:] for (found,) in results] == sizes
-        assert len(ran) < 40
-        assert batch == "batch" or {shape[0] for shape in ran} == {3}
+        assert len(ran) < 50
+        assert all(shape[0] in rows for shape in ran)
+        assert max(shape[0] for shape in ran) == rows.most
 
 
 FORMATS: dict[str, tuple[float, float, float, float]] = {

@@ -22,7 +22,7 @@ try:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 except ImportError as _error:
-    raise missing_package("pycocotools", "eval") from _error
+    raise missing_package("pycocotools", "eval", _error) from _error
 
 _HALF, _THREE_QUARTERS = 0, 5  # where overlaps of 0.5 and 0.75 are in COCO's list of thresholds
 _MOST = 100  # so many detections a picture count, as COCO has it

@@ -17,7 +17,7 @@ from infer.tasks.boxes import FORMATS, corners, suppress
 from infer.tasks.labels import ACTIVATIONS, Classes, activate
 from infer.tasks.named import all_inputs_given, named_input, named_output, picture_input
 from infer.tasks.pixels import Placement, Prepared, Step, prepare_at
-from infer.tasks.rows import Part, answer, answer_parts, fixed_batch
+from infer.tasks.rows import Part, answer, answer_parts, batch_rows
 
 # pictures for detection are large; a few keep the cores busy
 _BATCH_SIZE = 4
@@ -95,7 +95,7 @@ class ObjectDetection:
 
     def parts(self, pictures: Sequence[Any]) -> Iterator[Part]:
         """Feeds: float32, shape = (batch, 3, H, W), and the mask. Raises `InputError`."""
-        batch_size = fixed_batch(self.setting.signature) or _BATCH_SIZE
+        batch_size = batch_rows(self.setting.signature, _BATCH_SIZE)
         waiting: dict[tuple[int, int], dict[int, Prepared]] = {}
         for i in range(len(pictures)):
             prepared = prepare_at(pictures, i, self.spec.steps)

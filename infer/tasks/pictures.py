@@ -23,7 +23,7 @@ try:
     from PIL.TiffImagePlugin import TiffImageFile
     from PIL.WebPImagePlugin import WebPImageFile
 except ImportError as _error:
-    raise missing_package("pillow", "image") from _error
+    raise missing_package("pillow", "image", _error) from _error
 
 MAX_PIXELS = 178_956_970
 """A decompressed picture may have this many pixels (512 MiB of RGB), pillow's own hard limit."""

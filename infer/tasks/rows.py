@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.signature import Array, Signature
+from infer.signature import Array, Range, Signature
 from infer.tasks import Run, Setting
 
 Decode = Callable[[Mapping[str, Array], Sequence[Any]], Sequence[Any]]
@@ -50,18 +50,35 @@ def fixed_batch(signature: Signature) -> int | None:
     return fixed[0] if fixed else None
 
 
+def batch_rows(signature: Signature, wanted: int) -> int:
+    """How many rows one run takes: the graph's own fixed batch size, or `wanted` within its limits."""
+    limits = _batch_limits(signature)
+    rows = max(wanted, limits.least)
+    return rows if limits.most is None else min(rows, limits.most)
+
+
 def batches(count: int, batch_size: int, signature: Signature) -> Iterator[range]:
-    """Places of at most `batch_size` inputs, or of the graph's own fixed batch size."""
-    step = fixed_batch(signature) or batch_size
+    """Places of at most `batch_size` inputs, or of as many as the graph takes."""
+    step = batch_rows(signature, batch_size)
     for start in range(0, count, step):
         yield range(start, min(start + step, count))
 
 
+def _batch_limits(signature: Signature) -> Range:
+    if (fixed := fixed_batch(signature)) is not None:
+        return Range(fixed, fixed)
+    limits = Range()
+    for spec in signature.inputs:
+        if spec.dims:
+            limits &= signature.limits.get(str(spec.dims[0]), limits)
+    return limits
+
+
 def run_rows(run: Run, signature: Signature, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run one batch. If the graph's batch is fixed, a larger one is cut into such, and of a smaller one the
-    last row is repeated to fill it."""
+    """Run one batch. If the graph takes only smaller ones, it is cut into such; if it takes only larger
+    ones, the last row is repeated to fill it."""
     rows = len(next(iter(feeds.values())))
-    size = fixed_batch(signature) or rows
+    size = batch_rows(signature, rows)
     if rows > size:
         found = [
             run_rows(run, signature, {name: array[start : start + size] for name, array in feeds.items()})
