@@ -13,6 +13,7 @@ import torch
 from converters.source import Source
 from converters.sources import SourceRequest
 from converters.sources.folder import read_json, read_json_list
+from converters.sources.text_tasks import token_problem
 from converters.sources.tokenizer import tokenizer_spec
 from converters.sources.transformers import example_inputs, given_inputs, load_model
 from converters.sources.weights import load_weights, read_state
@@ -113,14 +114,15 @@ def open_sentence_transformers(request: SourceRequest) -> Source:
     limits = base / "sentence_bert_config.json"
     max_length = read_json(limits).get("max_seq_length") if limits.is_file() else None
     spec = tokenizer_spec(base, tuple(example), max_length)
+    problem = token_problem(spec, base)
     return Source(
         name=request.name,
         described=f"sentence-transformers folder '{folder.name}'",
         module=module,
         kwargs=example,
-        task=TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT}),
-        files={spec.file: base / "tokenizer.json"},
-        notes=tuple(notes),
+        task=None if problem else TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT}),
+        files={} if problem else {spec.file: base / "tokenizer.json"},
+        notes=(*notes, *([problem] if problem else [])),
     )
 
 

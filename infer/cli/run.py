@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from infer.errors import InputError
 from infer.npz import load_npz, save_npz
 from infer.options import PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
+from infer.tasks.lines import split_lines
 
 
 @click.command("run")
@@ -113,8 +113,6 @@ def _run_task(
     labelled = [(str(path), item) for path in inputs for item in task.read(path)]
     labelled += [(text, task.parse(text)) for text in texts]
     if not labelled and not inputs:
-        if sys.stdin.isatty():
-            raise click.UsageError("give files, --text or --feeds, or pipe lines into stdin")
         labelled = [(line, task.parse(line)) for line in _stdin_lines()]
     if not labelled:
         raise InputError("there is nothing to answer: the input is empty")
@@ -136,10 +134,8 @@ def _echo_lines(text: str) -> None:
     click.echo("\n".join(shown(line) for line in text.split("\n")))
 
 
-def _stdin_lines() -> Iterator[str]:
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start})") from error
+def _stdin_lines() -> list[str]:
+    # python has no stdin at all where the shell closed it (<&-)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError("give files, --text or --feeds, or pipe lines into stdin")
+    return split_lines(sys.stdin.buffer.read(), "stdin")

@@ -17,7 +17,7 @@ from infer import schema
 from infer.artifact import Artifact
 from infer.errors import ArtifactError
 from infer.manifest import TaskSpec
-from infer.signature import Array, Signature
+from infer.signature import Array, Signature, TensorSpec
 
 Run = Callable[[Mapping[str, object]], dict[str, Array]]
 """`Session.run`: feeds to outputs."""
@@ -28,6 +28,7 @@ TASKS: dict[str, str] = {
     "tensors": "infer.tasks.tensors:Tensors",
     "image-classification": "infer.tasks.image_classification:ImageClassification",
     "text-classification": "infer.tasks.text_classification:TextClassification",
+    "token-classification": "infer.tasks.token_classification:TokenClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
 }
@@ -77,6 +78,20 @@ class Setting:
             raise ArtifactError(
                 f"{error}; convert the model again with a spec that follows this"
             ) from error
+
+    def output(self, name: str, rank: int) -> TensorSpec:
+        """The graph's output called `name`, of `rank` dims. Raises `ArtifactError`."""
+        specs = {spec.name: spec for spec in self.signature.outputs}
+        if name not in specs:
+            raise ArtifactError(
+                f"the task '{self.name}' reads the output {name!r:.60}, but the graph gives"
+                f" {', '.join(specs)}; convert the model again with a spec that names one of these"
+            )
+        if len(specs[name].dims) != rank:
+            raise ArtifactError(
+                f"the task '{self.name}' reads an output of {rank} dims, but the graph gives {specs[name]}"
+            )
+        return specs[name]
 
 
 def load_task(artifact: Artifact, run: Run) -> Task:
