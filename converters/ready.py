@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from converters.scaffolding import copied, fold, has_compiled_parts, has_computed_weights
 from converters.source import Source
 
 
@@ -30,21 +30,32 @@ def ready(source: Source) -> Iterator[Source]:
         for t in (*module.parameters(), *module.buffers())
         if t.dtype in (torch.float16, torch.bfloat16)
     }
+    computed = has_computed_weights(module)
+    if halves or computed:
+        module = copied(module)
     if halves:
-        module = copy.deepcopy(module).float()
+        module = module.float()
         source = replace(source, args=_floats(source.args), kwargs=_floats(source.kwargs))
         notes.append(
             f"weights stored as {' and '.join(sorted(halves))} were widened to float32, which is exact"
         )
-    trained = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
     training = [part for part in module.modules() if part.training]
     if training:
         notes.append("the model was in training mode; it was converted in eval mode")
         module.eval()
+    if computed:
+        notes.append(fold(module))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    # compiling a part takes minutes, and hides it from exporters
+    stance: Any = nullcontext()
+    if has_compiled_parts(module):
+        stance = torch.compiler.set_stance("force_eager")
+        notes.append("parts wrapped by torch.compile were converted as they are written")
     try:
-        yield replace(source, module=module, notes=tuple(notes))
+        with stance:
+            yield replace(source, module=module, notes=tuple(notes))
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
