@@ -28,8 +28,8 @@ def test_sentiment_is_as_good_as_its_original(tmp_path: Path) -> None:
             theirs = evaluate_task(original, dataset).metrics
     for name, value in ours.items():
         assert abs(value - theirs[name]) <= 1e-4, name
-    assert ours["accuracy"] > 0.72
-    assert ours["f1"] > 0.72
+    assert ours["accuracy"] > 0.7
+    assert ours["f1"] > 0.7
     assert ours["roc_auc"] > 0.8
 
 

@@ -2,9 +2,9 @@
 
 Hutto and Gilbert's rated sentences (ICWSM 2014): 10,605 from film reviews, 3,708 from Amazon's, with the
 mean of human scores from -4 to 4; above 0 is positive, and those at 0 are left out. They come with the
-source distribution of vaderSentiment. Trained here, seeded, in about a minute on 2 cores: first a new head
+source distribution of vaderSentiment. Trained here, seeded, in a minute or two on 2 cores: first a new head
 on the frozen encoder, then its last two layers, too, at a small learning rate. A seeded part of the
-sentences is used, so that it stays a minute; sentences of one Amazon review are never divided between
+sentences is used, so that it stays so short; sentences of one Amazon review are never divided between
 training and testing.
 """
 
