@@ -10,13 +10,13 @@ from infer.errors import missing_package
 
 try:
     import torch  # noqa: F401
-except ImportError as _error:
-    raise missing_package("torch", "convert") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("torch", "convert", _error) from _error
 try:
     import onnx_ir  # noqa: F401
     import onnxscript  # noqa: F401
-except ImportError as _error:
-    raise missing_package("onnxscript", "convert") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("onnxscript", "convert", _error) from _error
 
 from converters.api import convert
 from converters.options import ConvertOptions

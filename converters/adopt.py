@@ -4,37 +4,43 @@ gives it a manifest."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
 
+from converters.finish import RANDOM_OPERATORS
+from converters.graph_points import graph_points
 from converters.options import ConvertOptions, check_tolerances
-from converters.points import Point, to_numpy
 from converters.sources import SourceRequest
 from converters.writing import now, versions, write_artifact
 from infer.artifact import Artifact
+from infer.bare_graph import artifact_of_graph
 from infer.drafts import artifact_draft
 from infer.errors import ConversionError, InferError, ParityError
+from infer.graphfile import read_graph_file
 from infer.manifest import (
     FORMAT_VERSION,
     Manifest,
     Measured,
     Parity,
     Provenance,
-    Variant,
 )
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import compare
-from infer.plain import artifact_of_graph
-from infer.session import open_session
-from infer.signature import Array, Signature, TensorSpec
+from infer.session import Session, open_session
+from infer.signature import Signature
 
 Progress = Callable[[str], None]
 
-_BATCH_SIZE, _OTHER_SIZE = 2, 8
-"""Sizes tried for dims that a graph leaves open: the first axis, and the others."""
+_RANDOM = (
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+)
 
 
 def adopt_graph(
@@ -49,17 +55,26 @@ def adopt_graph(
     progress(f"checking '{path.name}'")
     plain = artifact_of_graph(path)
     _check(path)
+    _refuse_options(request, options, plain.manifest.signature)
     check_tolerances(options.tolerances, [spec.name for spec in plain.manifest.outputs])
-    feeds = _feeds(plain.manifest.signature, request)
-    expected = _run(plain, feeds, "none")
-    actual = _run(plain, feeds, "all")
-    differences = compare(expected, actual, options.tolerances)
-    wrong = [d for d in differences if not d.within]
+    if drawn := sorted(read_graph_file(path).operators.keys() & RANDOM_OPERATORS):
+        raise ConversionError(
+            f"'{path}' draws random numbers ({', '.join(drawn)}), so nothing can be proved about it; take"
+            f" them out, or make the noise an input"
+        )
+    with _opened(plain, "none") as oracle, _opened(plain, "all") as optimized:
+        points, limits, notes = graph_points(plain.manifest.signature, request, oracle.run, progress)
+        measured, wrong = [], []
+        for point in points:
+            optimized.run(point.feeds)  # twice: the second run takes the path of repeated shapes
+            for d in compare(point.outputs, optimized.run(point.feeds), options.tolerances):
+                measured.append(
+                    Measured(point.name, d.output, d.max_abs, d.max_relative, d.cosine, d.within)
+                )
+                wrong += [] if d.within else [f"at {point.name}, {d}"]
     if wrong and not options.allow_mismatch:
         raise ParityError(f"'{path}' answers differently once ONNX Runtime optimized it: {wrong[0]}")
     variant = plain.manifest.variants[0]
-    graph = f"graphs/{path.name}"
-    example = Point("example", frozenset(), feeds, expected)
     with artifact_draft(output, overwrite=options.overwrite) as draft:
         manifest = Manifest(
             format_version=FORMAT_VERSION,
@@ -68,15 +83,12 @@ def adopt_graph(
             outputs=plain.manifest.outputs,
             structure=plain.manifest.structure,
             task=request.task,
-            variants=(Variant("onnx", graph, variant.precision, variant.opset, variant.size_bytes),),
+            variants=(replace(variant, graph=f"graphs/{path.name}"),),
             golden=(),
             parity=Parity(
                 oracle="the same graph in ONNX Runtime without graph optimizations",
                 tolerances=dict(options.tolerances),
-                measured=tuple(
-                    Measured("example", d.output, d.max_abs, d.max_relative, d.cosine, d.within)
-                    for d in differences
-                ),
+                measured=tuple(measured),
                 mismatch_allowed=bool(wrong),
             ),
             provenance=Provenance(
@@ -88,13 +100,29 @@ def adopt_graph(
                 patches=(),
                 versions=versions(),
                 created=now(),
-                notes=("adopted from an ONNX file: nothing is known of the model it came from",),
+                notes=("adopted from an ONNX file: nothing is known of the model it came from", *notes),
             ),
             files={},
+            limits=limits,
         )
         graphs = {f"graphs/{name}": path.parent / name for name in plain.manifest.files}
-        write_artifact(draft, manifest, {**graphs, **request.files}, [example])
+        write_artifact(draft, manifest, {**graphs, **request.files}, points)
     return Artifact.open(output)
+
+
+def _refuse_options(request: SourceRequest, options: ConvertOptions, signature: Signature) -> None:
+    """An option that would do nothing must not look as if it did."""
+    if request.weights is not None:
+        raise ConversionError("an ONNX file brings its own weights; --weights cannot be given with it")
+    if options.dynamic:
+        raise ConversionError(
+            f"an ONNX file's dims are what they are ({'; '.join(map(str, signature.inputs))}); --dynamic"
+            f" cannot be given with it, convert the original model instead"
+        )
+    if isinstance(request.example_inputs, Mapping):
+        names = [spec.name for spec in signature.inputs]
+        if unknown := sorted(set(request.example_inputs) - set(names)):
+            raise ConversionError(f"there is no input '{unknown[0]}'; the inputs are {', '.join(names)}")
 
 
 def _check(path: Path) -> None:
@@ -105,40 +133,9 @@ def _check(path: Path) -> None:
         raise ConversionError(f"'{path}' is not a valid ONNX model: {text[:400]}") from error
 
 
-def _run(plain: Artifact, feeds: dict[str, Array], optimization: str) -> dict[str, Array]:
+def _opened(plain: Artifact, optimization: str) -> Session:
     options = PlanOptions(device="cpu", graph_optimization=optimization)
     try:
-        with open_session(plain, options, SessionOptions(verify=False, warm_up=False)) as session:
-            return session.run(feeds)
+        return open_session(plain, options, SessionOptions(verify=False, warm_up=False))
     except InferError as error:
-        raise ConversionError(
-            f"{error}. If the example feeds are at fault, give some that fit: --input NAME=SHAPE:DTYPE"
-        ) from error
-
-
-def _feeds(signature: Signature, request: SourceRequest) -> dict[str, Array]:
-    given = request.example_inputs or {}
-    if not isinstance(given, Mapping):
-        given = dict(zip((spec.name for spec in signature.inputs), given, strict=False))
-    rng = np.random.default_rng(0)
-    sizes = {
-        dim: _BATCH_SIZE if axis == 0 else _OTHER_SIZE
-        for spec in signature.inputs
-        for axis, dim in enumerate(spec.dims)
-        if isinstance(dim, str)
-    }
-    return {
-        spec.name: to_numpy(given[spec.name]) if spec.name in given else _values(spec, sizes, rng)
-        for spec in signature.inputs
-    }
-
-
-def _values(spec: TensorSpec, sizes: Mapping[str, int], rng: np.random.Generator) -> Array:
-    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in spec.dims]
-    if spec.dtype == "string":
-        return np.full(shape, "a", dtype=object)
-    if spec.numpy_dtype.kind == "f":
-        return np.asarray(rng.standard_normal(shape)).astype(spec.numpy_dtype)
-    # 0 and 1 are ids of every vocabulary, and a mask
-    values: Any = rng.integers(0, 2, shape)
-    return np.asarray(values).astype(spec.numpy_dtype)
+        raise ConversionError(str(error)) from error

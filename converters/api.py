@@ -31,6 +31,7 @@ def convert(
     files: Mapping[str, str | os.PathLike[str]] | None = None,
     name: str | None = None,
     tolerances: Mapping[str, Tolerance] | None = None,
+    freeze_branches: bool = False,
     allow_mismatch: bool = False,
     overwrite: bool = False,
     progress: Any = None,
@@ -48,6 +49,8 @@ def convert(
         task: what the model is for; files it needs are named in `files`: `files/NAME` → path.
         tolerances: how close outputs must be, by dtype, or by an output's name; what is not named keeps
             `infer.parity.TOLERANCES`.
+        freeze_branches: accept a graph that always takes the branches the example takes, of a model that
+            branches on values.
         allow_mismatch: write the artifact even if it failed parity, marked as such.
         overwrite: replace an existing artifact.
         progress: called with a sentence at each step.
@@ -57,6 +60,7 @@ def convert(
     options = ConvertOptions(
         dynamic=dynamic or {},
         tolerances={**TOLERANCES, **(tolerances or {})},
+        freeze_branches=freeze_branches,
         allow_mismatch=allow_mismatch,
         overwrite=overwrite,
     )
@@ -69,7 +73,7 @@ def convert(
         name=name or Path(output).stem,
     )
     tell = progress or (lambda sentence: None)
-    if isinstance(source, (str, os.PathLike)) and str(source).endswith(".onnx"):
+    if isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(".onnx"):
         try:
             return adopt_graph(request, Path(output), options, tell)
         except OSError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from converters import finish
-from converters.exporters import EXPORTERS, INPUT, Exporter, quiet, why
+from converters.exporters import EXPORTERS, INPUT, Exporter, branch_on_values, quiet, why
 from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
@@ -16,12 +16,13 @@ from converters.patches import apply_graph_patches, torch_patches
 from converters.points import BATCH, Point, Points, fix_dims, traced_elsewhere
 from converters.pristine import pristine
 from converters.rounding import own_rounding
+from infer.bare_graph import artifact_of_graph
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import Difference, Tolerance, compare, tolerance_of
-from infer.plain import artifact_of_graph
 from infer.session import Session, open_session
+from infer.signature import Range
 
 Progress = Callable[[str], None]
 
@@ -34,6 +35,8 @@ class Outcome:
         reason: why it lost; None if it passed at every point.
         ran: whether its graph answered at every point, right or wrong.
         failed_dims: dims it cannot vary, as far as that explains all its failures.
+        limits: sizes of dims beyond which the graph would be wrong.
+        branch: the line where the model branches on values, if that is why there is no graph.
         measured: what parity was found to be, where the graph answered.
     """
 
@@ -41,6 +44,8 @@ class Outcome:
     reason: str | None
     ran: bool = False
     failed_dims: frozenset[str] = frozenset()
+    limits: Mapping[str, Range] = field(default_factory=dict)
+    branch: str | None = None
     measured: tuple[Measured, ...] = ()
     patches: tuple[str, ...] = ()
     size_bytes: int = 0
@@ -53,6 +58,12 @@ class Exported:
     outcome: Outcome
     points: Points
     attempts: tuple[Attempt, ...]
+
+    @property
+    def proved(self) -> tuple[Point, ...]:
+        """The points within the limits of the graph."""
+        refused = {f"{dim}=1" for dim, limit in self.outcome.limits.items() if 1 not in limit}
+        return tuple(point for point in self.points.points if point.name not in refused)
 
 
 def export(
@@ -88,6 +99,8 @@ def export(
         this_round = []
         for exporter in exporters:
             outcome = attempt(exporter, points, "")
+            if outcome.branch and not options.freeze_branches:
+                raise ConversionError(_branches(outcome.branch))
             if outcome.reason is None:
                 return Exported(outcome, points, _attempts(outcomes))
             this_round.append(outcome)
@@ -135,6 +148,15 @@ def _mismatch(
     )
 
 
+def _branches(branch: str) -> str:
+    return (
+        f"the model branches on values of its inputs, {branch}; a graph would always take the side that"
+        f" the example takes, and answer wrongly on the other. Write the branch with torch.where"
+        f" or torch.cond, or take it out of the model; if it never changes, accept that with"
+        f" --freeze-branches"
+    )
+
+
 def _reasons(outcomes: Sequence[Outcome]) -> str:
     return "; ".join(f"{o.exporter}: {o.reason}" for o in outcomes)
 
@@ -153,11 +175,16 @@ def try_exporter(
     inputs = points.inputs
     try:
         with quiet(), pristine(flat.module), torch_patches() as active:
-            model = exporter.export(flat, points.example, points.axes, exporter.opset, active.translations)
+            traced = exporter.export(flat, points.example, points.axes, exporter.opset, active.translations)
     except ConversionError:
         raise
     except Exception as error:  # whatever an exporter raises, the next one may do better
-        return Outcome(exporter, f"the export failed ({why(error)})")
+        branch = branch_on_values(error)
+        said = f"it branches on values, {branch}" if branch else why(error)
+        return Outcome(exporter, f"the export failed ({said})", branch=branch)
+    model = traced.model
+    if drawn := finish.random_operators(model):
+        return Outcome(exporter, f"the graph draws random numbers ({', '.join(drawn)})")
     if frozen := finish.frozen_axes(model, inputs, given):
         sizes = ", ".join(f"'{dim}' at {size}" for dim, size in sorted(frozen.items()))
         return Outcome(exporter, f"the exporter froze {sizes}", failed_dims=frozenset(frozen))
@@ -168,17 +195,14 @@ def try_exporter(
     size_bytes = finish.save(model, graph)
     del model
     progress(f"checking parity at {len(points.points)} points")
-    return _check(exporter, points, graph, options, patches, size_bytes)
+    checked = _check(exporter, points, graph, options)
+    limits = dict(points.limits)
+    for dim, limit in (*traced.limits.items(), *checked.limits.items()):
+        limits[dim] = limit & limits.get(dim, Range())
+    return replace(checked, patches=patches, size_bytes=size_bytes, limits=limits)
 
 
-def _check(
-    exporter: Exporter,
-    points: Points,
-    graph: Path,
-    options: ConvertOptions,
-    patches: tuple[str, ...],
-    size_bytes: int,
-) -> Outcome:
+def _check(exporter: Exporter, points: Points, graph: Path, options: ConvertOptions) -> Outcome:
     """Run the graph as a user would, guards and all optimizations on, at every point."""
     measured: list[Measured] = []
     reasons: list[str] = []
@@ -191,7 +215,7 @@ def _check(
             SessionOptions(verify=False, warm_up=False),
         )
     except InferError as error:
-        return Outcome(exporter, f"the graph does not load: {error}", patches=patches)
+        return Outcome(exporter, f"the graph does not load: {error}")
     with session:
         for point in points.points:
             try:
@@ -207,14 +231,23 @@ def _check(
             if wrong := next((d for d in found if not d.within), None):
                 failed.append(point)
                 reasons.append(f"at {point.name}, {wrong}")
+    if failed and all(point.at_one for point in failed):
+        # torch.export takes sizes to be 2 or more
+        limits = {dim: Range(least=2) for point in failed for dim in point.varied}
+        names = {point.name for point in failed}
+        return Outcome(
+            exporter,
+            reason=None,
+            ran=True,
+            limits=limits,
+            measured=tuple(m for m in measured if m.point not in names),
+        )
     return Outcome(
         exporter,
         reason=reasons[0] if reasons else None,
         ran=ran,
         failed_dims=_explains(failed),
         measured=tuple(measured),
-        patches=patches,
-        size_bytes=size_bytes,
     )
 
 

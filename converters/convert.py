@@ -16,7 +16,7 @@ import torch
 from converters.attempts import Exported, export
 from converters.flat import FlatModule
 from converters.options import ConvertOptions, check_tolerances
-from converters.points import BATCH, make_points
+from converters.points import BATCH, Points, make_points
 from converters.ready import ready
 from converters.source import USUAL_DIMS, Source
 from converters.writing import now, versions, write_artifact
@@ -46,15 +46,27 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
         with artifact_draft(output, overwrite=options.overwrite) as draft, ready(source) as source:
             progress(f"asking {source.described} for its answers")
             flat = FlatModule(source)
-            points = make_points(flat, options.dynamic, usual_axes(source, flat))
+            points = _points(source, flat, options)
             check_tolerances(options.tolerances, [spec.name for spec in points.outputs])
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
-            manifest = _manifest(source, flat.structure, exported, options)
-            write_artifact(draft, manifest, source.files, exported.points.points)
+            manifest = _manifest(source, points.points[0].structure, exported, options)
+            write_artifact(draft, manifest, source.files, exported.proved)
     except OSError as error:
         raise ConversionError(f"cannot write '{output}': {error.strerror or error}") from error
     return Artifact.open(output)
+
+
+def _points(source: Source, flat: FlatModule, options: ConvertOptions) -> Points:
+    try:
+        return make_points(flat, options.dynamic, usual_axes(source, flat), source.limits)
+    except ConversionError as error:
+        if widened := next((note for note in source.notes if "widened" in note), None):
+            raise ConversionError(
+                f"{error}. Before it was asked, {widened}; a forward that casts to half precision itself"
+                f" does not fit that, so cast with x.to(self.weight.dtype)"
+            ) from error
+        raise
 
 
 def usual_axes(source: Source, flat: FlatModule) -> dict[str, dict[int, str]]:
@@ -108,6 +120,7 @@ def _manifest(
             notes=(*source.notes, *points.notes),
         ),
         files={},
+        limits=dict(outcome.limits),
     )
 
 

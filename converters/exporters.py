@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,13 +23,27 @@ import torch
 from converters.flat import FlatModule
 from converters.scripted import scripted_form
 from infer.errors import ConversionError
+from infer.signature import Range
 
 Axes = Mapping[str, Mapping[int, str]]
 Translations = Mapping[Callable[..., Any], Callable[..., Any]]
-Export = Callable[[FlatModule, Sequence[torch.Tensor], Axes, int, Translations], ir.Model]
+Export = Callable[[FlatModule, Sequence[torch.Tensor], Axes, int, Translations], "Traced"]
 
 INPUT, OUTPUT = "infer_input_{}", "infer_output_{}"
 """Names given during export, which no model uses; `converters.finish` puts the real ones."""
+
+
+# torch writes "no limit" as the largest size there is, or near it
+_UNLIMITED = 2**31
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph as an exporter gave it, and the sizes for which the path it took through the model holds,
+    as far as the exporter knows."""
+
+    model: ir.Model
+    limits: Mapping[str, Range]
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Exporter:
 
 def _dynamo(
     flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int, translations: Translations
-) -> ir.Model:
+) -> Traced:
     # AUTO lets torch tie sizes together or freeze them; what it froze shows in the graph's
     # inputs, where it is checked, instead of failing the export for a stricter wish
     auto = torch.export.Dim.AUTO
@@ -63,12 +78,37 @@ def _dynamo(
     )
     if program is None:
         raise ConversionError("the exporter gave no program")
-    return program.model
+    exported = program.exported_program
+    return Traced(program.model, {} if exported is None else _limits(exported, flat, axes))
+
+
+def _limits(program: torch.export.ExportedProgram, flat: FlatModule, axes: Axes) -> dict[str, Range]:
+    """What the branches that the trace took demand of each dim."""
+    user_inputs = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in user_inputs]
+    limits: dict[str, Range] = {}
+    for name, value in zip(flat.input_names, values, strict=True):
+        for axis, dim in axes[name].items():
+            if (allowed := range_of(program, value.shape[axis])) is not None:
+                limits[dim] = allowed & limits.get(dim, Range())
+    return limits
+
+
+def range_of(program: torch.export.ExportedProgram, size: int | torch.SymInt) -> Range | None:
+    """The sizes a program holds for, if they are limited. Frozen sizes show in the graph, and compound ones
+    at the points."""
+    if isinstance(size, int) or size.node.expr not in program.range_constraints:
+        return None
+    allowed = program.range_constraints[size.node.expr]
+    least, most = int(allowed.lower), int(min(allowed.upper, _UNLIMITED))
+    # torch takes sizes to be 2 at least whatever the model says; 1 has a point of its own
+    least = least if least > 2 else 1
+    return Range(least, most if most < _UNLIMITED else None) if least > 1 or most < _UNLIMITED else None
 
 
 def _torchscript(
     flat: FlatModule, example: Sequence[torch.Tensor], axes: Axes, opset: int, translations: Translations
-) -> ir.Model:
+) -> Traced:
     names = [INPUT.format(i) for i in range(len(example))]
     with tempfile.TemporaryDirectory(prefix="infer-export-") as folder:
         path = Path(folder) / "model.onnx"
@@ -92,7 +132,7 @@ def _torchscript(
             if isinstance(value.const_value, ir.ExternalTensor):
                 # the folder is about to go
                 value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
-        return model
+        return Traced(model, {})
 
 
 EXPORTERS: tuple[Exporter, ...] = (
@@ -124,3 +164,21 @@ def why(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else ""
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
+
+
+_CALL = re.compile(r'The following call raised this error:\s+File "([^"]+)", line (\d+), in \w+\s+([^\n]+)')
+_BRANCH = re.compile(r"\b(if|elif|while|assert|and|or|not|bool|int|float|item|tolist)\b")
+
+
+def branch_on_values(error: BaseException | None) -> str | None:
+    """The line where the model makes a Python value of a tensor's, if that is why torch.export failed.
+
+    A size that is only known when the graph runs, such as the number of values a mask selects, fails
+    in the same way, but is no branch: those lines lie in calls, not in conditions.
+    """
+    while error is not None:
+        call = _CALL.search(str(error)) if "data-dependent" in str(error) else None
+        if call and _BRANCH.search(call[3]):
+            return f"line {call[2]} of {Path(call[1]).name}: {call[3][:100]}"
+        error = error.__cause__ or error.__context__
+    return None

@@ -169,3 +169,19 @@ def save(model: ir.Model, path: Path) -> int:
     data = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
     return path.stat().st_size + data.stat().st_size
+
+
+RANDOM_OPERATORS = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial"}
+)
+
+
+def random_operators(model: ir.Model) -> list[str]:
+    """Operators of the graph that answer differently from call to call."""
+    found = {node.op_type for node in model.graph.all_nodes() if node.op_type in RANDOM_OPERATORS}
+    for node in model.graph.all_nodes():
+        if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            training = node.inputs[2].const_value
+            if training is None or bool(training.numpy()):
+                found.add("Dropout in training mode")
+    return sorted(found)

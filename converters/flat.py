@@ -27,6 +27,7 @@ class FlatModule(torch.nn.Module):
         named: the example inputs by parameter, nested as they came.
         input_names: one for each tensor in the example inputs, in order.
         example: these tensors.
+        constants: example inputs that hold no tensor, which become part of the graph.
         output_names, structure: known after the first call.
     """
 
@@ -48,6 +49,9 @@ class FlatModule(torch.nn.Module):
                 f"the example inputs of {source.described} hold no tensor, so there is nothing to feed;"
                 f" give one with --input NAME=2x3x224x224:float32 or example_inputs={{...}}"
             )
+        self.constants = {
+            name: value for name, value in named.items() if value is not None and not _tensors(value, name)
+        }
         self.output_names: list[str] = []
         self.structure: Structure = None
 
@@ -100,7 +104,7 @@ def parameter_names(module: Any) -> list[str] | None:
     parameters = inspect.signature(module.forward).parameters.values()
     if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
         return None
-    return [p.name for p in parameters if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)]
+    return [p.name for p in parameters if p.kind is not kinds.VAR_KEYWORD]
 
 
 def _takes_any(module: Any) -> bool:

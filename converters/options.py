@@ -20,6 +20,10 @@ class ConvertOptions:
     tolerances: Mapping[str, Tolerance] = field(default_factory=lambda: dict(TOLERANCES))
     """How close the export must be: for each float dtype, or for an output by its name."""
 
+    freeze_branches: bool = False
+    """Accept a trace of a model that branches on the values of its inputs, which then always takes the
+    side that the example takes. Marked in the manifest's notes."""
+
     allow_mismatch: bool = False
     """Write the artifact although it failed parity, marked in its manifest. For finding out why."""
 

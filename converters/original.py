@@ -49,7 +49,7 @@ def original_task(
             tensors = [torch.from_numpy(np.array(feeds[name])) for name in flat.input_names]
             with torch.inference_mode():
                 outputs = flat(*tensors)
-            return {n: to_numpy(t) for n, t in zip(flat.output_names, outputs, strict=True)}
+            return {n: to_numpy(t, n) for n, t in zip(flat.output_names, outputs, strict=True)}
 
         with pristine(flat.module):
             yield load_task(artifact, run)

@@ -10,22 +10,36 @@ import torch
 
 
 @contextmanager
-def pristine(module: torch.nn.Module) -> Iterator[None]:
+def pristine(module: torch.nn.Module) -> Iterator[list[str]]:
     """Put back every attribute of `module` and its parts that the body sets or changes.
 
     Some models change themselves when they are called: Swin shrinks its windows for good on a small
     image, others keep position tables of the last length. A graph has no such memory, so each call
-    must find the model as it was trained. Exporters leave fake tensors in such caches.
-    Tensors written in place are not put back; containers are, one level deep.
+    must find the model as it was trained. Exporters leave fake tensors in such caches. Containers are
+    put back one level deep, and buffers that were written in place get their values back; the names of
+    these are in the list that is yielded, once the body has ended.
     """
     states = [
         (part, _state(part)) for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)
     ]
+    buffers = [(name, buffer, buffer.clone(), _version(buffer)) for name, buffer in module.named_buffers()]
+    written: list[str] = []
     try:
-        yield
+        yield written
     finally:
         for part, state in states:
             _restore(part, state)
+        for name, buffer, before, version in buffers:
+            if _version(buffer) != version:
+                if not torch.equal(buffer, before):
+                    written.append(name)
+                with torch.no_grad():
+                    buffer.copy_(before)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Counts writes; None for inference tensors, which have no such counter and cannot be written."""
+    return None if tensor.is_inference() else tensor._version
 
 
 _State = dict[str, tuple[Any, Any]]

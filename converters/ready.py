@@ -53,10 +53,17 @@ def ready(source: Source) -> Iterator[Source]:
     if has_compiled_parts(module):
         stance = torch.compiler.set_stance("force_eager")
         notes.append("parts wrapped by torch.compile were converted as they are written")
+    # torch's fast path of Transformer layers answers zeros at padded positions; nothing else does, the
+    # layers themselves in training among them
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    if fast_path and any(isinstance(part, torch.nn.TransformerEncoder) for part in module.modules()):
+        notes.append("torch's fast path for Transformer layers was off: padded positions have no zeros")
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with stance:
             yield replace(source, module=module, notes=tuple(notes))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:
             parameter.requires_grad_(True)
         for part in training:

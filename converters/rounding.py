@@ -28,7 +28,7 @@ def own_rounding(flat: FlatModule, points: Points) -> dict[str, float]:
             with torch.no_grad(), pristine(exact.module):
                 outputs = exact(*[t.double() if t.is_floating_point() else t for t in tensors])
             for name, tensor in zip(exact.output_names, outputs, strict=True):
-                rounded, precise = point.outputs[name], to_numpy(tensor)
+                rounded, precise = point.outputs[name], to_numpy(tensor, name)
                 if rounded.dtype == np.float32 and rounded.shape == precise.shape and rounded.size:
                     scale = float(np.max(np.abs(precise))) or 1.0
                     error = float(np.max(np.abs(rounded - precise))) / scale

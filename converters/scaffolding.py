@@ -61,9 +61,18 @@ def has_compiled_parts(module: Any) -> bool:
 
 
 def copied(module: Any) -> Any:
-    """A deep copy of `module`, also where a norm has left its last result, which is no leaf of autograd."""
+    """A deep copy of `module`, also where a norm has left its last result, which is no leaf of autograd.
+
+    Raises `ConversionError`.
+    """
     results = [t for part in module.modules() for t in vars(part).values() if isinstance(t, torch.Tensor)]
-    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in results})
+    try:
+        return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in results})
+    except Exception as error:  # whatever parts of its own the model refuses to copy
+        raise ConversionError(
+            f"a copy cannot be made of the model ({' '.join(str(error).split())[:200]}); call model.float()"
+            f" and take norms and parametrizations off before converting"
+        ) from error
 
 
 def fold(module: Any) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infer.manifest import TaskSpec
+from infer.signature import Range
 
 Dims = Mapping[str, Mapping[int, str]]
 """Which axes of which inputs may vary: input name → axis → dim name."""
@@ -26,6 +27,8 @@ class Source:
             and kept only if that answers at other sizes.
         task: what the model is for, where the source says so.
         files: files the task needs, by name below `files/`.
+        limits: for each tensor of the inputs, in order, the sizes of axes that the module was made for;
+            beyond them it may answer all the same, but wrongly.
         exporters: names of the exporters that can take this source; empty means all.
         notes: what was found or changed while opening it.
     """
@@ -38,6 +41,7 @@ class Source:
     dims: Dims = field(default_factory=dict)
     task: TaskSpec | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
+    limits: tuple[Mapping[int, Range], ...] = ()
     exporters: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -10,12 +10,14 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from converters.points import Point
 from infer.artifact import MANIFEST, Artifact, record_files
+from infer.errors import ArtifactError, InferError
 from infer.manifest import GoldenPoint, Manifest
 from infer.npz import save_npz
-from infer.session import open_session
+from infer.session import Session, open_session
 
 # Golden points prove an artifact again; they are no data set.
 _MAX_GOLDEN_BYTES = 8 * 2**20
@@ -28,7 +30,7 @@ def write_artifact(
     `points`, and write `manifest` with both filled in.
 
     The artifact is then opened as a user would: a manifest that cannot be read back, or a task that
-    does not open, is found here and not by the user. Raises what `open_session` raises.
+    cannot answer, is found here and not by the user. Raises what `open_session` raises.
     """
     for name, path in files.items():
         target = draft / name
@@ -38,7 +40,37 @@ def write_artifact(
     manifest = replace(manifest, golden=golden, files=record_files(draft))
     (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     with open_session(Artifact.open(draft)) as session:
-        session.task  # noqa: B018
+        _try_task(session, min(points, key=_nbytes))
+
+
+def _try_task(session: Session, point: Point) -> None:
+    """Let the task name its tensors and decode one point. Raises `ArtifactError`."""
+    task: Any = session.task
+    for specs, role in ((session.signature.inputs, "input"), (session.signature.outputs, "output")):
+        name, names = getattr(getattr(task, "spec", None), role, None), [spec.name for spec in specs]
+        if isinstance(name, str) and name not in names:
+            raise _unknown_tensor(session, role, name, names)
+    if not hasattr(task, "decode"):
+        return
+    rows = max((array.shape[0] for array in point.outputs.values() if array.ndim), default=1)
+    try:
+        task.decode(point.outputs, [None] * rows)
+    except InferError:
+        raise
+    except KeyError as error:
+        if error.args[0] not in point.outputs:
+            raise _unknown_tensor(session, "output", error.args[0], list(point.outputs)) from error
+    except Exception:
+        # nothing is known about what went in, such as the size of a picture, and this task must know it
+        return
+
+
+def _unknown_tensor(session: Session, role: str, name: object, names: list[str]) -> ArtifactError:
+    task = session.artifact.manifest.task
+    return ArtifactError(
+        f"the task '{task.name if task else 'tensors'}' names the {role} '{name}', but the graph's {role}s"
+        f" are {', '.join(names)}; correct its spec"
+    )
 
 
 def _write_golden(points: Sequence[Point], draft: Path) -> tuple[GoldenPoint, ...]:

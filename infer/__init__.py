@@ -7,26 +7,29 @@ with infer.load("model.infer") as session:
 
 from __future__ import annotations
 
-from infer.artifact import Artifact
-from infer.errors import (
-    ArtifactError,
-    BackendError,
-    ConversionError,
-    DeviceError,
-    FeedError,
-    InferError,
-    InputError,
-    IntegrityError,
-    MissingPackageError,
-    ParityError,
-    SessionClosedError,
-)
-from infer.machine import Machine, this_machine
-from infer.manifest import Manifest
-from infer.options import PlanOptions, SessionOptions
-from infer.plan import Plan
-from infer.session import Session, load, open_artifact, open_session
-from infer.signature import Signature, TensorSpec
+TYPE_CHECKING = False  # as in typing, which takes longer to import than all else here
+
+if TYPE_CHECKING:
+    from infer.artifact import Artifact
+    from infer.errors import (
+        ArtifactError,
+        BackendError,
+        ConversionError,
+        DeviceError,
+        FeedError,
+        InferError,
+        InputError,
+        IntegrityError,
+        MissingPackageError,
+        ParityError,
+        SessionClosedError,
+    )
+    from infer.machine import Machine, this_machine
+    from infer.manifest import Manifest
+    from infer.options import PlanOptions, SessionOptions
+    from infer.plan import Plan
+    from infer.session import Session, load, open_artifact, open_session
+    from infer.signature import Signature, TensorSpec
 
 __version__ = "0.1.0"
 
@@ -57,3 +60,42 @@ __all__ = [
     "open_session",
     "this_machine",
 ]
+
+# Where the names are. They are imported when they are first used: the command line starts by importing this
+# file, and must be able to listen for Ctrl-C before numpy is loaded.
+_PLACES = {
+    "artifact": ("Artifact",),
+    "errors": (
+        "ArtifactError",
+        "BackendError",
+        "ConversionError",
+        "DeviceError",
+        "FeedError",
+        "InferError",
+        "InputError",
+        "IntegrityError",
+        "MissingPackageError",
+        "ParityError",
+        "SessionClosedError",
+    ),
+    "machine": ("Machine", "this_machine"),
+    "manifest": ("Manifest",),
+    "options": ("PlanOptions", "SessionOptions"),
+    "plan": ("Plan",),
+    "session": ("Session", "load", "open_artifact", "open_session"),
+    "signature": ("Signature", "TensorSpec"),
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    for place, names in _PLACES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"infer.{place}"), name)
+            return value
+    raise AttributeError(f"module 'infer' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from infer.errors import ArtifactError, IntegrityError
@@ -27,19 +27,29 @@ MANIFEST = "manifest.json"
 # Parsed JSON takes some twenty times its size; a manifest with 20,000 labels has under 1 MiB.
 _MAX_MANIFEST_BYTES = 8 * 2**20
 _CHUNK_BYTES = 2**20
+_MAX_SHOWN_PATH = 200
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """An opened artifact: its folder and its manifest."""
+    """An opened artifact: the folder of its files and its manifest.
+
+    That of a plain `.onnx` file, which `infer.open_artifact` makes, is the folder the file lies in; it has
+    no manifest on the disk, and `manifest_sha256` is None.
+    """
 
     path: Path
     manifest: Manifest
+    manifest_sha256: str | None
 
     @staticmethod
     def open(path: str | os.PathLike[str]) -> Artifact:
         """Read the manifest of the artifact at `path`. Raises `ArtifactError`."""
-        folder = Path(path)
+        with reading(path):
+            return Artifact._open(Path(path))
+
+    @staticmethod
+    def _open(folder: Path) -> Artifact:
         if not folder.exists():
             raise ArtifactError(f"there is no artifact at '{folder}'; check the path")
         if not folder.is_dir():
@@ -62,14 +72,20 @@ class Artifact:
                 f"'{folder}' has no {MANIFEST}, so it is not an artifact; make one with:"
                 f" infer convert SOURCE -o OUT.infer"
             ) from error
-        except OSError as error:
-            raise ArtifactError(f"cannot read '{file}': {error.strerror}") from error
-        return Artifact(folder, Manifest.from_json(text, f"'{file}'"))
+        return Artifact(folder, Manifest.from_json(text, f"'{file}'"), hashlib.sha256(text).hexdigest())
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """sha256 of the manifest, and so of everything it lists."""
-        return hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+        """sha256 of the manifest as it was opened, and so of everything it lists.
+
+        Raises `ArtifactError` for a plain `.onnx` file, which has none.
+        """
+        if self.manifest_sha256 is None:
+            raise ArtifactError(
+                f"'{self.manifest.provenance.source}' is a plain .onnx file without a manifest, so it has"
+                f" no digest; compare the file's own sha256, or make an artifact of it with: infer convert"
+            )
+        return self.manifest_sha256
 
     def file(self, name: str) -> Path:
         """The path of a listed file, proved to lie inside the artifact and to have its size.
@@ -80,9 +96,11 @@ class Artifact:
         if record is None:
             raise IntegrityError(f"'{self.path}' has no file '{name}' in its manifest")
         path = contained(self.path, name)
-        if not path.is_file():
+        with reading(path):
+            present, size_bytes = path.is_file(), path.stat().st_size if path.is_file() else 0
+        if not present:
             raise IntegrityError(f"'{self.path}' lacks its file '{name}'; copy the whole folder again")
-        if (size_bytes := path.stat().st_size) != record.size_bytes:
+        if size_bytes != record.size_bytes:
             raise IntegrityError(
                 f"'{path}' has {size_bytes} bytes, but the manifest recorded {record.size_bytes};"
                 f" the artifact is truncated or was changed, copy it again"
@@ -90,10 +108,15 @@ class Artifact:
         return path
 
     def verify_files(self) -> None:
-        """Read every file and compare its sha256 with the manifest. Raises `IntegrityError`."""
+        """Read every file and compare its sha256 with the manifest. Raises `IntegrityError`, and
+        `ArtifactError` for a file that cannot be read."""
         for name, record in self.manifest.files.items():
             path = self.file(name)
-            if record.sha256 is not None and sha256(path) != record.sha256:
+            if record.sha256 is None:
+                continue
+            with reading(path):
+                found = sha256(path)
+            if found != record.sha256:
                 raise IntegrityError(
                     f"'{path}' differs from the sha256 in the manifest; the artifact was damaged"
                     f" or changed, copy it again or convert the model again"
@@ -107,6 +130,19 @@ class Artifact:
             yield point.name, load_npz(self.file(point.feeds)), load_npz(self.file(point.outputs))
 
 
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What the system says about `path` in the block, as an `ArtifactError`."""
+    try:
+        yield
+    except OSError as error:
+        where = os.fspath(error.filename or path)
+        where = where if len(where) <= _MAX_SHOWN_PATH else f"{where[:_MAX_SHOWN_PATH]}…"
+        raise ArtifactError(f"cannot read '{where}': {error.strerror or error}") from error
+    except ValueError as error:  # NUL, or a character no file name can hold
+        raise ArtifactError(f"{os.fspath(path)!r:.200} is no name of a file ({error})") from error
+
+
 def contained(folder: Path, name: str) -> Path:
     """`folder / name`, proved not to leave `folder`, through `..` or through links.
 
@@ -117,9 +153,10 @@ def contained(folder: Path, name: str) -> Path:
     if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise IntegrityError(f"the manifest names '{name}', which is not a path inside '{folder}'")
     path = folder.joinpath(*parts)
-    real = folder.resolve()
+    real = Path(os.path.realpath(folder))  # unlike resolve(), it has no error of its own for circular links
     roots = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
-    if not any(path.resolve().is_relative_to(root) for root in roots):
+    target = Path(os.path.realpath(path))
+    if not any(target.is_relative_to(root) for root in roots):
         raise IntegrityError(f"'{path}' is a link that leaves the artifact; copy its target instead")
     return path
 

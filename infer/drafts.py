@@ -20,6 +20,10 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
     An existing artifact at `path` is replaced only with `overwrite`, and only at the very
     end; anything else there is never touched. Raises `ArtifactError`.
     """
+    if any("\ud800" <= character <= "\udfff" for character in str(path)):
+        raise ArtifactError(
+            f"'{path}' is not UTF-8, and ONNX Runtime opens no such path; choose another name"
+        )
     if path.exists() or path.is_symlink():
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
@@ -60,19 +64,31 @@ def _replace(draft: Path, path: Path) -> None:
 
 @contextmanager
 def file_draft(path: Path) -> Iterator[Path]:
-    """A file that becomes `path` if the block succeeds, and vanishes if it fails. Raises `InputError`."""
+    """A file that becomes `path` if the block succeeds, and vanishes if it fails. Raises `InputError`.
+
+    A link stays, and leads to the new file. A pipe or a device is no place for a file: once the draft is
+    whole, it is written into it.
+    """
     if path.is_dir():
         raise InputError(f"cannot write '{path}': it is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
+    stream = path.exists() and not path.is_file()
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if not stream and not target.parent.is_dir():
+        raise InputError(f"cannot write '{path}': there is no folder '{target.parent}'")
+    if not stream and target.is_symlink():
+        raise InputError(f"cannot write '{path}': it is a link that leads back to itself; remove it")
     draft: Path | None = None
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=None if stream else target.parent)
         draft = Path(name)
         os.close(handle)
         _share(draft, 0o666)
         yield draft
-        draft.replace(path)
+        if stream:
+            with draft.open("rb") as whole, path.open("wb") as into:
+                shutil.copyfileobj(whole, into)
+        else:
+            draft.replace(target)
     except OSError as error:
         raise InputError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:

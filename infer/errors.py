@@ -7,10 +7,11 @@
     │   └── ParityError          the export answers differently from the source
     ├── FeedError                a tensor handed to `Session.run` does not fit the signature
     ├── InputError               an image, text or row handed to a task cannot be read
-    ├── DeviceError              the requested device cannot be had
+    ├── DeviceError              the requested device, or way to run there, cannot be had
     ├── BackendError             the backend failed on a graph or a run
     ├── SessionClosedError       the session was closed, or belongs to another process
-    └── MissingPackageError      an optional package is absent; the message ends with its install command
+    └── MissingPackageError      an optional package is absent or broken; the message ends with its
+                                 install command
 
 Messages name the thing, what was expected, what came, and the cure. Exceptions of other
 libraries are translated where they cross into ours, always with `from`.
@@ -48,7 +49,7 @@ class InputError(InferError):
 
 
 class DeviceError(InferError):
-    """The requested device is not present, or no installed backend can use it."""
+    """The requested device is not present, no installed backend can use it, or not in the way asked for."""
 
 
 class BackendError(InferError):
@@ -63,9 +64,22 @@ class MissingPackageError(InferError):
     """An optional package is needed; the message ends with the command that installs it."""
 
 
-def missing_package(package: str, extra: str) -> MissingPackageError:
-    """The error for an absent optional `package` that the extra `extra` would bring."""
+_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+"""What packages are imported as, where that is not their own name."""
+
+
+def missing_package(package: str, extra: str, error: Exception) -> MissingPackageError:
+    """The error for an optional `package`, which the extra `extra` brings, and whose import gave `error`.
+
+    Only a package that was not found is absent; one that fails while it is imported is broken, by a library
+    of the system that does not load, for instance, and installing it again may not help.
+    """
+    absent = isinstance(error, ModuleNotFoundError) and error.name == _MODULES.get(package, package)
+    cause = " ".join(str(error).split())[:300]
+    said = "is not installed" if absent else f"does not import here ({type(error).__name__}: {cause})"
+    cure = "install it" if absent else "mend that, or install it again"
+    again = "" if absent else "--force-reinstall "
     return MissingPackageError(
-        f"this needs the package '{package}', which is not installed; install it with:"
-        f' pip install "infer-onnx[{extra}]"'
+        f"this needs the package '{package}', which {said}; {cure} with:"
+        f' pip install {again}"infer-onnx[{extra}]"'
     )

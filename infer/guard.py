@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 
 from infer.errors import FeedError
-from infer.signature import Array, Dim, Signature, TensorSpec
+from infer.signature import Array, Dim, Range, Signature, TensorSpec
 
 Shapes = tuple[tuple[int, ...], ...]
 
-_MAX_FITTING = 1024  # remembered shapes, before all are forgotten
+# Shapes that fitted and are remembered, before all are forgotten.
+_MAX_SHAPES = 1024
+# Types of the values that numpy may read as another dtype than the one wanted: they say none themselves.
+_PLAIN = frozenset((bool, int, float))
 
 
 class Feeds(dict[str, Array]):
@@ -30,42 +33,46 @@ class Feeds(dict[str, Array]):
     shapes: Shapes
 
 
+_Input = tuple[str, np.dtype[Any] | None, TensorSpec]
+"""An input's name, the dtype of arrays for it that need no look at their values (None: all need one), and
+its spec. A plain tuple, because a named one takes longer to unpack."""
+
+
 class Guard:
     """Holds feeds to a signature. On a tiny model every 0.1 µs spent here shows."""
 
     def __init__(self, signature: Signature, *, refuse_nan: bool = False) -> None:
         self._signature = signature
         self._refuse_nan = refuse_nan
-        # the dtype of arrays that need no look at their values; bools and strings always do
-        self._specs = [
+        self._inputs: tuple[_Input, ...] = tuple(
             (spec.name, None if spec.dtype in ("bool", "string") else spec.numpy_dtype, spec)
             for spec in signature.inputs
-        ]
-        # shapes that fitted before: most callers send few, and looking them up is cheaper
-        self._fitting: set[Shapes] = set()
+        )
+        # most callers send few shapes, and looking them up is cheaper than checking them again
+        self._checked: set[Shapes] = set()
 
     def admit(self, feeds: Mapping[str, object]) -> Feeds:
         """Guarded feeds. Raises `FeedError` for a missing or unknown name, a wrong dtype, rank or size,
         data whose meaning would change, and symbolic dims bound to different sizes."""
-        if (type(feeds) is not dict and not isinstance(feeds, Mapping)) or len(feeds) != len(self._specs):
+        if (type(feeds) is not dict and not isinstance(feeds, Mapping)) or len(feeds) != len(self._inputs):
             raise _wrong_names(self._signature, feeds)
         admitted = Feeds()
-        shapes = []
-        for name, as_is, spec in self._specs:
+        sizes = []
+        for name, unseen, spec in self._inputs:
             value = feeds.get(name)
             # dtype objects of native builtin types are singletons, so identity compares them fully;
             # carray: C-contiguous, aligned and writeable, asked at once because each asking costs
-            if type(value) is np.ndarray and value.dtype is as_is and value.flags.carray:
+            if type(value) is np.ndarray and value.dtype is unseen and value.flags.carray:
                 array = value
             elif value is None and name not in feeds:
                 raise _wrong_names(self._signature, feeds)
             else:
                 array = _convert(spec, value)
             admitted[name] = array
-            shapes.append(array.shape)
-        admitted.shapes = fitting = tuple(shapes)
-        if fitting not in self._fitting:
-            self._check_shapes(fitting)
+            sizes.append(array.shape)
+        admitted.shapes = shapes = tuple(sizes)
+        if shapes not in self._checked:
+            self._check_shapes(shapes)
         if self._refuse_nan:
             _refuse_nan(admitted)
         return admitted
@@ -81,15 +88,18 @@ class Guard:
                         raise _wrong_size(spec, shape, axis)
                 elif bound.setdefault(dim, (size, spec.name))[0] != size:
                     raise _inconsistent(spec, shape, axis, *bound[dim])
-        if len(self._fitting) >= _MAX_FITTING:
-            self._fitting.clear()
-        self._fitting.add(shapes)
+                elif dim in self._signature.limits and size not in self._signature.limits[dim]:
+                    raise _beyond_limits(spec, shape, axis, self._signature.limits[dim])
+        if len(self._checked) >= _MAX_SHAPES:
+            self._checked.clear()
+        self._checked.add(shapes)
 
 
 def _convert(spec: TensorSpec, value: object) -> Array:
     """The slow, careful half of the guard: `value` as a native, contiguous, aligned array."""
     try:
-        return _read(spec, value)
+        value = _without_mask(spec, value)
+        return _read_strings(spec, value) if spec.dtype == "string" else _read_numbers(spec, value)
     except FeedError:
         raise
     except Exception as error:  # __array__ of any foreign type may run and raise anything
@@ -99,7 +109,14 @@ def _convert(spec: TensorSpec, value: object) -> Array:
         ) from error
 
 
-def _read(spec: TensorSpec, value: object) -> Array:
+def _without_mask(spec: TensorSpec, value: object) -> object:
+    """`value`, as an array if it says how to become one; refused if anything in it is masked."""
+    if value is None:
+        raise FeedError(
+            f"input '{spec.name}' must be an array of {spec.dtype}, but None came; every input is needed"
+        )
+    if hasattr(value, "__array__"):
+        value = np.asanyarray(value)  # a mask behind a foreign type's __array__ shows only now
     if isinstance(value, np.ma.MaskedArray):
         masked = int(np.sum(np.ma.getmaskarray(value)))
         if masked:
@@ -108,39 +125,74 @@ def _read(spec: TensorSpec, value: object) -> Array:
                 f" values, and a graph has no notion of a mask; fill them first:"
                 f" x.filled(value)"
             )
-        value = value.data
-    if isinstance(value, (list, tuple)):
+        return value.data
+    if _is_sequence(value):
         _refuse_masked_parts(spec, value)
-    elif value is None:
-        raise FeedError(
-            f"input '{spec.name}' must be an array of {spec.dtype}, but None came; every input is needed"
-        )
-    if spec.dtype == "string":
-        return _convert_strings(spec, value)
-    has_dtype = hasattr(value, "dtype")
+    return value
+
+
+def _is_sequence(value: object) -> bool:
+    """Whether numpy looks for arrays inside of `value`, one item after another."""
+    if isinstance(value, (list, tuple)):
+        return True
+    if isinstance(value, (str, bytes, bytearray, memoryview, range, np.ndarray, Mapping)):
+        return False
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _refuse_masked_parts(spec: TensorSpec, value: Any) -> None:
+    """numpy drops the masks of masked arrays and of `np.ma.masked` inside of sequences."""
+    if set(map(type, value)) <= _PLAIN:
+        return
+    for item in value:
+        if _is_sequence(item) and not hasattr(item, "__array__"):
+            _refuse_masked_parts(spec, item)
+        elif hasattr(item, "__array__") and isinstance(np.asanyarray(item), np.ma.MaskedArray):
+            raise FeedError(
+                f"input '{spec.name}' came as a {type(value).__name__} with masked arrays in it, and a"
+                f" graph has no notion of a mask; fill them first: x.filled(value)"
+            )
+
+
+def _read_numbers(spec: TensorSpec, value: object) -> Array:
     array = np.asarray(value)
-    if not has_dtype and array.dtype == np.float64 and spec.numpy_dtype.kind == "u":
-        array = _exact(spec, value, array)
-    if array.dtype == object and not has_dtype:
-        raise FeedError(
-            f"input '{spec.name}' must be an array of {spec.dtype}, but the given {type(value).__name__}"
-            f" holds objects, or numbers beyond 64 bits; pass numbers only"
-        )
     wanted = spec.numpy_dtype
     if (array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")) != wanted:
-        if has_dtype:
-            raise _wrong_dtype(spec, array)
-        if not _fits(array, wanted):
-            raise FeedError(
-                f"input '{spec.name}' must be {spec.dtype}, but the given {type(value).__name__} holds"
-                f" {array.dtype} values that do not fit; if rounding or wrapping them is what you mean,"
-                f" pass np.asarray(x).astype(np.{_numpy_name(spec)})"
-            )
-        array = array.astype(wanted)
+        array = _from_plain(spec, value, array)
     array = np.require(array, dtype=wanted, requirements=["C", "A", "E"])
     if spec.dtype == "bool" and array.size and int(array.view(np.uint8).max()) > 1:
         array = array.view(np.uint8) != 0  # numpy's own reading of such bytes; the backend's differs
     return array
+
+
+def _from_plain(spec: TensorSpec, value: object, array: Array) -> Array:
+    """`array`, which numpy read from `value` in a dtype of its choice, in the one that is wanted.
+
+    Only numbers of Python leave that choice open; whatever has a dtype means it.
+    """
+    if array.dtype == object and not isinstance(value, np.ndarray):
+        raise FeedError(
+            f"input '{spec.name}' must be an array of {spec.dtype}, but the given {type(value).__name__}"
+            f" holds objects, or numbers beyond 64 bits; pass numbers only"
+        )
+    if not _is_plain(value):
+        raise _wrong_dtype(spec, value, array)
+    if array.dtype == np.float64 and spec.numpy_dtype.kind == "u":
+        array = _exact(spec, value, array)
+    if not _fits(array, spec.numpy_dtype):
+        raise FeedError(
+            f"input '{spec.name}' must be {spec.dtype}, but the given {type(value).__name__} holds"
+            f" {array.dtype} values that do not fit; if rounding or wrapping them is what you mean,"
+            f" pass np.asarray(x).astype(np.{_numpy_name(spec)})"
+        )
+    return array.astype(spec.numpy_dtype)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is a number of Python, or lists and tuples of nothing else."""
+    if isinstance(value, (list, tuple)):
+        return set(map(type, value)) <= _PLAIN or all(map(_is_plain, value))
+    return isinstance(value, (int, float)) and not isinstance(value, np.generic)
 
 
 def _fits(array: Array, wanted: np.dtype[Any]) -> bool:
@@ -164,24 +216,12 @@ def _exact(spec: TensorSpec, value: object, array: Array) -> Array:
     """numpy reads ints on both sides of 2^63 as floats; here they stay ints if that is what they are."""
     objects = np.asarray(value, dtype=object)
     limits = np.iinfo(spec.numpy_dtype)
-    if all(isinstance(n, (int, np.integer)) and limits.min <= n <= limits.max for n in objects.flat):
+    if all(isinstance(n, int) and limits.min <= n <= limits.max for n in objects.flat):
         return objects.astype(spec.numpy_dtype)
     return array
 
 
-def _refuse_masked_parts(spec: TensorSpec, value: Sequence[object]) -> None:
-    """numpy drops the masks of masked arrays and of `np.ma.masked` inside of lists."""
-    for item in value:
-        if isinstance(item, (list, tuple)):
-            _refuse_masked_parts(spec, item)
-        elif isinstance(item, np.ma.MaskedArray):
-            raise FeedError(
-                f"input '{spec.name}' came as a list with masked arrays in it, and a graph has no"
-                f" notion of a mask; fill them first: x.filled(value)"
-            )
-
-
-def _convert_strings(spec: TensorSpec, value: object) -> Array:
+def _read_strings(spec: TensorSpec, value: object) -> Array:
     array = np.asarray(value, dtype=object)
     strings = np.empty(array.shape, dtype=object)
     for index, item in np.ndenumerate(array):
@@ -222,10 +262,11 @@ def _wrong_names(signature: Signature, feeds: object) -> FeedError:
     return FeedError(f"feeds {' and '.join(said)}; the inputs are {expected}")
 
 
-def _wrong_dtype(spec: TensorSpec, array: Array) -> FeedError:
+def _wrong_dtype(spec: TensorSpec, value: object, array: Array) -> FeedError:
+    came = "x" if isinstance(value, np.ndarray) else "np.asarray(x)"
     return FeedError(
         f"input '{spec.name}' must be {spec.dtype}, but {array.dtype} came; if that conversion"
-        f" is what you mean, pass x.astype(np.{_numpy_name(spec)})"
+        f" is what you mean, pass {came}.astype(np.{_numpy_name(spec)})"
     )
 
 
@@ -253,6 +294,13 @@ def _inconsistent(spec: TensorSpec, shape: tuple[int, ...], axis: int, size: int
     return FeedError(
         f"input '{spec.name}' of shape {list(shape)} has {spec.dims[axis]} = {shape[axis]} on axis"
         f" {axis}, but input '{first}' has {spec.dims[axis]} = {size}; they must be the same size"
+    )
+
+
+def _beyond_limits(spec: TensorSpec, shape: tuple[int, ...], axis: int, limits: Range) -> FeedError:
+    return FeedError(
+        f"input '{spec.name}' of shape {list(shape)} has {spec.dims[axis]} = {shape[axis]} on axis {axis},"
+        f" but the model was converted for {limits}; cut or pad it, or convert the model for that size"
     )
 
 

@@ -13,11 +13,10 @@ from typing import Any
 from infer import schema
 from infer.errors import ArtifactError
 from infer.parity import Tolerance
-from infer.signature import DTYPES, Signature, TensorSpec
+from infer.signature import DTYPES, Range, Signature, TensorSpec
 from infer.structure import Structure, tensor_names
 
 FORMAT_VERSION = 1
-_MAX_NESTING = 64
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,8 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contents of `manifest.json`. The first variant is the reference."""
+    """The contents of `manifest.json`. The first variant is the reference. `limits` holds the sizes of dims
+    that cannot have all of them."""
 
     format_version: int
     name: str
@@ -125,21 +125,28 @@ class Manifest:
     parity: Parity | None
     provenance: Provenance
     files: dict[str, FileRecord]
+    limits: dict[str, Range] = field(default_factory=dict)
 
     @property
     def signature(self) -> Signature:
-        return Signature(self.inputs, self.outputs)
+        return Signature(self.inputs, self.outputs, self.limits)
 
     def to_json(self) -> str:
-        return json.dumps(schema.encode(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        """Raises `ArtifactError` if the task's spec holds what JSON does not have."""
+        try:
+            return json.dumps(schema.encode(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"the manifest of '{self.name}' cannot be written as JSON ({error}); give the task's spec"
+                f" finite numbers, text, lists and mappings only"
+            ) from error
 
     @staticmethod
     def from_json(text: str | bytes, where: str) -> Manifest:
         """Parse and check a manifest; `where` names it in errors. Raises `ArtifactError`."""
         try:
-            data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-            _check_plain(data)
-        except (ValueError, RecursionError) as error:
+            data = schema.parse(text)
+        except schema.SchemaError as error:
             raise ArtifactError(
                 f"{where} is not valid JSON ({error}); the artifact is damaged, convert it again"
             ) from error
@@ -157,29 +164,6 @@ class Manifest:
         return manifest
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # readers would disagree on which one counts
-        raise ValueError("a key is given twice in one object")
-    return found
-
-
-def _check_plain(data: Any) -> None:
-    """Refuse JSON that could not be written again, and nesting no model has. Raises `ValueError`."""
-    level, depth = [data], 0
-    while level := [item for item in level if isinstance(item, (dict, list))]:
-        depth += 1
-        if depth > _MAX_NESTING:
-            raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
-        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
-    # 1e999 reads as infinity, and "\\ud800" as half a character
-    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
-
-
 def _check(manifest: Manifest, where: str) -> None:
     """What types alone cannot say."""
     for side in (manifest.inputs, manifest.outputs):
@@ -190,6 +174,10 @@ def _check(manifest: Manifest, where: str) -> None:
                 raise ArtifactError(f"{where}: tensor '{spec.name}' has a negative dim: {spec}")
         if len({spec.name for spec in side}) != len(side):
             raise ArtifactError(f"{where} names two tensors alike: {', '.join(s.name for s in side)}")
+    dims = set(manifest.signature.dims)
+    for dim, limit in manifest.limits.items():
+        if dim not in dims or limit.least < 1 or (limit.most is not None and limit.most < limit.least):
+            raise ArtifactError(f"{where} limits dim '{dim}' to {limit}, which no input can follow")
     if not manifest.variants:
         raise ArtifactError(f"{where} lists no variant, so there is nothing to run")
     outputs = {spec.name for spec in manifest.outputs}

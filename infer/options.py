@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+MAX_THREADS = 1024
+"""More than any machine has cores: a backend starts as many threads as it is told, at once."""
+
+GRAPH_OPTIMIZATIONS = ("all", "none")
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -11,13 +16,14 @@ class PlanOptions:
 
     device: str = "auto"
     """"cpu", "cuda", "cuda:1", or "auto": the best device an installed backend can use. A named
-    device is a demand: if it cannot be had, planning fails."""
+    device, in capitals or not, is a demand: if it cannot be had, planning fails."""
 
     variant: str | None = None
     """Name of a variant in the manifest; default: the first, the reference."""
 
     num_threads: int | None = None
-    """Threads one run may use; default: the cores this process may use."""
+    """Threads one run may use, 1 to `MAX_THREADS`; default: the cores this process may use. More than
+    these do not spin, whatever `spinning` says."""
 
     graph_optimization: str = "all"
     """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""

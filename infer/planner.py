@@ -8,24 +8,30 @@ from infer.backends import BACKENDS, Backend, load_backend
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
 from infer.manifest import Manifest, Variant
-from infer.options import PlanOptions
+from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, PlanOptions
 from infer.plan import Plan
 
 
 def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Plan:
     """The plan for running `manifest`'s graphs on `machine`.
 
-    Raises `DeviceError` if the demanded device cannot be had, `ArtifactError` for an unknown
-    variant, `MissingPackageError` if no backend is installed.
+    Raises `DeviceError` if the demanded device cannot be had or an option is none, `ArtifactError` for an
+    unknown variant, `MissingPackageError` if no backend is installed.
     """
+    _check(options)
     reasons: list[str] = []
     variant = _variant(manifest, options)
     backend, device = _backend_and_device(machine, options, reasons)
+    spinning = options.spinning
     if options.num_threads is not None:
-        if options.num_threads < 1:
-            raise DeviceError(f"num_threads must be at least 1, but is {options.num_threads}")
         threads = options.num_threads
         reasons.append(f"{threads} threads, as asked")
+        if threads > machine.cores:
+            spinning = False
+            reasons.append(
+                f"more threads than cores ({machine.cores}) wait for each other: no spinning, and fewer"
+                f" would be faster"
+            )
     else:
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
@@ -37,10 +43,24 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         backend=backend.name,
         device=device,
         num_threads=threads,
-        spinning=options.spinning,
+        spinning=spinning,
         graph_optimization=options.graph_optimization,
         reasons=tuple(reasons),
     )
+
+
+def _check(options: PlanOptions) -> None:
+    """What types alone say, for callers who have none."""
+    threads = options.num_threads
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+        raise DeviceError(f"num_threads must be an int from 1 to {MAX_THREADS}, but is {threads!r:.60}")
+    if options.graph_optimization not in GRAPH_OPTIMIZATIONS:
+        raise DeviceError(
+            f"graph_optimization must be one of {', '.join(GRAPH_OPTIMIZATIONS)},"
+            f" but is {options.graph_optimization!r:.60}"
+        )
+    if not isinstance(options.spinning, bool):
+        raise DeviceError(f"spinning must be True or False, but is {options.spinning!r:.60}")
 
 
 def _variant(manifest: Manifest, options: PlanOptions) -> Variant:
@@ -54,9 +74,9 @@ def _variant(manifest: Manifest, options: PlanOptions) -> Variant:
 
 
 def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[str]) -> tuple[Backend, str]:
-    wanted = options.device
+    wanted = str(options.device).lower()
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
-        raise DeviceError(f"unknown device '{wanted}'; use auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"unknown device '{options.device}'; use auto, cpu, cuda or cuda:N")
     backends = _installed()
     if wanted == "cpu":
         return backends[0], "cpu"

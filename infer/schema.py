@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -12,9 +13,47 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_MAX_NESTING = 64
+
 
 class SchemaError(ValueError):
     """The data does not have the declared shape; the message names the field."""
+
+
+def parse(text: str | bytes) -> Any:
+    """The data of a JSON text that every reader takes alike: no NaN, no key twice, bounded nesting.
+
+    Raises `SchemaError`.
+    """
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
+        _check_plain(data)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(str(error)) from error
+    return data
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):  # readers would disagree on which one counts
+        raise ValueError("a key is given twice in one object")
+    return found
+
+
+def _check_plain(data: Any) -> None:
+    """Refuse JSON that could not be written again, and nesting no model has. Raises `ValueError`."""
+    level, depth = [data], 0
+    while level := [item for item in level if isinstance(item, (dict, list))]:
+        depth += 1
+        if depth > _MAX_NESTING:
+            raise ValueError(f"it is nested more than {_MAX_NESTING} deep")
+        level = [part for item in level for part in (item.values() if isinstance(item, dict) else item)]
+    # 1e999 reads as infinity, and "\\ud800" as half a character
+    json.dumps(data, allow_nan=False, ensure_ascii=False).encode("utf-8")
 
 
 def decode(cls: type[T], data: object, where: str) -> T:
@@ -76,6 +115,8 @@ def _decode(kind: Any, data: object, where: str) -> Any:
             return float(data)
         except OverflowError:
             raise SchemaError(f"{where} must be a number that fits 64 bits") from None
+    if kind is int and type(data) is int and not -(2**63) <= data < 2**63:
+        raise SchemaError(f"{where} must be a number that fits 64 bits")
     return _expect(kind, data, where)
 
 

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from infer.artifact import Artifact
 from infer.backends import Executable, load_backend
-from infer.errors import ArtifactError, FeedError, IntegrityError, SessionClosedError
+from infer.bare_graph import artifact_of_graph
+from infer.errors import ArtifactError, FeedError, InferError, IntegrityError, SessionClosedError
 from infer.graphfile import read_graph_file
 from infer.guard import Guard
 from infer.machine import this_machine
 from infer.options import PlanOptions, SessionOptions
-from infer.plain import artifact_of_graph
 from infer.plan import Plan
 from infer.planner import make_plan
 from infer.signature import Array, Signature, TensorSpec
@@ -52,7 +52,7 @@ def load(
 def open_artifact(path: str | os.PathLike[str]) -> Artifact:
     """The artifact at `path`; a plain `.onnx` file is taken as an artifact that proves nothing."""
     path = Path(path)
-    return artifact_of_graph(path) if path.suffix == ".onnx" else Artifact.open(path)
+    return artifact_of_graph(path) if path.suffix.lower() == ".onnx" else Artifact.open(path)
 
 
 def open_session(
@@ -74,10 +74,21 @@ def open_session(
             verification.result()  # damage explains a failure to load, and goes first
     session = Session(artifact, plan, executable, refuse_nan=options.refuse_nan)
     if options.warm_up:
-        for _, feeds, _ in artifact.golden():
-            session.run(feeds)
+        for name, feeds, _ in artifact.golden():
+            run_golden(session, name, feeds)
             break
     return session
+
+
+def run_golden(session: Session, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs for the golden point `name`. Raises `ArtifactError` if its feeds do not fit."""
+    try:
+        return session.run(feeds)
+    except FeedError as error:
+        raise ArtifactError(
+            f"the golden point '{name}' of '{session.artifact.path}' does not fit its graph: {error};"
+            f" convert the model again"
+        ) from error
 
 
 class _Verification(threading.Thread):
@@ -153,8 +164,8 @@ class Session:
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
         self._task: Task | None = None
         self._closed = ""  # why, once it is
-        self._running: list[None] = []
-        self._left = threading.Condition()
+        self._under_way: list[None] = []
+        self._run_ended = threading.Condition()
         _SESSIONS.add(self)
 
     def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -167,16 +178,16 @@ class Session:
         admitted = self._guard.admit(feeds)
         names = self._output_names if outputs is None else self._known(outputs)
         # one entry for each run under way; appending and popping are atomic, and cheaper than a lock
-        self._running.append(None)
+        self._under_way.append(None)
         try:
             if self._closed:
                 raise SessionClosedError(self._closed)
             return self._executable.run(admitted, names)
         finally:
-            self._running.pop()
+            self._under_way.pop()
             if self._closed:
-                with self._left:
-                    self._left.notify_all()
+                with self._run_ended:
+                    self._run_ended.notify_all()
 
     def __call__(self, inputs: Any) -> Any:
         """The task's result for one input, or the list of results for a list of inputs.
@@ -201,11 +212,11 @@ class Session:
 
     def close(self) -> None:
         """Wait for runs under way, then give memory and threads back. Safe to call again."""
-        with self._left:
+        with self._run_ended:
             if self._closed:
                 return
             self._closed = "the session is closed; open the artifact again"
-            self._left.wait_for(lambda: not self._running)
+            self._run_ended.wait_for(lambda: not self._under_way)
             self._executable.close()
 
     def __enter__(self) -> Session:
@@ -219,12 +230,24 @@ class Session:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise InferError(
+            f"{self!r} owns memory and threads of this process, so it cannot be pickled or copied; pass"
+            f" the path '{self.artifact.path}' on instead, and call infer.load there"
+        )
+
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.plan.device
         return f"<Session {self.artifact.manifest.name} ({state})>"
 
     def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+        try:
+            names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+        except TypeError as error:  # no iterable, or one of things that are no names
+            raise FeedError(
+                f"outputs must be a list of names, but {outputs!r:.60} came; the outputs are"
+                f" {', '.join(self._output_names)}"
+            ) from error
         if not names:
             raise FeedError(f"no output was asked for; name some of {', '.join(self._output_names)}")
         if unknown := [name for name in names if name not in self._output_names]:
@@ -240,7 +263,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     """Threads do not come along into a forked process, and a backend's would be waited for forever."""
     for session in _SESSIONS:
-        session._left = threading.Condition()  # its lock may have been held by a thread that is gone
+        session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone
         session._closed = (
             f"this session was opened in process {os.getppid()}, and its threads did not come along into"
             f" the forked process {os.getpid()}; call infer.load after the fork"

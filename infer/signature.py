@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,8 +26,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 """Tensor dtypes by name. Strings travel as object arrays of `str`, as ONNX Runtime wants them."""
 
-_MAX_FITTING = 1024  # remembered shapes, before all are forgotten
-
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -46,11 +45,30 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class Range:
+    """The sizes a dim may have: from `least` to `most`, without an upper end if that is None."""
+
+    least: int = 1
+    most: int | None = None
+
+    def __contains__(self, size: int) -> bool:
+        return self.least <= size and (self.most is None or size <= self.most)
+
+    def __and__(self, other: Range) -> Range:
+        ends = [most for most in (self.most, other.most) if most is not None]
+        return Range(max(self.least, other.least), min(ends, default=None))
+
+    def __str__(self) -> str:
+        return f"{self.least} or more" if self.most is None else f"{self.least} to {self.most}"
+
+
+@dataclass(frozen=True)
 class Signature:
-    """The tensors a graph takes and gives, in order."""
+    """The tensors a graph takes and gives, in order, and the limits of dims that have any."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    limits: Mapping[str, Range] = field(default_factory=dict)
 
     @property
     def dims(self) -> tuple[str, ...]:

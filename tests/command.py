@@ -11,6 +11,8 @@ from unittest import mock
 
 from infer.cli import main
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -41,15 +43,23 @@ def infer_command(*args: object, stdin: bytes = b"", terminal: bool = False) -> 
     out, err = _Stream(io.BytesIO(), "utf-8"), _Stream(io.BytesIO(), "utf-8")
     given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
     out.terminal = err.terminal = terminal
-    with mock.patch.object(sys, "argv", ["infer", *map(str, args)]), mock.patch.object(sys, "stdin", given):
+    patched = (
+        ("argv", ["infer", *map(str, args)]),
+        ("stdin", given),
+        ("unraisablehook", sys.unraisablehook),
+    )
+    with contextlib.ExitStack() as stack:
+        for name, value in patched:
+            stack.enter_context(mock.patch.object(sys, name, value))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code: object = None
-            handler = signal.getsignal(signal.SIGTERM)
+            handlers = {number: signal.getsignal(number) for number in SIGNALS}
             try:
                 main()
             except SystemExit as done:
                 code = done.code
             finally:
-                signal.signal(signal.SIGTERM, handler)
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
     assert isinstance(code, int)
     return Outcome(code, out.text(), err.text())

@@ -174,6 +174,20 @@ def test_npz_gives_back_what_was_saved(
         assert found[name].tobytes() == array.tobytes()
 
 
+def test_any_name_of_an_array_survives_npz(tmp_path: Path) -> None:
+    """Names that mean something to numpy, to zip files and to folders are names like others."""
+    names = ["file", "allow_pickle", "a", "a.npy", "../a", "../a.npy", "/a", "", "é/漢", "a b"]
+    arrays = {name: np.array([i]) for i, name in enumerate(names)}
+    save_npz(tmp_path / "x.npz", arrays)
+    assert {name: array.tolist() for name, array in load_npz(tmp_path / "x.npz").items()} == {
+        name: [i] for i, name in enumerate(names)
+    }
+    with np.load(tmp_path / "x.npz") as read_by_numpy:
+        assert read_by_numpy["allow_pickle"].tolist() == [1]
+    with pytest.raises(ArtifactError, match="ends at its NUL"):
+        save_npz(tmp_path / "x.npz", {"a\0b": np.array([0])})
+
+
 def test_text_survives_npz(tmp_path: Path) -> None:
     """Object arrays of `str` come back as such, empty and wide ones too, though never pickled."""
     texts = np.array([["", "a"], ["é" * 50, "😀"]], object)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,17 @@ def here(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_npz(tmp_path / "double.npz", {"x": np.ones((1, 10))})
     save_npz(tmp_path / "named.npz", {"y": np.ones((1, 10), np.float32)})
     (tmp_path / "task.json").write_text('{"name": "no-such-task"}')
+    for name, changes in {
+        "nan": {"top_k": float("nan")},
+        "output": {"output": "scores"},
+        "input": {"input": "rows"},
+        "labels": {"labels": ["a", "b", "c"]},
+        "act": {"activation": "tanh"},
+    }.items():
+        spec = {"input": "x", "output": "logits", "columns": [{"name": f"c{i}"} for i in range(10)]}
+        task = {"name": "tabular-classification", "spec": {**spec, **changes}}
+        (tmp_path / f"{name}.json").write_text(json.dumps(task))
+    (tmp_path / "large.json").write_text('{"name": "tensors", "spec": {"a": 1e999}}')
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     monkeypatch.chdir(tmp_path)
@@ -137,6 +150,13 @@ CONVERT: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown task": ("source.py:Net --task task.json", ("'no-such-task'", "text-classification")),
     "broken task": ("source.py:Net --task broken.json", ("'broken.json' is not a task", "expected JSON")),
     "bottomless task": ("source.py:Net --task deep.json", ("'deep.json' is not a task",)),
+    "task with NaN": ("source.py:Net --task nan.json", ("'nan.json' is not a task: NaN is not JSON",)),
+    "task with 1e999": ("source.py:Net --task large.json", ("'large.json' is not a task", "Out of range")),
+    "task names no output": ("net.onnx --task output.json", ("the output 'scores'", "outputs are logits")),
+    "task names no input": ("net.onnx --task input.json", ("the input 'rows', but", "inputs are x")),
+    "task with few labels": ("net.onnx --task labels.json", ("has 3 labels, but the model gives 2",)),
+    "task with no such activation": ("net.onnx --task act.json", ("unknown activation 'tanh'",)),
+    "weights of a graph": ("net.onnx --weights w.pt", ("an ONNX file brings its own weights",)),
     "no task file": ("source.py:Net --file tokenizer.json", ("there is no file 'tokenizer.json'",)),
     "output is a folder": ("net.onnx -o folder", ("'folder' exists and is not an artifact",)),
     "output is a file": ("net.onnx -o notes.txt --force", ("'notes.txt' exists and is not",)),
@@ -175,7 +195,11 @@ USAGE: dict[str, tuple[str, str]] = {
     "dynamic axis": ("convert source.py:Net -o x --input x=2 --dynamic x:one=n", "is not NAME:AXIS=DIM"),
     "dynamic dim": ("convert source.py:Net -o x --input x=2 --dynamic x:0=2", "is not NAME:AXIS=DIM"),
     "threads": ("run net.infer --threads 0", "'--threads'"),
+    "threads of no machine": ("run net.infer --threads 99999999999999", "'--threads'"),
     "feeds and files": ("run net.infer x.npz --feeds x.npz", "not both"),
+    "output of no kind": ("run net.infer --feeds x.npz -o y.txt", "is neither .json nor .npz"),
+    "one .npz of two": ("run net.infer x.npz x.npz -o y.npz", "the outputs for one .npz file"),
+    "one .npz of text": ("run net.infer x.npz --text a -o y.npz", "the outputs for one .npz file"),
 }
 
 
@@ -234,6 +258,26 @@ def test_the_other_commands_say_what_is_wrong(here: Path, case: str, as_json: bo
     assert tree(here) == before
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "run net.infer --feeds notes.txt",
+        "run net.infer notes.txt",
+        "run notes.txt",
+        "inspect notes.txt",
+        "verify notes.txt",
+        "convert cut.onnx -o out.infer",
+        "convert source.py:Net --weights notes.txt --input x=2 -o out.infer",
+    ],
+)
+def test_a_file_that_may_not_be_read_is_no_wrong_usage(
+    here: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 1 like any other file that cannot be used, whichever option named it."""
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may read all
+    check(infer_command(*line.split()), 1)
+
+
 def test_empty_stdin_is_nothing_to_answer(here: Path) -> None:
     """No lines, or blank ones."""
     edit_manifest(here / "net.infer", _tabular)
@@ -257,9 +301,9 @@ TASKS: dict[str, tuple[Callable[[dict[str, object]], None], str, bytes, tuple[st
     "no csv": (_tabular, "no.csv", b"", ("there is no file 'no.csv'",)),
     "empty csv": (_tabular, "x.csv", b"", ("'x.csv' is empty", "c0, c1")),
     "binary csv": (_tabular, "x.csv", b"\xff\xfe\x00", ("'x.csv' is not a UTF-8 CSV",)),
-    "few columns": (_tabular, "x.csv", b"1,2,3\n", ("row 0 has 3 values, but the model takes 10",)),
+    "few columns": (_tabular, "x.csv", b"1,2,3\n", ("row 1 has 3 values, but the model takes 10",)),
     "ragged csv": (_tabular, "x.csv", b"c0,c1\n1\n", ("row 1 of 'x.csv' has 1 fields",)),
-    "missing column": (_tabular, "x.csv", b"c0,c1\n1,2\n", ("row 0 lacks 'c2'",)),
+    "missing column": (_tabular, "x.csv", b"c0,c1\n1,2\n", ("row 1 lacks 'c2'",)),
     "a word": (_tabular, "x.csv", b"1,2,3,4,five,6,7,8,9,10\n", ("column 'c4' must be a finite", "'five'")),
     "infinite": (_tabular, "x.csv", b"1,2,3,4,inf,6,7,8,9,10\n", ("column 'c4' must be a finite",)),
     "header only": (_tabular, "x.csv", b"c0,c1,c2,c3,c4,c5,c6,c7,c8,c9\n", ("nothing to answer",)),
@@ -323,6 +367,67 @@ def test_an_output_file_is_as_readable_as_others(here: Path) -> None:
     assert infer_command("run", "net.infer", "--feeds", "x.npz", "-o", "y.npz").code == 0
     assert (here / "y.npz").stat().st_mode == (here / "ordinary").stat().st_mode
     assert np.load(here / "y.npz")["logits"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("given", ["x.npz", "--feeds x.npz"])
+def test_the_suffix_of_an_output_says_what_is_written(here: Path, given: str) -> None:
+    """`-o y.npz` holds the arrays and `-o y.json` the document of `--json`, whichever way feeds came."""
+    printed = json.loads(infer_command("run", "net.infer", *given.split(), "--json").out)
+    for name in ("y.npz", "y.json"):
+        assert infer_command("run", "net.infer", *given.split(), "-o", name) == Outcome(0, "", "")
+    with np.load("y.npz") as arrays:
+        assert {name: array.tolist() for name, array in arrays.items()} == printed["results"][0]
+    assert json.loads((here / "y.json").read_text()) == printed
+    outcome = infer_command("run", "net.infer", *given.split(), "-o", "-")
+    assert json.loads(outcome.out) == printed
+
+
+def test_a_task_has_no_arrays_to_write(here: Path) -> None:
+    """`-o y.npz` for labels is wrong usage, and says what can be had."""
+    edit_manifest(here / "net.infer", _tabular)
+    (here / "x.csv").write_text("1,2,3,4,5,6,7,8,9,10\n")
+    outcome = infer_command("run", "net.infer", "x.csv", "-o", "y.npz")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "the task 'tabular-classification' answers with no arrays; give -o NAME.json" in outcome.err
+    assert not (here / "y.npz").exists()
+
+
+def test_explain_with_inputs_is_one_json_document(here: Path) -> None:
+    """`--explain --json` gives plan and results together; without inputs, the plan alone."""
+    document = json.loads(infer_command("run", "net.infer", "x.npz", "--explain", "--json").out)
+    assert list(document) == ["schema_version", "plan", "results"]
+    assert document["plan"]["variant"] == "onnx"
+    alone = json.loads(infer_command("run", "net.infer", "--explain", "--json").out)
+    assert alone == {"schema_version": 1, "plan": document["plan"]}
+
+
+def test_an_output_that_is_a_link_keeps_leading_there(here: Path) -> None:
+    """The file behind a link is replaced, not the link; one that dangles gets its file."""
+    (here / "folder" / "real.npz").write_text("old")
+    (here / "y.npz").symlink_to("folder/real.npz")
+    (here / "new.npz").symlink_to("folder/new.npz")
+    for link in ("y.npz", "new.npz"):
+        assert infer_command("run", "net.infer", "x.npz", "-o", link).code == 0
+        assert (here / link).is_symlink()
+        assert np.load(here / link)["logits"].shape == (1, 2)
+    assert sorted(p.name for p in (here / "folder").iterdir()) == ["new.npz", "real.npz"]
+    (here / "loop.npz").symlink_to("loop.npz")
+    check(infer_command("run", "net.infer", "x.npz", "-o", "loop.npz"), 1, "leads back to itself")
+
+
+def test_an_output_that_is_a_pipe_or_a_device_stays_one(here: Path) -> None:
+    """A reader of a pipe gets the whole document, a device swallows it; neither becomes a file."""
+    printed = json.loads(infer_command("run", "net.infer", "x.npz", "--json").out)
+    os.mkfifo(here / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        heard = pool.submit((here / "pipe").read_text)
+        assert infer_command("run", "net.infer", "x.npz", "-o", "pipe").code == 0
+        assert json.loads(heard.result()) == printed
+    assert (here / "pipe").is_fifo()
+    (here / "null.npz").symlink_to(os.devnull)
+    for device in (os.devnull, "null.npz"):
+        assert infer_command("run", "net.infer", "x.npz", "-o", device).code == 0
+    assert Path(os.devnull).is_char_device()
 
 
 def test_every_error_class_is_in_the_tree_that_is_drawn() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -94,6 +95,27 @@ def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signa
     assert tree(here) == before
 
 
+def test_ctrl_c_while_the_command_is_imported_gives_no_traceback(here: Path) -> None:
+    """From the first line of ours on, the shell's code and one sentence; as a library it stays Python's."""
+    program = (
+        "import builtins, os, signal\n"
+        "real = builtins.__import__\n"
+        "def interrupting(name, *rest, **named):\n"
+        "    if name == 'click':\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return real(name, *rest, **named)\n"
+        "builtins.__import__ = interrupting\n"
+        "from infer.cli import main\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Interrupted. Nothing was left half done.\n"
+    program = (
+        "import signal, infer.cli\nassert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, check=True)
+
+
 def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     """`infer … | head -c 0`: the pipe breaks, nothing is said about it."""
     read, write = os.pipe()
@@ -109,3 +131,25 @@ def test_a_reader_that_goes_away_is_no_error(here: Path) -> None:
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_stdout_holds_the_document_and_nothing_else(tmp_path: Path) -> None:
+    """What the user's module and native code print while converting goes to stderr."""
+    (tmp_path / "loud.py").write_text(
+        "import os, torch\n"
+        "print('at import')\n"
+        "class Loud(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        os.write(1, b'native\\n')\n"
+        "        return x * 2\n"
+    )
+    done = subprocess.run(
+        [*PYTHON, "convert", "loud.py:Loud", "--input", "x=2x3", "-o", "loud.infer", "--json"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["artifact"] == "loud.infer"
+    assert b"at import" in done.stderr
+    assert b"native" in done.stderr

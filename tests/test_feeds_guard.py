@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import enum
+from array import array as doubles
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,32 @@ class Subclass(np.ndarray):  # type: ignore[type-arg]
     pass
 
 
+class Foreign:
+    """Becomes an array when numpy asks for one, and says nothing else about itself."""
+
+    def __init__(self, array: Array) -> None:
+        self._array = array
+
+    def __array__(self, dtype: object = None, copy: object = None) -> Array:
+        return self._array
+
+
+class Row:
+    """What numpy takes for a sequence, though it is none to `collections.abc`."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, place: int) -> object:
+        return self._items[place]
+
+
+MASKED = np.ma.masked_array([1.0, 2.0], [0, 1], np.float32)
+
+
 LAYOUTS: dict[str, Callable[[Array], Any]] = {
     "native": np.copy,
     "fortran order": np.asfortranarray,
@@ -98,7 +126,12 @@ LAYOUTS: dict[str, Callable[[Array], Any]] = {
     "zero rows": lambda x: x[:0],
     "zero columns": lambda x: x[:, :0],
     "dtype with metadata": lambda x: x.view(np.dtype(x.dtype, metadata={"unit": "mm"})),
-    "__array__ object": lambda x: type("Foreign", (), {"__array__": lambda *_, **__: x})(),
+    "__array__ object": Foreign,
+    "list of __array__ objects": lambda x: list(map(Foreign, x)),
+    "__array__ object, nothing masked": lambda x: Foreign(np.ma.masked_array(x, mask=False)),
+    "deque of rows": collections.deque,
+    "own sequence of rows": lambda x: Row(*x),
+    "UserList of rows": collections.UserList,
     "buffer": lambda x: memoryview(np.ascontiguousarray(x)),
 }
 
@@ -198,6 +231,17 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "masked structured": ("float32", np.ma.masked_array(np.zeros((1, 1), [("a", "f4")]), True), "'x'"),
     "list of masked rows": ("float32", [np.ma.masked_array([1.0, 2.0], [0, 1])], "masked arrays in it"),
     "masked inside": ("float32", [[np.ma.masked, 1.0]], "masked arrays in it"),
+    "deque of masked rows": ("float32", collections.deque([MASKED]), "masked arrays in it"),
+    "UserList of masked rows": ("float32", collections.UserList([MASKED]), "masked arrays in it"),
+    "own sequence of masked": ("float32", [Row(MASKED, MASKED)], "masked arrays in it"),
+    "masked behind __array__": ("float32", Foreign(MASKED.reshape(1, 2)), "1 masked"),
+    "list of masked behind it": ("float32", [Foreign(MASKED)], "masked arrays in it"),
+    "masked text behind it": ("string", Foreign(np.ma.masked_array([["a"]], [[True]])), "1 masked"),
+    "float64 behind __array__": ("float32", Foreign(np.zeros((1, 2))), "but float64 came"),
+    "list of float64 rows": ("float32", [np.zeros(2)], r"but float64 came.*np.asarray\(x\).astype"),
+    "list of float64 scalars": ("float32", [list(np.zeros(2))], "but float64 came"),
+    "deque of numbers": ("float32", collections.deque([[0.5]]), "but float64 came"),
+    "array.array of doubles": ("float32", doubles("d", [0.5]), "but float64 came"),
     "masked text": ("string", np.ma.masked_array([["a"]], mask=[[True]]), "1 masked"),
     "ragged": ("float32", [[1.0], [1.0, 2.0]], "cannot be read as one"),
     "ragged text": ("string", [["a"], ["b", "c"]], "must hold only str"),

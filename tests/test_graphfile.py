@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnx.shape_inference
 import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.external_data_helper import convert_model_to_external_data
 
+import infer
 from infer.errors import ArtifactError
-from infer.graphfile import read_graph_file
+from infer.graphfile import GraphFile, read_graph_file
 from tests.tiny import classifier, parse
 
 
@@ -111,8 +121,10 @@ def test_the_outline_is_what_the_onnx_package_reads(kind: str, tmp_path: Path) -
     model = MODELS[kind]()
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
-    outline = read_graph_file(path)
+    _assert_outline(read_graph_file(path), model)
 
+
+def _assert_outline(outline: GraphFile, model: onnx.ModelProto) -> None:
     initial = {t.name for t in model.graph.initializer} | {
         t.values.name for t in model.graph.sparse_initializer
     }
@@ -127,8 +139,9 @@ def test_the_outline_is_what_the_onnx_package_reads(kind: str, tmp_path: Path) -
             assert spec.numpy_dtype == helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             assert len(spec.dims) == len(tensor.shape.dim)
             for ours, theirs in zip(spec.dims, tensor.shape.dim, strict=True):
-                named = theirs.WhichOneof("value")
-                assert ours == getattr(theirs, named) if named else isinstance(ours, str)
+                named = theirs.HasField("dim_value") or theirs.dim_param.isidentifier()
+                said = theirs.dim_value if theirs.HasField("dim_value") else theirs.dim_param
+                assert ours == said if named else isinstance(ours, str)
     assert outline.opsets == {o.domain: o.version for o in model.opset_import}
     bodies = [n for function in model.functions for n in function.node]
     expected = Counter(
@@ -153,6 +166,153 @@ def test_external_data_as_the_onnx_package_writes_it(tmp_path: Path) -> None:
     convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
     onnx.save(model, tmp_path / "model.onnx")
     assert read_graph_file(tmp_path / "model.onnx").external_files == {"weights.bin"}
+
+
+def test_files_of_training_graphs_are_found(tmp_path: Path) -> None:
+    """A model's training part, which a backend may skip, can name files as well."""
+    model = classifier()
+    training = model.training_info.add()
+    training.initialization.initializer.append(_elsewhere("i", "first.bin"))
+    training.algorithm.initializer.append(_elsewhere("a", "second.bin"))
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert read_graph_file(tmp_path / "model.onnx").external_files == {"first.bin", "second.bin"}
+
+
+@pytest.mark.parametrize("label", ["?", "None", "-1", "", "a b", "2*n", "0"])
+def test_placeholders_are_no_names_of_dims(label: str, tmp_path: Path) -> None:
+    """Two dims that an exporter left open under one placeholder may have two sizes."""
+    model = parse("g (float[N, M] x) => (float[N, M] y) { y = Abs(x) }")
+    for dim in model.graph.input[0].type.tensor_type.shape.dim:
+        dim.dim_param = label
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    signature = read_graph_file(tmp_path / "model.onnx").signature
+    assert signature.inputs[0].dims == ("x_dim0", "x_dim1")
+    with infer.load(tmp_path / "model.onnx") as session:
+        assert session.run({"x": -np.ones((2, 3), np.float32)})["y"].tolist() == [[1.0] * 3] * 2
+
+
+def test_a_negative_size_is_none(tmp_path: Path) -> None:
+    """-1 as a number is what other formats write for a size that varies."""
+    model = parse("g (float[N, 3] x) => (float[N, 3] y) { y = Abs(x) }")
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    assert read_graph_file(tmp_path / "model.onnx").signature.inputs[0].dims == ("x_dim0", 3)
+
+
+def test_names_given_to_dims_are_not_taken(tmp_path: Path) -> None:
+    """A dim of the model that bears the very name infer would give is another dim."""
+    dims = {"x": [None, "x_dim0"], "y": ["x_dim0", None]}
+    x, y, z = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, dims.get(name, [None, None]))
+        for name in "xyz"
+    )
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "y"], ["z"])], "g", [x, y], [z])
+    model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    signature = read_graph_file(tmp_path / "model.onnx").signature
+    assert [spec.dims for spec in signature.inputs] == [("x_dim0_", "x_dim0"), ("x_dim0", "y_dim1")]
+
+
+class _Disguise:
+    """Writes a message as no library does: what the wire format allows, and what parsers disagree about."""
+
+    def __init__(self, seed: int, rate: float) -> None:
+        self._rng = random.Random(seed)
+        self._rate = rate
+
+    def message(self, message: Any) -> bytes:
+        out = b""
+        for descriptor, value in message.ListFields():
+            repeated = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+            for item in value if repeated else [value]:
+                out += self._odd(self._field(descriptor, item), descriptor.number)
+        return out
+
+    def _field(self, descriptor: Any, item: Any) -> bytes:
+        if descriptor.message_type is not None:
+            return self._bytes(descriptor.number, self.message(item))
+        if isinstance(item, (str, bytes)):
+            return self._bytes(descriptor.number, item.encode() if isinstance(item, str) else item)
+        if isinstance(item, float):
+            return self._tag(descriptor.number, 5) + struct.pack("<f", item)
+        return self._tag(descriptor.number, 0) + self._number(item % 2**64, 12)
+
+    def _bytes(self, number: int, content: bytes) -> bytes:
+        return self._tag(number, 2) + self._number(len(content), 7) + content
+
+    def _tag(self, number: int, kind: int) -> bytes:
+        return self._number(number << 3 | kind, 7)
+
+    def _number(self, value: int, longest: int) -> bytes:
+        """A varint, at times padded with zeros, or with a bit above those that count."""
+        raw = bytearray(_varint(value))
+        if self._rng.random() < self._rate:
+            raw[-1] |= 0x80
+            raw += b"\x80" * self._rng.randrange(max(1, longest - len(raw)))
+            raw.append(self._rng.choice([0, 0, 0, 1, 0x10, 0x20]))
+        return bytes(raw)
+
+    def _odd(self, field: bytes, number: int) -> bytes:
+        """The field, at times beside another one."""
+        if self._rng.random() >= self._rate:
+            return field
+        number = self._rng.choice([number, number, self._rng.randrange(1, 30), 1000, 2**29 - 1])
+        text = self._rng.choice([b"", b"x", b"\x08\x01", b"\x0a\x01w", b"location"])
+        beside = self._rng.choice(
+            [
+                field,
+                self._bytes(number, text),
+                self._tag(number, 0) + b"\x05",
+                self._tag(number, 1) + b"12345678",
+                self._tag(number, 5) + b"1234",
+                self._tag(number, 3) + self._tag(number, 4),
+            ]
+        )
+        return self._rng.choice([field + beside, beside + field])
+
+
+@settings(max_examples=400, deadline=None)
+@given(kind=st.sampled_from(sorted(MODELS)), seed=st.integers(0, 2**32), rate=st.sampled_from([0.01, 0.05]))
+def test_whatever_is_accepted_is_read_as_protobuf_reads_it(
+    kind: str, seed: int, rate: float, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Overlong numbers, fields twice, unknown, of another type or in groups: refused, or read alike.
+
+    There are two oracles, which differ: the parser of protobuf's Python package, and that of C++, which the
+    onnx package has for `infer_shapes` and ONNX Runtime for itself. What one cannot parse, it does not run.
+    """
+    raw = _Disguise(seed, rate).message(MODELS[kind]())
+    path = tmp_path_factory.getbasetemp() / "disguised.onnx"
+    path.write_bytes(raw)
+    try:
+        outline = read_graph_file(path)
+    except ArtifactError:
+        return
+    with contextlib.suppress(DecodeError):
+        model = onnx.ModelProto.FromString(raw)
+        _assert_outline(outline, model)
+        assert outline.external_files >= set(_locations(model))
+    with contextlib.suppress(ValueError, onnx.shape_inference.InferenceError):
+        assert outline.external_files >= set(_locations(onnx.shape_inference.infer_shapes(raw)))
+
+
+def _locations(message: Any) -> Iterator[str]:
+    """Every file that a tensor below `message` points to."""
+    if isinstance(message, onnx.TensorProto):
+        yield from (entry.value for entry in message.external_data if entry.key == "location")
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            repeated = isinstance(value, Sequence)
+            for item in value if repeated else [value]:
+                yield from _locations(item)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_disguise_that_changes_nothing_is_read(kind: str, tmp_path: Path) -> None:
+    """Without odd bytes the writer above writes what the library writes, and it is accepted."""
+    raw = _Disguise(0, 0.0).message(MODELS[kind]())
+    (tmp_path / "model.onnx").write_bytes(raw)
+    _assert_outline(read_graph_file(tmp_path / "model.onnx"), onnx.ModelProto.FromString(raw))
 
 
 def test_weights_are_not_read(tmp_path: Path) -> None:
@@ -208,7 +368,11 @@ def _varint(value: int) -> bytes:
         (b"\x08\x08", "it has no graph"),
         (b"\x3a\x00", "it imports no opset"),
         (b"\x3a\x05abc", "cut short"),
-        (b"\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01", "cut short"),
+        (b"\x80" * 11 + b"\x01", "more than 5 bytes"),
+        (b"\x08" + b"\x80" * 10 + b"\x01", "more than 10 bytes"),
+        (b"\x88\x80\x80\x80\x10\x08", "field number 536870913"),
+        (b"\x3b\x3c", "wire type 3"),
+        (b"\x00\x00", "field number 0"),
     ],
 )
 def test_what_is_not_a_model_is_refused(content: bytes, words: str, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from infer.manifest import (
     Variant,
 )
 from infer.parity import Tolerance
-from infer.signature import DTYPES, TensorSpec
+from infer.signature import DTYPES, Range, TensorSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest.json"
 
@@ -38,7 +38,7 @@ def example() -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         name="net",
-        inputs=(TensorSpec("x", "float32", ("batch", 10)), TensorSpec("名前", "string", ())),
+        inputs=(TensorSpec("x", "float32", ("batch", 10)), TensorSpec("名前", "string", ("n",))),
         outputs=(TensorSpec("logits", "float32", ("batch", 2)), TensorSpec("ids", "int64", (1, "k"))),
         structure={"dict": {"logits": "logits", "rest": {"tuple": ["ids", None, {"value": 0.5}]}}},
         task=TaskSpec("text-classification", {"labels": ["no", "yes"], "nested": {"a": [1, None, True]}}),
@@ -72,6 +72,7 @@ def example() -> Manifest:
                 ("golden/0-outputs.npz", "c", 78),
             )
         },
+        limits={"batch": Range(1, 64), "n": Range(2)},
     )
 
 
@@ -108,7 +109,9 @@ numbers = st.none() | finite
     measured=st.lists(st.builds(Measured, names, names, numbers, numbers, numbers, st.booleans())).map(
         tuple
     ),
-    attempts=st.lists(st.builds(Attempt, names, st.integers(), st.none() | names)).map(tuple),
+    attempts=st.lists(st.builds(Attempt, names, st.integers(-(2**63), 2**63 - 1), st.none() | names)).map(
+        tuple
+    ),
     versions=st.dictionaries(names, names),
 )
 def test_any_manifest_reads_back_as_it_was_written(
@@ -132,8 +135,17 @@ def test_any_manifest_reads_back_as_it_was_written(
         task=task,
         parity=replace(start.parity, measured=measured),
         provenance=replace(start.provenance, attempts=attempts, versions=versions),
+        limits={},
     )
     assert Manifest.from_json(manifest.to_json(), "it") == manifest
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
+def test_a_spec_that_is_not_json_is_not_written(value: object) -> None:
+    """What no reader could take back is an `ArtifactError` that names the cure."""
+    manifest = replace(example(), task=TaskSpec("tensors", {"a": value}))
+    with pytest.raises(ArtifactError, match=r"cannot be written as JSON .*give the task's spec"):
+        manifest.to_json()
 
 
 def _set(*path: Any, to: Any) -> Callable[[Any], None]:
@@ -167,6 +179,8 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "text for list": (_set("golden", to="abc"), "golden must be list"),
     "list for dict": (_set("files", to=[]), "files must be dict"),
     "int beyond float": (_set("parity", "measured", 0, "max_abs", to=10**400), "fits 64 bits"),
+    "int beyond 64 bits": (_set("variants", 0, "size_bytes", to=2**63), "size_bytes .* fits 64 bits"),
+    "int of 400 digits": (_set("variants", 0, "size_bytes", to=10**400), "size_bytes .* fits 64 bits"),
     "unknown dtype": (_set("inputs", 0, "dtype", to="complex64"), "unknown dtype 'complex64'"),
     "negative dim": (_set("inputs", 0, "dims", to=[-1, 10]), "negative dim"),
     "half a dim": (_set("inputs", 0, "dims", to=[1.5]), r"dims\[0\] must be int.*or.*must be str"),

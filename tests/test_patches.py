@@ -20,10 +20,10 @@ from converters.patches import GRAPH_PATCHES, TORCH_PATCHES, TRANSLATIONS, Activ
 from converters.patches.adaptive_pool import ADAPTIVE_POOL
 from converters.patches.open_linspace import OPEN_LINSPACE
 from converters.patches.replace import TorchPatch
+from infer.bare_graph import artifact_of_graph
 from infer.errors import InferError
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare_tensor
-from infer.plain import artifact_of_graph
 from infer.session import open_session
 from infer.signature import Array
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -53,17 +54,42 @@ def test_an_unknown_variant_is_refused_with_the_known_ones(kinds: list[str]) -> 
         make_plan(MANIFEST, MACHINE, PlanOptions(variant="int4"))
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "CPU", "cpu:0", "cuda:0 "])
-def test_an_unknown_device_is_refused(kinds: list[str], device: str) -> None:
+@pytest.mark.parametrize("device", ["gpu", "", "cuda:", "cuda:x", "cpu:0", "cuda:0 ", None, 0])
+def test_an_unknown_device_is_refused(kinds: list[str], device: Any) -> None:
     """The message lists what may be asked for."""
     with pytest.raises(DeviceError, match="use auto, cpu, cuda or cuda:N"):
         make_plan(MANIFEST, GPU, PlanOptions(device=device))
 
 
-def test_threads_must_be_positive(kinds: list[str]) -> None:
-    """Zero would mean "all of the host" to a backend."""
-    with pytest.raises(DeviceError, match="at least 1, but is 0"):
-        make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=0))
+def test_devices_may_be_written_in_capitals(kinds: list[str]) -> None:
+    """CPU is cpu, and the plan says it so."""
+    assert make_plan(MANIFEST, GPU, PlanOptions(device="CPU")).device == "cpu"
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 2**40, 1.5, "2", True])
+def test_threads_must_be_a_possible_number(kinds: list[str], threads: Any) -> None:
+    """Zero would mean "all of the host" to a backend, and a large number would all be started."""
+    with pytest.raises(DeviceError, match="num_threads must be an int from 1 to 1024, but is"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=threads))
+
+
+def test_more_threads_than_cores_do_not_spin(kinds: list[str]) -> None:
+    """They would take time from each other; the plan says so, and an equal number is no reason."""
+    plan = make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=MACHINE.cores + 1))
+    assert (plan.num_threads, plan.spinning) == (MACHINE.cores + 1, False)
+    assert any(f"more threads than cores ({MACHINE.cores})" in reason for reason in plan.reasons)
+    plan = make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=MACHINE.cores))
+    assert plan.spinning
+
+
+@pytest.mark.parametrize(
+    "options", [{"graph_optimization": "basic"}, {"graph_optimization": None}, {"spinning": "no"}]
+)
+def test_an_option_that_is_none_is_refused_by_name(kinds: list[str], options: dict[str, Any]) -> None:
+    """The name, what it may be, and what came."""
+    (name,) = options
+    with pytest.raises(DeviceError, match=f"{name} must be .*, but is {options[name]!r}"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,12 @@ BOTH = {"input_ids": {0: "batch", 1: "sequence"}, "attention_mask": {0: "batch",
 
 
 def test_points_cover_every_dim_and_their_combination() -> None:
-    """The example, batch 1 and an odd one, two other lengths, and all varied together."""
+    """The example, batch 1 and an odd one, length 1 and two others, and all varied together."""
     points = points_of(Token(), usual=BOTH, input_ids=IDS, attention_mask=MASK)
     sizes = {p.name: p.feeds["input_ids"].shape for p in points.points}
     assert sizes["example"] == (2, 6)
     assert {s[0] for s in sizes.values()} == {1, 2, 3}
-    assert len({s[1] for s in sizes.values() if s[0] == 2}) == 3
+    assert len({s[1] for s in sizes.values() if s[0] == 2}) == 4
     assert any(s[0] != 2 and s[1] != 6 for s in sizes.values())
 
 

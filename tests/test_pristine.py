@@ -26,7 +26,7 @@ class Remembers(nn.Module):
         self.window = min(self.window, x.shape[1])
         self.seen[x.shape[1]] = self.window
         self.last = x
-        return x * self.window
+        return torch.zeros_like(x) + self.window
 
 
 def _flat(module: nn.Module) -> FlatModule:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+import converters
 import infer
 from infer.backends.ort import OrtExecutable
 
@@ -59,6 +64,25 @@ def test_some_outputs(net: Path) -> None:
         assert list(session.run({"x": X}, ["logits"])) == ["logits"]
         with pytest.raises(infer.FeedError, match="'scores'; the outputs are logits"):
             session.run({"x": X}, ["scores"])
+
+
+@pytest.mark.parametrize("outputs", [[["logits"]], 5, [{}]])
+def test_outputs_that_are_no_names_are_refused(net: Path, outputs: Any) -> None:
+    """What cannot be a list of names is a `FeedError`, not a fault of ours."""
+    with infer.load(net) as session:
+        with pytest.raises(
+            infer.FeedError, match=r"outputs must be a list of names, but .* came; .* logits"
+        ):
+            session.run({"x": X}, outputs)
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_session_is_not_pickled(net: Path, take: Callable[[object], object]) -> None:
+    """Its threads cannot go along; the error says what to pass on instead. An artifact can."""
+    with infer.load(net) as session:
+        with pytest.raises(infer.InferError, match=r"net\.infer' on instead, and call infer\.load there"):
+            take(session)
+        assert pickle.loads(pickle.dumps(session.artifact)) == session.artifact
 
 
 def test_closed_sessions_say_so(net: Path) -> None:
@@ -120,6 +144,75 @@ def test_plain_onnx_files_run(net: Path) -> None:
     with infer.load(net / "graphs/fp32.onnx") as session, infer.load(net) as original:
         assert session.signature == original.signature
         np.testing.assert_array_equal(session.run({"x": X})["logits"], original.run({"x": X})["logits"])
+
+
+def test_a_plain_file_has_no_digest(net: Path) -> None:
+    """There is no manifest that could be pinned; the error says what to compare instead."""
+    artifact = infer.open_artifact(net / "graphs/fp32.onnx")
+    assert artifact.path == net / "graphs"
+    with pytest.raises(infer.ArtifactError, match=r"fp32\.onnx' is a plain \.onnx file .* sha256"):
+        artifact.digest  # noqa: B018
+
+
+def test_a_suffix_may_be_in_capitals(net: Path, tmp_path: Path) -> None:
+    """model.ONNX is an ONNX file."""
+    shutil.copy(net / "graphs/fp32.onnx", tmp_path / "model.ONNX")
+    infer.load(tmp_path / "model.ONNX").close()
+
+
+NAMES = [
+    "a" * 300,
+    "a" * 300 + ".onnx",
+    "nul\0",
+    "nul\0.onnx",
+    "\ud800",
+    "\ud800.onnx",
+    "loop",
+    "loop.onnx",
+    "",
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_no_name_of_a_path_gives_another_error(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names too long, with NUL, of half characters, and links that lead round are an `ArtifactError`."""
+    monkeypatch.chdir(tmp_path)
+    for link in ("loop", "loop.onnx"):
+        Path(link).symlink_to(link)
+    with pytest.raises(infer.ArtifactError):
+        infer.load(name)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "golden/0-feeds.npz", "graphs/fp32.onnx"])
+def test_a_file_that_may_not_be_read_is_named(
+    net: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system refuses is an `ArtifactError` with its reason, for the artifact and the graph."""
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if str(path).endswith(name):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(infer.ArtifactError, match=f"{name}.*Permission denied"):
+        infer.load(net)
+    if name.endswith(".onnx"):
+        with pytest.raises(infer.ArtifactError, match=f"cannot read .*{name}.*Permission denied"):
+            infer.load(net / name)
+
+
+def test_a_path_that_is_not_utf8_is_refused(net: Path, tmp_path: Path) -> None:
+    """ONNX Runtime takes text for a path; the error says that, for load and for convert."""
+    odd = tmp_path / os.fsdecode(b"net\xff.infer")
+    shutil.copytree(net, odd)
+    with pytest.raises(infer.BackendError, match="opens only paths that are UTF-8"):
+        infer.load(odd)
+    with pytest.raises(infer.ArtifactError, match="is not UTF-8"):
+        converters.convert(net / "graphs/fp32.onnx", odd, overwrite=True)
 
 
 def test_tampering_is_found(net: Path, tmp_path: Path) -> None:

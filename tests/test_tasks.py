@@ -199,11 +199,11 @@ def test_tabular_classification_equals_torch(tmp_path: Path) -> None:
         assert session(session.task.parse(line)) == results[0]
         row = dict(zip(found.columns, found.test_x[0], strict=True))
         with pytest.raises(
-            InputError, match="row 0, column 'mean area' must be a finite number, but is 'big'"
+            InputError, match="row 1, column 'mean area' must be a finite number, but is 'big'"
         ):
             session({**row, "mean area": "big"})
         del row["mean radius"]
-        with pytest.raises(InputError, match="row 0 lacks 'mean radius'"):
+        with pytest.raises(InputError, match="row 1 lacks 'mean radius'"):
             session(row)
 
 

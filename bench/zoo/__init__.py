@@ -24,6 +24,10 @@ from infer.artifact import Artifact
 
 FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
+    "german-credit": "embeddings and numbers on credit applications",
+    "diabetes": "a small net that predicts the progress of a disease",
+    "ncf": "neural collaborative filtering on MovieLens-100k; scores all films",
+    "dlrm": "DLRM-style recommender on MovieLens-100k; scores pairs",
     "efficientnet-lite0": "ImageNet classifier",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
     "sentiment": "MiniLM fine-tuned on film and product reviews",

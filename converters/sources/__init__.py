@@ -35,7 +35,7 @@ def _folder_with(name: str = "") -> Callable[[Any], bool]:
 
 
 def _ends(*suffixes: str) -> Callable[[Any], bool]:
-    return lambda source: isinstance(source, (str, os.PathLike)) and str(source).endswith(suffixes)
+    return lambda source: isinstance(source, (str, os.PathLike)) and str(source).lower().endswith(suffixes)
 
 
 SOURCES: tuple[tuple[Callable[[Any], bool], str], ...] = (

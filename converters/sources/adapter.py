@@ -37,7 +37,7 @@ def open_adapter(request: SourceRequest) -> Source:
     try:
         import peft
     except ImportError as error:
-        raise missing_package("peft", "peft") from error
+        raise missing_package("peft", "peft", error) from error
     if request.weights is not None:
         raise ConversionError(
             f"'{folder}' is a PEFT adapter, which brings its weights; leave --weights out"

@@ -6,16 +6,18 @@ import os
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from converters.exporters import why
+from converters.exporters import range_of, why
 from converters.source import Source
 from converters.sources import SourceRequest
 from converters.sources.program_archive import check_archive, refused
 from converters.sources.python import make_source
 from infer.errors import ConversionError
+from infer.signature import Range
 
 
 def open_program(request: SourceRequest) -> Source:
@@ -64,9 +66,32 @@ def _source(request: SourceRequest, program: torch.export.ExportedProgram, descr
     module = program.module(check_guards=False)
     for part in module.modules():
         part.training = False  # its mode was fixed when it was exported; .eval() is refused
+    limits = _limits(program)
     if request.example_inputs is not None:
-        return make_source(request, module, described, None)
+        return replace(make_source(request, module, described, None), limits=limits)
     if program.example_inputs is None:
         raise ConversionError(f"{described} has no example inputs; give them with --input")
     args, kwargs = program.example_inputs
-    return Source(name=request.name, described=described, module=module, args=tuple(args), kwargs=kwargs)
+    return Source(
+        name=request.name,
+        described=described,
+        module=module,
+        args=tuple(args),
+        kwargs=kwargs,
+        limits=limits,
+    )
+
+
+def _limits(program: torch.export.ExportedProgram) -> tuple[dict[int, Range], ...]:
+    """The sizes each input was exported for; the path that was traced holds for them only."""
+    names = set(program.graph_signature.user_inputs)
+    values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    return tuple(
+        {
+            axis: allowed
+            for axis, size in enumerate(value.shape)
+            if (allowed := range_of(program, size)) is not None
+        }
+        for value in values
+        if isinstance(value, torch.Tensor)
+    )

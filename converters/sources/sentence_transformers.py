@@ -106,24 +106,45 @@ def open_sentence_transformers(request: SourceRequest) -> Source:
     if not kinds or kinds[0] != "Transformer":
         raise ConversionError(f"'{folder}' does not begin with a Transformer, but with {kinds[:1]}")
     base = folder / modules[0]["path"]
-    encoder = load_model(base)
+    # as the library does: the bare encoder, whatever head config.json names; what pools is below
+    encoder = load_model(base, "AutoModel", unused="pooler")
     stages = [_stage(kind, folder / m["path"]) for kind, m in zip(kinds[1:], modules[1:], strict=True)]
     module = SentenceEncoder(encoder, stages).eval()
     notes = load_weights(module, request.weights) if request.weights else []
     example = given_inputs(request) or example_inputs(encoder)
-    limits = base / "sentence_bert_config.json"
-    max_length = read_json(limits).get("max_seq_length") if limits.is_file() else None
-    spec = tokenizer_spec(base, tuple(example), max_length)
+    settings = _settings(base / "sentence_bert_config.json")
+    spec = tokenizer_spec(base, tuple(example), settings.get("max_seq_length"))
+    task: TaskSpec | None = TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT})
     problem = token_problem(spec, base)
+    if problem:
+        task = None
+        notes.append(problem)
+    if ignored := _unknown_settings(folder, settings):
+        task = None
+        notes.append(
+            f"it has no task, because infer does not apply what the folder asks of texts: {ignored}"
+        )
     return Source(
         name=request.name,
         described=f"sentence-transformers folder '{folder.name}'",
         module=module,
         kwargs=example,
-        task=None if problem else TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT}),
-        files={} if problem else {spec.file: base / "tokenizer.json"},
-        notes=(*notes, *([problem] if problem else [])),
+        task=task,
+        files={spec.file: base / "tokenizer.json"} if task else {},
+        notes=tuple(notes),
     )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _unknown_settings(folder: Path, settings: dict[str, Any]) -> str:
+    prompts = _settings(folder / "config_sentence_transformers.json")
+    asked = ["lower case"] if settings.get("do_lower_case") else []
+    if name := prompts.get("default_prompt_name"):
+        asked.append(f"the prompt '{name}' before each text")
+    return ", ".join(asked)
 
 
 def _stage(kind: str, folder: Path) -> torch.nn.Module:

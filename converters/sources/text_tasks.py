@@ -23,7 +23,7 @@ from infer.tasks.tokens import TextEncoder, TokenizerSpec
 try:
     import transformers
 except ImportError as _error:
-    raise missing_package("transformers", "convert") from _error
+    raise missing_package("transformers", "convert", _error) from _error
 
 # the same model answers the same feeds; only the scores are computed in another precision
 _TOLERANCE = 1e-5

@@ -24,8 +24,8 @@ from infer.schema import encode
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a conversion downloads nothing
 try:
     import transformers
-except ImportError as _error:
-    raise missing_package("transformers", "convert") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("transformers", "convert", _error) from _error
 
 _EXAMPLE_TOKENS = 16
 
@@ -58,8 +58,9 @@ def given_inputs(request: SourceRequest) -> dict[str, Any] | None:
     return dict(request.example_inputs)
 
 
-def load_model(folder: Path, cls: str | None = None) -> Any:
-    """The model in `folder`, in float32 or as stored. Runs no code from the folder."""
+def load_model(folder: Path, cls: str | None = None, unused: str | None = None) -> Any:
+    """The model in `folder`, in float32 or as stored, as `cls` or as the class it names itself. Runs no
+    code from the folder. The part called `unused` is taken off if the folder has no weights for it."""
     raw = read_json(folder / "config.json")
     if "auto_map" in raw:
         raise ConversionError(
@@ -86,7 +87,11 @@ def load_model(folder: Path, cls: str | None = None) -> Any:
         ) from error
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
-    if missing := sorted(info.get("missing_keys", ())):
+    missing = sorted(info.get("missing_keys", ()))
+    if unused and missing and all(name.startswith(f"{unused}.") for name in missing):
+        setattr(model, unused, None)
+        missing = []
+    if missing:
         raise ConversionError(
             f"the weights in '{folder}' lack {', '.join(missing[:4])}"
             f"{f' and {len(missing) - 4} more' if len(missing) > 4 else ''}: {name} would run with"

@@ -47,8 +47,8 @@ def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
     Raises `ConversionError` if names or shapes do not match, or the file would run code.
     """
     state, notes = read_state(path)
-    own = set(module.state_dict())
-    while state and not own & set(state):
+    own = module.state_dict()
+    while state and not own.keys() & state.keys():
         prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
         if prefix is None:
             break
@@ -58,6 +58,15 @@ def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
     if any(_COMPILED in f".{name}" for name in state) and not any(_COMPILED in f".{n}" for n in own):
         state = {f".{name}".replace(_COMPILED, ".")[1:]: tensor for name, tensor in state.items()}
         notes.append(f"'{_COMPILED[1:]}' was taken out of the names in '{path.name}'")
+    for name, tensor in state.items():
+        there = own.get(name)
+        if not isinstance(there, torch.Tensor) or not isinstance(tensor, torch.Tensor):
+            continue
+        if there.is_floating_point() != tensor.is_floating_point():
+            raise ConversionError(
+                f"'{path}' holds {tensor.dtype} for '{name}', which is {there.dtype} in the model;"
+                f" quantized weights must be turned back into floats first"
+            )
     try:
         missing, unexpected = module.load_state_dict(state, strict=False)
     except RuntimeError as error:

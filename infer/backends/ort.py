@@ -22,8 +22,10 @@ from infer.signature import Array, Signature
 
 try:
     import onnxruntime as ort
-except ImportError as _error:
-    raise missing_package("onnxruntime", "cpu") from _error
+
+    ort.InferenceSession  # noqa: B018  a folder that an uninstall left behind imports, and is empty
+except (ImportError, OSError, AttributeError) as _error:
+    raise missing_package("onnxruntime", "cpu", _error) from _error
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -52,6 +54,10 @@ class OrtBackend:
         return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
+        if any("\ud800" <= character <= "\udfff" for character in str(graph)):
+            raise BackendError(
+                f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
+            )
         kind, _, index = plan.device.partition(":")
         options = ort.SessionOptions()
         options.log_severity_level = 4  # its messages come to us as exceptions
@@ -94,13 +100,7 @@ class OrtExecutable:
 
     def __init__(self, session: Any, signature: Signature, *, bind: bool) -> None:
         self._session = session
-        # a shape that follows from the data, not from the feeds' shapes, cannot be bound ahead
-        known = {dim for spec in signature.inputs for dim in spec.dims}
-        self._bindable = (
-            bind
-            and all(spec.dtype != "string" for spec in (*signature.inputs, *signature.outputs))
-            and all(isinstance(dim, int) or dim in known for spec in signature.outputs for dim in spec.dims)
-        )
+        self._bindable = bind and _can_bind(signature)
         # idle bindings by output names and input shapes; list.pop and append are atomic
         self._idle: dict[_Key, list[_Binding]] = {}
 
@@ -167,6 +167,22 @@ class OrtExecutable:
     def close(self) -> None:
         self._idle.clear()
         self._session = None
+
+
+def _can_bind(signature: Signature) -> bool:
+    """Whether buffers bound once can serve every run.
+
+    Not if strings are among them, which have no fixed size; not if the shape of an output follows from
+    the data, not from the feeds' shapes; and not if an input is an output: ONNX Runtime then leaves its
+    buffer as the first run filled it.
+    """
+    tensors = (*signature.inputs, *signature.outputs)
+    known = {dim for spec in signature.inputs for dim in spec.dims}
+    return (
+        all(spec.dtype != "string" for spec in tensors)
+        and all(isinstance(dim, int) or dim in known for spec in signature.outputs for dim in spec.dims)
+        and len({spec.name for spec in tensors}) == len(tensors)
+    )
 
 
 def _small(arrays: dict[str, Array]) -> bool:

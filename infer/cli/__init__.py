@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from infer.cli import interrupts  # isort: skip  it acts before what takes time to import
+
 import contextlib
 import importlib
+import io
 import os
 import re
 import signal
@@ -13,6 +16,8 @@ import traceback
 import click
 
 from infer.errors import InferError
+
+interrupts.imported()
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "convert": ("infer.cli.convert", "Make an artifact from a trained model, proved equal to it."),
@@ -58,16 +63,18 @@ def cli() -> None:
     """
 
 
-class _Terminated(BaseException):
-    """SIGTERM came; raised so that drafts are removed on the way out."""
-
-
 def main() -> None:
     """The entry point. Exit codes: 0 done, 1 the work failed, 2 wrong usage, 128 + n for signal n."""
-    signal.signal(signal.SIGTERM, _terminate)
+    interrupts.while_running()
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # an encoding may lack what there is to say
+                stream.reconfigure(errors="backslashreplace")
+        color = (
+            False if os.environ.get("NO_COLOR") else None
+        )  # no-color.org; None: where there is a terminal
         # not cli.main(), which ends the program itself when the reader of a pipe goes away
-        with cli.make_context("infer", sys.argv[1:]) as context:
+        with cli.make_context("infer", sys.argv[1:], color=color) as context:
             cli.invoke(context)
         sys.stdout.flush()
         status = 0
@@ -77,12 +84,9 @@ def main() -> None:
         error.show()
         status = error.exit_code
     except InferError as error:
-        status = _fail(f"{error}.")
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted. Nothing was left half done.", err=True)
-        status = 128 + signal.SIGINT
-    except _Terminated:
-        status = 128 + signal.SIGTERM
+        status = _interrupted() if interrupts.came else _fail(f"{error}.")
+    except (KeyboardInterrupt, click.Abort, interrupts.Terminated):
+        status = _interrupted()
     except BrokenPipeError:
         # the reader of our output went away, which is its right; keep Python from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +99,8 @@ def main() -> None:
     except MemoryError:
         status = _fail("there is not enough memory for this; give smaller inputs, or fewer at once.")
     except Exception as error:
+        if interrupts.came:
+            sys.exit(_interrupted())
         if os.environ.get("INFER_TRACEBACK"):
             traceback.print_exc()
         status = _fail(
@@ -104,8 +110,12 @@ def main() -> None:
     sys.exit(status)
 
 
-def _terminate(*_: object) -> None:
-    raise _Terminated
+def _interrupted() -> int:
+    """Say so to whoever pressed Ctrl-C, not to whoever terminates processes; the exit code."""
+    number = interrupts.came or signal.SIGINT
+    if number == signal.SIGINT:
+        click.echo(interrupts.MESSAGE, err=True)
+    return 128 + number
 
 
 def _fail(message: str) -> int:

@@ -12,7 +12,7 @@ import click
 import numpy as np
 
 from infer.artifact import Artifact
-from infer.cli.output import print_json, rows, size
+from infer.cli.output import print_json, rows, size, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
@@ -24,11 +24,15 @@ from infer.signature import DTYPES, Array
 @click.command("convert")
 @click.argument("source")
 @click.option(
-    "-o", "--output", required=True, type=click.Path(path_type=Path), help="The artifact: NAME.infer."
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="The artifact: NAME.infer.",
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="A .safetensors file, or a state dict, to load into the model.",
 )
 @click.option(
@@ -40,7 +44,7 @@ from infer.signature import DTYPES, Array
 )
 @click.option(
     "--feeds",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="Example inputs from an .npz file with one array for each input.",
 )
 @click.option(
@@ -59,7 +63,7 @@ from infer.signature import DTYPES, Array
 )
 @click.option(
     "--task",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help='What the model is for: a JSON file with {"name": ..., "spec": {...}}.',
 )
 @click.option(
@@ -67,10 +71,15 @@ from infer.signature import DTYPES, Array
     "files",
     multiple=True,
     metavar="PATH",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     help="A file the task needs, such as tokenizer.json; it becomes files/NAME. Repeatable.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing artifact.")
+@click.option(
+    "--freeze-branches",
+    is_flag=True,
+    help="Accept a model that branches on values; its graph always takes the example's side.",
+)
 @click.option(
     "--allow-mismatch", is_flag=True, help="Write the artifact even if it failed parity, marked so."
 )
@@ -86,6 +95,7 @@ def command(
     task: Path | None,
     files: tuple[Path, ...],
     force: bool,
+    freeze_branches: bool,
     allow_mismatch: bool,
     as_json: bool,
 ) -> None:
@@ -112,11 +122,11 @@ def command(
         examples[name] = array
     try:
         import converters
-    except ImportError as error:
-        raise missing_package("torch", "convert") from error
+    except (ImportError, OSError) as error:
+        raise missing_package("torch", "convert", error) from error
     if feeds is not None:
         examples = {**load_npz(_existing(feeds)), **examples}
-    with Progress(quiet=as_json) as progress:
+    with stdout_kept_clean(), Progress(quiet=as_json) as progress:
         artifact = converters.convert(
             source,
             output,
@@ -126,6 +136,7 @@ def command(
             weights=weights,
             task=spec,
             files={f"files/{path.name}": _existing(path) for path in files},
+            freeze_branches=freeze_branches,
             allow_mismatch=allow_mismatch,
             overwrite=force,
             progress=progress,
@@ -147,6 +158,8 @@ def report(artifact: Artifact) -> None:
         ("inputs", [str(spec) for spec in manifest.inputs]),
         ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
+    if manifest.limits:
+        lines.append(("limits", [f"{dim}: {limit}" for dim, limit in manifest.limits.items()]))
     if manifest.task:
         lines.append(("task", manifest.task.name))
     if winner:
@@ -251,8 +264,8 @@ def _read_task(path: Path) -> TaskSpec:
     from infer.tasks import TASKS
 
     try:
-        spec = schema.decode(TaskSpec, json.loads(_existing(path).read_text(encoding="utf-8")), "task")
-    except (ValueError, RecursionError) as error:
+        spec = schema.decode(TaskSpec, schema.parse(_existing(path).read_bytes()), "task")
+    except schema.SchemaError as error:
         raise ConversionError(
             f"'{path}' is not a task: {error}; expected JSON such as"
             f' {{"name": "text-classification", "spec": {{…}}}}'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from dataclasses import asdict, dataclass
 from importlib.metadata import distributions
@@ -100,7 +99,11 @@ def command(as_json: bool) -> None:
 
 def check_packages() -> list[Package]:
     """Versions of all packages infer can use, and what is wrong with them."""
-    installed = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in distributions()}
+    installed = {
+        name.lower().replace("_", "-"): found.version
+        for found in distributions()
+        if (name := found.metadata["Name"])  # what an uninstall left behind has none
+    }
     both = {"onnxruntime", "onnxruntime-gpu"} <= installed.keys()
     found = []
     for name, floor, extra, purpose in _PACKAGES:
@@ -132,8 +135,7 @@ def check_backends(machine: Machine, packages: list[Package]) -> tuple[dict[str,
         try:
             backend = load_backend(name)
         except MissingPackageError as error:
-            broken = importlib.util.find_spec(name) is not None
-            problems.append(f"{name} is installed but does not import" if broken else str(error))
+            problems.append(str(error))
             continue
         kinds = backend.device_kinds()
         usable[name] = [device for device in machine.devices if device.partition(":")[0] in kinds]

@@ -19,8 +19,13 @@ from infer.session import Session, open_artifact, open_session
 
 
 @click.command("eval")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="Inputs with known answers.")
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="Inputs with known answers.",
+)
 @click.option(
     "--column",
     "columns",
@@ -29,7 +34,11 @@ from infer.session import Session, open_artifact, open_session
     help="A table's column for what the task needs, such as label=sentiment. Repeatable.",
 )
 @click.option("--against", metavar="SOURCE", help="The PyTorch original, evaluated the same way beside it.")
-@click.option("--weights", type=click.Path(path_type=Path), help="The original's weights, with --against.")
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, readable=False),
+    help="The original's weights, with --against.",
+)
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option("--variant", help="Which variant to evaluate; default: the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -54,6 +63,10 @@ def command(
                                folders, .npz
       token-classification     .jsonl with text and entities, a list of {"start", "end", "label"}
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
+      tabular-regression       .csv or .jsonl with the model's columns and targets, .npz with inputs
+                               and targets
+      recommendation           .csv or .jsonl with the columns user and item, one a held-out item; .npz
+                               with users and items
 
     \b
     Examples:
@@ -85,8 +98,8 @@ def command(
 def _original(source: str, session: Session, weights: Path | None) -> Any:
     try:
         from converters.original import original_task
-    except ImportError as error:
-        raise missing_package("torch", "convert") from error
+    except (ImportError, OSError) as error:
+        raise missing_package("torch", "convert", error) from error
     return original_task(source, session.artifact, weights)
 
 

@@ -18,7 +18,7 @@ _MOST_OPERATORS = 12
 
 
 @click.command("inspect")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
 @click.option(
     "--json", "as_json", is_flag=True, help="Print one JSON document: the manifest and operator counts."
 )
@@ -53,6 +53,8 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
         ("inputs", [str(spec) for spec in manifest.inputs]),
         ("outputs", [str(spec) for spec in manifest.outputs]),
     ]
+    if manifest.limits:
+        lines.append(("limits", [f"{dim}: {limit}" for dim, limit in manifest.limits.items()]))
     if manifest.task:
         labels = manifest.task.spec.get("labels")
         if labels and isinstance(labels, list):

@@ -5,10 +5,14 @@ Names in an artifact may come from anyone, so no control character reaches a ter
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
-import re
-from collections.abc import Iterable, Sequence
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -16,15 +20,18 @@ import click
 SCHEMA_VERSION = 1
 
 
-# C0 and C1 controls with DEL; line and paragraph separators; marks that reorder text; half characters
-_CONTROLS = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+# Unicode's categories of what is not visible as itself: controls, newlines among them; marks that format or
+# reorder text, or show nothing; half characters; separators of lines and of paragraphs
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def shown(text: str) -> str:
-    """`text` with control characters written as escapes, newlines among them."""
-    return _CONTROLS.sub(lambda match: match.group().encode("unicode_escape").decode("ascii"), text)
+    """`text` with characters that a terminal would obey, or show nothing of, written as escapes."""
+    return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in _unseen(text)})
+
+
+def _unseen(text: str) -> list[str]:
+    return [c for c in set(text) if unicodedata.category(c) in _UNSEEN]
 
 
 def to_json(document: dict[str, Any], indent: int | None = None) -> str:
@@ -37,15 +44,41 @@ def to_json(document: dict[str, Any], indent: int | None = None) -> str:
         text = json.dumps(document, ensure_ascii=False, indent=indent, allow_nan=False)
     except ValueError:
         text = json.dumps(_finite(document), ensure_ascii=False, indent=indent, allow_nan=False)
-    # such characters occur in strings only, where JSON has an escape for each
-    return re.sub(
-        "[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", lambda m: f"\\u{ord(m.group()):04x}", text
-    )
+    # they occur in strings only, where JSON has an escape for each; its own newlines stay
+    return text.translate({ord(c): _json_escape(c) for c in _unseen(text) if c > "\x7e"})
+
+
+def _json_escape(character: str) -> str:
+    # json.dumps leaves DEL as it is
+    return json.dumps(character)[1:-1] if character > "\x7f" else "\\u007f"
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Send what the body writes to stdout to stderr, native code and the user's model included: stdout is
+    for the result."""
+    try:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except (OSError, ValueError):  # one of them is closed
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON document on stdout."""
-    click.echo(to_json(document, indent=1))
+    """One JSON document on stdout: in UTF-8, or in ASCII where stdout has another encoding."""
+    text = to_json(document, indent=1)
+    if codecs.lookup(sys.stdout.encoding).name != "utf-8":
+        text = json.dumps(json.loads(text), indent=1)
+    click.echo(text)
 
 
 def _finite(value: Any) -> Any:

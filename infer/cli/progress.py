@@ -30,7 +30,8 @@ class Progress:
         line = f"{elapsed_s:5.1f} s  {shown(sentence)}"
         if self._rewrite:
             width = shutil.get_terminal_size().columns
-            click.echo(f"\r\x1b[K{line[: width - 1]}", err=True, nl=False)
+            # not to be taken for a colour where those are off
+            click.echo(f"\r\x1b[K{line[: width - 1]}", err=True, nl=False, color=True)
         else:
             click.echo(line, err=True)
 
@@ -41,4 +42,4 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._rewrite and not self._quiet:
-            click.echo("\r\x1b[K", err=True, nl=False)
+            click.echo("\r\x1b[K", err=True, nl=False, color=True)

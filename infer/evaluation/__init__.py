@@ -27,10 +27,12 @@ EVALUATORS: dict[str, str] = {
     "text-classification": "infer.evaluation.classification",
     "token-classification": "infer.evaluation.token_classification",
     "tabular-classification": "infer.evaluation.classification",
+    "tabular-regression": "infer.evaluation.regression",
+    "recommendation": "infer.evaluation.ranking",
 }
 """Task → the module that evaluates it."""
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset({"log_loss", "mae", "rmse"})
 """Metrics of which less is better. Of all others, more is."""
 
 

@@ -17,8 +17,8 @@ from infer.tasks.labels import Classes
 
 try:
     from sklearn import metrics as sklearn_metrics
-except ImportError as _error:
-    raise missing_package("scikit-learn", "eval") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("scikit-learn", "eval", _error) from _error
 
 _LABEL = ("label", "labels", "class", "target")
 _INPUTS = {
@@ -160,7 +160,7 @@ def _index(classes: Classes, label: Any, count: int, row: int) -> int:
     if not 0 <= index < count:
         known = ", ".join(classes.labels[:10]) + (", …" if len(classes.labels) > 10 else "")
         raise InputError(
-            f"example {row} has the label {label!r:.60}, which the model does not know; it knows"
+            f"row {row + 1} has the label {label!r:.60}, which the model does not know; it knows"
             f" {known or 'no names'} and the numbers 0 to {count - 1}"
         )
     return index

@@ -8,10 +8,10 @@ times with state carried from call to call. Its settings are data in the manifes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from infer import schema
 from infer.artifact import Artifact
@@ -31,6 +31,8 @@ TASKS: dict[str, str] = {
     "token-classification": "infer.tasks.token_classification:TokenClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
+    "tabular-regression": "infer.tasks.tabular_regression:TabularRegression",
+    "recommendation": "infer.tasks.recommendation:Recommendation",
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
 
@@ -59,6 +61,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class StreamTask(Task, Protocol):
+    """A task that reads a stream of lines as one: its first line may say what the others hold."""
+
+    def parse_stream(self, lines: Iterable[str], where: str) -> Sequence[Any]:
+        """The inputs that `lines` hold; `where` names them in errors. Raises `InputError`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setting:
     """What a task is built from: its artifact's signature, files and spec, and the way to run it."""
@@ -70,6 +81,21 @@ class Setting:
     file: Callable[[str], Path]
     run: Run
 
+    def output(self, name: str, rank: int | None = None) -> TensorSpec:
+        """The graph's output `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it, or has
+        one that is not of `rank` dims."""
+        for spec in self.signature.outputs:
+            if spec.name == name:
+                if rank not in (None, len(spec.dims)):
+                    raise ArtifactError(
+                        f"the task '{self.name}' reads an output of {rank} dims, but the graph gives {spec}"
+                    )
+                return spec
+        raise ArtifactError(
+            f"the spec of task '{self.name}' names the output '{name}', which the graph lacks; it gives"
+            f" {', '.join(spec.name for spec in self.signature.outputs)}; convert the model again"
+        )
+
     def decode(self, cls: type[S]) -> S:
         """The task's spec as its own class. Raises `ArtifactError`."""
         try:
@@ -78,20 +104,6 @@ class Setting:
             raise ArtifactError(
                 f"{error}; convert the model again with a spec that follows this"
             ) from error
-
-    def output(self, name: str, rank: int) -> TensorSpec:
-        """The graph's output called `name`, of `rank` dims. Raises `ArtifactError`."""
-        specs = {spec.name: spec for spec in self.signature.outputs}
-        if name not in specs:
-            raise ArtifactError(
-                f"the task '{self.name}' reads the output {name!r:.60}, but the graph gives"
-                f" {', '.join(specs)}; convert the model again with a spec that names one of these"
-            )
-        if len(specs[name].dims) != rank:
-            raise ArtifactError(
-                f"the task '{self.name}' reads an output of {rank} dims, but the graph gives {specs[name]}"
-            )
-        return specs[name]
 
 
 def load_task(artifact: Artifact, run: Run) -> Task:

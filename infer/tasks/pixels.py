@@ -20,8 +20,8 @@ from infer.signature import Array
 
 try:
     from PIL import Image, ImageOps
-except ImportError as _error:
-    raise missing_package("pillow", "image") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("pillow", "image", _error) from _error
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Names of pillow's filters, by their number."""

@@ -67,9 +67,17 @@ def batches(count: int, batch_size: int, signature: Signature) -> Iterator[range
 
 
 def run_rows(run: Run, signature: Signature, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Run one batch. If the graph's batch is fixed and larger, the last row is repeated to fill it."""
+    """Run one batch. If the graph's batch is fixed, a larger one is cut into such, and of a smaller one the
+    last row is repeated to fill it."""
     rows = len(next(iter(feeds.values())))
-    fill = (fixed_batch(signature) or rows) - rows
+    size = fixed_batch(signature) or rows
+    if rows > size:
+        found = [
+            run_rows(run, signature, {name: array[start : start + size] for name, array in feeds.items()})
+            for start in range(0, rows, size)
+        ]
+        return {name: np.concatenate([outputs[name] for outputs in found]) for name in found[0]}
+    fill = size - rows
     if not fill:
         return run(feeds)
     filled = {name: np.concatenate([a, np.repeat(a[-1:], fill, axis=0)]) for name, a in feeds.items()}

@@ -16,8 +16,8 @@ from infer.tasks.rows import Part
 
 try:
     from tokenizers import Tokenizer
-except ImportError as _error:
-    raise missing_package("tokenizers", "text") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("tokenizers", "text", _error) from _error
 
 # Texts of similar length run together until they hold this many tokens. More does not fill two
 # to sixteen cores better, but costs padding and memory.

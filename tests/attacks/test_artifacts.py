@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.shape_inference
 import pytest
 
 import infer
@@ -63,6 +66,26 @@ def test_a_link_cannot_leave_the_artifact(artifact: Path, target: str) -> None:
     outside.rename(artifact / "real.onnx")
     graph.symlink_to("../real.onnx")
     infer.load(artifact).close()
+
+
+def test_a_link_that_leads_round_or_a_name_without_end_is_refused(artifact: Path) -> None:
+    """A link to itself and a name no system has are what the artifact lacks, and are not repeated whole."""
+    graph = artifact / GRAPH
+    graph.unlink()
+    graph.symlink_to("net.onnx")
+    for verify in (True, False):
+        with pytest.raises(IntegrityError, match="lacks its file"):
+            infer.load(artifact, verify=verify)
+    name = "graphs/" + "a" * 5000
+
+    def edit(data: Any) -> None:
+        data["files"][name] = data["files"].pop(GRAPH)
+        data["variants"][0]["graph"] = name
+
+    edit_manifest(artifact, edit)
+    with pytest.raises(ArtifactError, match="File name too long") as caught:
+        infer.load(artifact)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_linked_folder_cannot_lead_out(artifact: Path) -> None:
@@ -127,6 +150,49 @@ def test_weights_cannot_be_read_from_outside(artifact: Path, location: str, list
         infer.load(artifact, verify=False)
 
 
+@pytest.mark.parametrize("spelling", [(1 << 32, 0), (1 << 34, 0), (0, 1), (0, 5)], ids=str)
+def test_weights_cannot_hide_behind_an_odd_spelling(artifact: Path, spelling: tuple[int, int]) -> None:
+    """A field number with a bit beyond 32, or padded with zeros, means external data to ONNX Runtime's
+    parser, and does so here: the file is refused, as a lone graph and by convert."""
+    _point_outside(artifact, "../../secret")
+    (artifact.parent / "secret").write_bytes(b"s" * 200)
+    high, padding = spelling
+    model = onnx.load(artifact / GRAPH, load_external_data=False)
+    tensor = model.graph.initializer[0]
+    entries = b"".join(
+        _varint((13 << 3 | 2) + high, padding) + _varint(e.ByteSize(), 0) + e.SerializeToString()
+        for e in tensor.external_data
+    )
+    tensor.ClearField("external_data")
+    content = tensor.SerializeToString() + entries
+    del model.graph.initializer[0]
+    graph = model.graph.SerializeToString() + b"\x2a" + _varint(len(content), 0) + content
+    model.ClearField("graph")
+    raw = model.SerializeToString() + b"\x3a" + _varint(len(graph), 0) + graph
+    (artifact / GRAPH).write_bytes(raw)
+    if padding < 5:
+        seen = onnx.shape_inference.infer_shapes(raw).graph.initializer[-1]
+        assert seen.external_data[0].value == "../../secret"
+    with pytest.raises(ArtifactError, match=r"not a path inside|is damaged"):
+        infer.load(artifact / GRAPH)
+    assert infer_command("convert", artifact / GRAPH, "-o", artifact.parent / "out.infer").code == 1
+    reseal(artifact)
+    with pytest.raises(ArtifactError, match=r"not a file of this artifact|is damaged"):
+        infer.load(artifact)
+
+
+def _varint(value: int, padding: int) -> bytes:
+    raw = bytearray()
+    while value >= 0x80:
+        raw.append(value & 0x7F | 0x80)
+        value >>= 7
+    raw.append(value)
+    if padding:
+        raw[-1] |= 0x80
+        raw += b"\x80" * (padding - 1) + b"\0"
+    return bytes(raw)
+
+
 @pytest.mark.parametrize("location", [*LOCATIONS[:3], *LOCATIONS[4:]])
 def test_a_plain_graph_cannot_read_from_outside(artifact: Path, location: str) -> None:
     """The same holds for a lone `.onnx` file, in load and in convert."""
@@ -173,13 +239,44 @@ def test_golden_outputs_that_were_changed_with_their_hash_fail_verification(arti
     assert "does not answer here as it was proved to" in outcome.err
 
 
+def test_golden_points_that_prove_nothing_are_no_proof(artifact: Path) -> None:
+    """One that lacks an output fails; without any, "equal" is null; a marked mismatch is said."""
+    np.savez(artifact / "golden/0-outputs.npz")
+    reseal(artifact)
+    outcome = infer_command("verify", artifact)
+    assert outcome.code == 1
+    assert "'logits': the golden point does not hold it" in outcome.err
+    edit_manifest(artifact, lambda data: data.update(golden=[]))
+    edit_manifest(artifact, lambda data: data["parity"].update(mismatch_allowed=True))
+    outcome = infer_command("verify", artifact, "--json")
+    document = json.loads(outcome.out)
+    assert (outcome.code, document["equal"], document["mismatch_allowed"]) == (0, None, True)
+    outcome = infer_command("verify", artifact)
+    assert "no golden points, so its outputs could not be checked" in outcome.err
+    assert "FAILED parity when it was made" in outcome.err
+
+
+def test_a_golden_point_that_does_not_fit_is_named(artifact: Path) -> None:
+    """Its feeds are refused under the point's name, by load and by verify; "x" alone says nothing."""
+    np.savez(artifact / FEEDS, x=np.ones((1, 11), np.float32))
+    reseal(artifact)
+    with pytest.raises(ArtifactError, match=r"golden point '[\w=]+' of .*'x' must have shape"):
+        infer.load(artifact)
+    outcome = infer_command("verify", artifact)
+    assert outcome.code == 1
+    assert re.search(r"the golden point '[\w=]+' of .* does not fit its graph", outcome.err)
+
+
 def test_the_digest_pins_an_artifact(artifact: Path, whole_artifact: Path) -> None:
     """Whatever is changed and resealed, the digest is another one."""
     before = infer.Artifact.open(artifact).digest
     assert before == infer.Artifact.open(whole_artifact).digest
     _flip(artifact / FEEDS)
     reseal(artifact)
-    assert infer.Artifact.open(artifact).digest != before
+    opened = infer.Artifact.open(artifact)
+    assert opened.digest != before
+    shutil.copy(whole_artifact / "manifest.json", artifact / "manifest.json")
+    assert opened.digest != before  # it speaks of what was opened, not of what lies there now
 
 
 NESTED = 250_000

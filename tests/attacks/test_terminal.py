@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,20 @@ import pytest
 from infer.errors import InputError
 from infer.tasks.pixels import open_picture
 from tests.command import infer_command
+from tests.test_command_ends import ENVIRONMENT, PYTHON
 from tests.tiny import classifier, edit_manifest, reseal
 
-EVIL = "\x1b[2J\x1b]0;owned\x07\r\x08\x9b31m\x7f\u202etxt.exe\u2066\nparity  equal at 9 points"
-"""Clears the screen, sets the title, goes back, colours, reorders text, and forges a line."""
+UNSEEN = "\u061c\u200b\ufeff\u00ad\u180e\u2060\U000e0041\U000e007f"
+"""Marks of Unicode's category Cf that show nothing, tag characters among them."""
+
+EVIL = f"\x1b[2J\x1b]0;owned\x07\r\x08\x9b31m\x7f\u202etxt.exe\u2066{UNSEEN}\nparity  equal at 9 points"
+"""Clears the screen, sets the title, goes back, colours, reorders text, hides some, and forges a line."""
 
 # escapes that infer itself writes: bold, colours, reset
 OWN = re.compile("\x1b\\[(0|1|22|3[0-9])m")
 # Progress rewrites its own line on a terminal
 REWRITE = re.compile("\r\x1b\\[K")
-BAD = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+BAD = re.compile(f"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069{UNSEEN}]")
 
 
 def _everywhere(data: dict[str, Any]) -> None:
@@ -63,7 +68,8 @@ def test_control_characters_of_an_artifact_do_not_reach_the_terminal(artifact: P
     assert "infer itself failed" not in shown
     if name == "inspect":
         assert outcome.code == 0
-        assert r"\x1b[2J\x1b]0;owned\x07\r\x08\x9b31m\x7f\u202etxt.exe\u2066\nparity" in shown
+        assert r"\x1b[2J\x1b]0;owned\x07\r\x08\x9b31m\x7f\u202etxt.exe\u2066" in shown
+        assert rf"{UNSEEN.encode('unicode_escape').decode()}\nparity" in shown
 
 
 def test_names_inside_a_graph_do_not_reach_the_terminal(tmp_path: Path) -> None:
@@ -86,6 +92,34 @@ def test_json_carries_names_escaped_and_whole(artifact: Path) -> None:
     outcome = infer_command("inspect", artifact, "--json", terminal=True)
     assert not BAD.search(outcome.out)
     assert json.loads(outcome.out)["manifest"]["name"] == EVIL
+
+
+def test_no_color_is_honoured(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With NO_COLOR a terminal gets text alone, and progress still rewrites its line."""
+    assert OWN.search(infer_command("inspect", artifact, terminal=True).out)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in infer_command("inspect", artifact, terminal=True).out
+    outcome = infer_command("verify", artifact, terminal=True)
+    assert REWRITE.search(outcome.err)
+    assert not OWN.search(outcome.err)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-8"])
+def test_any_encoding_of_the_output_will_do(artifact: Path, encoding: str) -> None:
+    """What a terminal cannot show is escaped; `--json` is valid in UTF-8 wherever it goes."""
+    edit_manifest(artifact, lambda data: data.update(name="é漢😀"))
+    environment = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+    for arguments in (["inspect"], ["inspect", "--json"]):
+        done = subprocess.run(
+            [*PYTHON, *arguments, str(artifact)], env=environment, capture_output=True, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        if "--json" in arguments:
+            assert json.loads(done.stdout.decode("utf-8"))["manifest"]["name"] == "é漢😀"
+        else:
+            assert done.stdout.decode(encoding).startswith(
+                "é漢😀".encode(encoding, "backslashreplace").decode(encoding)
+            )
 
 
 def test_file_names_in_errors_are_escaped(tmp_path: Path) -> None:

@@ -1,32 +1,43 @@
-"""Takes a plain `.onnx` file as an artifact: it has a signature and nothing that was proved."""
+"""Takes a plain `.onnx` file as an artifact: it has a signature and nothing that was proved.
+
+An input for which the graph has an initializer, as its default, is no input here: it cannot be fed.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from infer.artifact import Artifact, contained
+from infer.artifact import Artifact, contained, reading
 from infer.errors import ArtifactError, IntegrityError
 from infer.graphfile import read_graph_file
 from infer.manifest import FORMAT_VERSION, FileRecord, Manifest, Provenance, Variant
 
 
 def artifact_of_graph(path: Path) -> Artifact:
-    """An artifact around the model at `path`, made in memory. Raises `ArtifactError`."""
-    if path.is_dir():
-        raise ArtifactError(f"'{path}' is a folder, but a file was expected; rename it to end in .infer")
-    graph = read_graph_file(path)
+    """An artifact around the model at `path`, made in memory; its folder is the model's.
+
+    Raises `ArtifactError`.
+    """
+    with reading(path):
+        if path.is_dir():
+            raise ArtifactError(
+                f"'{path}' is a folder, but a file was expected; rename it to end in .infer"
+            )
+        graph = read_graph_file(path)
     try:
         contained(path.parent, path.name)
     except IntegrityError:
-        path = path.resolve()  # the caller named this link, and so means the file it leads to
+        path = Path(os.path.realpath(path))  # the caller named this link, and so means the file it leads to
     files: dict[str, FileRecord] = {}
     for name in (path.name, *sorted(graph.external_files)):
         file = contained(path.parent, name)
-        if not file.is_file():
-            raise ArtifactError(
-                f"'{path}' keeps weights in '{name}', which is not beside it; copy both files"
-            )
-        files[name] = FileRecord(sha256=None, size_bytes=file.stat().st_size)
+        with reading(file):
+            if not file.is_file():
+                raise ArtifactError(
+                    f"'{path}' keeps weights in '{name}', which is not beside it; copy both files"
+                )
+            files[name] = FileRecord(sha256=None, size_bytes=file.stat().st_size)
     variant = Variant(
         name="onnx",
         graph=path.name,
@@ -59,4 +70,5 @@ def artifact_of_graph(path: Path) -> Artifact:
             ),
             files=files,
         ),
+        manifest_sha256=None,
     )
