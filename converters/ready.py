@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from converters.scaffolding import copied, fold, has_compiled_parts, has_computed_weights
 from converters.source import Source
-from infer.errors import ConversionError
 
 
 @contextmanager
@@ -31,19 +30,29 @@ def ready(source: Source) -> Iterator[Source]:
         for t in (*module.parameters(), *module.buffers())
         if t.dtype in (torch.float16, torch.bfloat16)
     }
+    computed = has_computed_weights(module)
+    if halves or computed:
+        module = copied(module)
     if halves:
-        module = _copy(module).float()
+        module = module.float()
         source = replace(source, args=_floats(source.args), kwargs=_floats(source.kwargs))
         notes.append(
             f"weights stored as {' and '.join(sorted(halves))} were widened to float32, which is exact"
         )
-    trained = [p for p in module.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
     training = [part for part in module.modules() if part.training]
     if training:
         notes.append("the model was in training mode; it was converted in eval mode")
         module.eval()
+    if computed:
+        notes.append(fold(module))
+    trained = [p for p in module.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    # compiling a part takes minutes, and hides it from exporters
+    stance: Any = nullcontext()
+    if has_compiled_parts(module):
+        stance = torch.compiler.set_stance("force_eager")
+        notes.append("parts wrapped by torch.compile were converted as they are written")
     # torch's fast path of Transformer layers answers zeros at padded positions; nothing else does, the
     # layers themselves in training among them
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -51,24 +60,14 @@ def ready(source: Source) -> Iterator[Source]:
         notes.append("torch's fast path for Transformer layers was off: padded positions have no zeros")
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield replace(source, module=module, notes=tuple(notes))
+        with stance:
+            yield replace(source, module=module, notes=tuple(notes))
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:
             parameter.requires_grad_(True)
         for part in training:
             part.training = True
-
-
-def _copy(module: Any) -> Any:
-    try:
-        return copy.deepcopy(module)
-    except Exception as error:  # old-style weight_norm keeps tensors that cannot be copied
-        raise ConversionError(
-            f"the model has half-precision weights, and a copy to widen cannot be made of it"
-            f" ({' '.join(str(error).split())[:200]}); call model.float() before converting, or take"
-            f" weight norm off with torch.nn.utils.remove_weight_norm"
-        ) from error
 
 
 def _floats(value: Any) -> Any:

@@ -31,6 +31,7 @@ FAMILIES: dict[str, str] = {
     "efficientnet-lite0": "ImageNet classifier",
     "fashion-detector": "one-stage detector of clothes in scenes pasted from Fashion-MNIST",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
+    "sentiment": "MiniLM fine-tuned on film and product reviews",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""
 

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -31,9 +32,7 @@ def trained(model: Model, train: Callable[[Model], None]) -> Model:
 
     The key covers the file that `train` is in, so that changing it trains again.
     """
-    file = Path(inspect.getfile(train))
-    key = hashlib.sha256(file.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    path = cache() / f"{file.stem}-{train.__name__}-{key}.safetensors"
+    path = _place(train, ".safetensors")
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
@@ -42,6 +41,27 @@ def trained(model: Model, train: Callable[[Model], None]) -> Model:
     with file_draft(path) as draft:
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, draft)
     return model.eval()
+
+
+def trained_folder(train: Callable[[Path], None]) -> Path:
+    """The model folder that `train` writes to the path it gets, from the cache if it is there.
+
+    The key is that of `trained`.
+    """
+    path = _place(train, "")
+    if not path.is_dir():
+        torch.manual_seed(0)
+        with tempfile.TemporaryDirectory(dir=cache()) as scratch:
+            draft = Path(scratch) / "model"
+            train(draft)
+            draft.rename(path)
+    return path
+
+
+def _place(train: Callable[..., None], ending: str) -> Path:
+    file = Path(inspect.getfile(train))
+    key = hashlib.sha256(file.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    return cache() / f"{file.stem}-{train.__name__}-{key}{ending}"
 
 
 def fit(

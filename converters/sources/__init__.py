@@ -42,6 +42,8 @@ SOURCES: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda s: isinstance(s, torch.export.ExportedProgram), "converters.sources.program:open_program"),
     (lambda s: isinstance(s, torch.nn.Module), "converters.sources.python:open_module"),
     (_folder_with("modules.json"), "converters.sources.sentence_transformers:open_sentence_transformers"),
+    # transformers saves an adapter with a config.json beside it, or without
+    (_folder_with("adapter_config.json"), "converters.sources.adapter:open_adapter"),
     (_folder_with("config.json"), "converters.sources.transformers:open_transformers"),
     (_folder_with(), "converters.sources.folder:refuse_folder"),
     (_ends(".pt2"), "converters.sources.program:open_program_file"),

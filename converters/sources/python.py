@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from converters.flat import parameter_names
+from converters.scaffolding import unwrap
 from converters.source import Source
 from converters.sources import SourceRequest
 from converters.sources.weights import load_weights
@@ -91,18 +92,6 @@ def make_source(request: SourceRequest, module: Any, described: str, example: An
         exporters=("torchscript",) if isinstance(module, torch.jit.ScriptModule) else (),
         notes=tuple(notes),
     )
-
-
-def unwrap(module: Any) -> tuple[Any, list[str]]:
-    """The model inside of torch.compile and DataParallel wrappers."""
-    notes = []
-    if hasattr(module, "_orig_mod"):
-        module = module._orig_mod
-        notes.append("the torch.compile wrapper was taken off")
-    if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
-        module = module.module
-        notes.append("the data-parallel wrapper was taken off")
-    return module, notes
 
 
 def _import(where: str, target: str) -> ModuleType:

@@ -13,6 +13,7 @@ import torch
 from converters.source import Source
 from converters.sources import SourceRequest
 from converters.sources.folder import read_json, read_json_list
+from converters.sources.text_tasks import token_problem
 from converters.sources.tokenizer import tokenizer_spec
 from converters.sources.transformers import example_inputs, given_inputs, load_model
 from converters.sources.weights import load_weights, read_state
@@ -114,6 +115,10 @@ def open_sentence_transformers(request: SourceRequest) -> Source:
     settings = _settings(base / "sentence_bert_config.json")
     spec = tokenizer_spec(base, tuple(example), settings.get("max_seq_length"))
     task: TaskSpec | None = TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT})
+    problem = token_problem(spec, base)
+    if problem:
+        task = None
+        notes.append(problem)
     if ignored := _unknown_settings(folder, settings):
         task = None
         notes.append(
@@ -125,7 +130,7 @@ def open_sentence_transformers(request: SourceRequest) -> Source:
         module=module,
         kwargs=example,
         task=task,
-        files={spec.file: base / "tokenizer.json"},
+        files={spec.file: base / "tokenizer.json"} if task else {},
         notes=tuple(notes),
     )
 

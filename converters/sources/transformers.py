@@ -16,7 +16,7 @@ from converters.sources import SourceRequest
 from converters.sources.detection import detection_task
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
-from converters.sources.tokenizer import tokenizer_spec
+from converters.sources.text_tasks import labels, text_classification, token_classification
 from converters.sources.weights import load_weights
 from infer.errors import ConversionError, missing_package
 from infer.manifest import TaskSpec
@@ -37,7 +37,7 @@ def open_transformers(request: SourceRequest) -> Source:
     model = load_model(folder)
     notes = load_weights(model, request.weights) if request.weights else []
     example = given_inputs(request) or example_inputs(model)
-    task, files, said = _task(model, folder, tuple(example))
+    task, files, said = find_task(model, folder, tuple(example))
     return Source(
         name=request.name,
         described=f"{type(model).__name__} in '{folder.name}'",
@@ -203,7 +203,7 @@ def _features(config: Any, generator: torch.Generator) -> torch.Tensor:
     return torch.randn(2, 100, bins, generator=generator)
 
 
-def _task(
+def find_task(
     model: Any, folder: Path, inputs: tuple[str, ...]
 ) -> tuple[TaskSpec | None, dict[str, Path], tuple[str, ...]]:
     """The task, the files it needs, and notes."""
@@ -219,33 +219,23 @@ def _task(
                     "input": "pixel_values",
                     "output": "logits",
                     "steps": encode(steps),
-                    "labels": _labels(model.config),
+                    "labels": labels(model.config),
                 },
             ),
             {},
             (),
         )
     if kind.endswith("ForObjectDetection") and (folder / "preprocessor_config.json").is_file():
-        found, said = detection_task(model.config, folder, inputs, _labels(model.config))
+        found, said = detection_task(model.config, folder, inputs, labels(model.config))
         return found, {}, said
-    if kind.endswith("ForSequenceClassification") and (folder / "tokenizer.json").is_file():
-        spec = tokenizer_spec(folder, inputs, None)
-        independent = getattr(model.config, "problem_type", None) == "multi_label_classification"
-        return (
-            TaskSpec(
-                "text-classification",
-                {
-                    "tokenizer": encode(spec),
-                    "output": "logits",
-                    "labels": _labels(model.config),
-                    "activation": "sigmoid" if independent else "softmax",
-                },
-            ),
-            {spec.file: folder / "tokenizer.json"},
-            (),
-        )
+    for ending, find in _TEXT_TASKS:
+        if kind.endswith(ending):
+            text = find(model, folder, inputs)
+            return text.task, dict(text.files), text.notes
     return None, {}, ()
 
 
-def _labels(config: Any) -> list[str]:
-    return [str(config.id2label[i]) for i in range(len(config.id2label))]
+_TEXT_TASKS = (
+    ("ForSequenceClassification", text_classification),
+    ("ForTokenClassification", token_classification),
+)

@@ -14,6 +14,31 @@ from infer.errors import ConversionError
 # under which training scripts keep the state dict, beside optimizer state and counters
 _KEYS = ("state_dict", "model_state_dict", "model_state", "model")
 _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_COMPILED = "._orig_mod."
+
+# what names of a state dict tell of how the model was trained: part of a name → what to do
+_CURES = (
+    (
+        "lora_",
+        "These are weights of a PEFT adapter: convert the folder that holds its adapter_config.json, or"
+        " merge it with merge_and_unload() and save the whole model's weights",
+    ),
+    (
+        ".parametrizations.",
+        "The model was saved with torch.nn.utils.parametrizations on it: apply the same ones in the code"
+        " that builds the model, or take them off with remove_parametrizations() before saving",
+    ),
+    (
+        "weight_g",
+        "The model was saved with torch.nn.utils.weight_norm on it: apply it in the code that builds the"
+        " model, or take it off with remove_weight_norm() before saving",
+    ),
+    (
+        "weight_orig",
+        "The model was saved with spectral_norm or pruning on it: apply the same in the code that builds"
+        " the model, or take it off with remove_spectral_norm() or prune.remove() before saving",
+    ),
+)
 
 
 def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
@@ -22,11 +47,17 @@ def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
     Raises `ConversionError` if names or shapes do not match, or the file would run code.
     """
     state, notes = read_state(path)
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-            notes.append(f"the prefix '{prefix}' was taken off the names in '{path.name}'")
     own = module.state_dict()
+    while state and not own.keys() & state.keys():
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+        notes.append(f"the prefix '{prefix}' was taken off the names in '{path.name}'")
+    # a part that was compiled by itself has the prefix in the middle
+    if any(_COMPILED in f".{name}" for name in state) and not any(_COMPILED in f".{n}" for n in own):
+        state = {f".{name}".replace(_COMPILED, ".")[1:]: tensor for name, tensor in state.items()}
+        notes.append(f"'{_COMPILED[1:]}' was taken out of the names in '{path.name}'")
     for name, tensor in state.items():
         there = own.get(name)
         if not isinstance(there, torch.Tensor) or not isinstance(tensor, torch.Tensor):
@@ -44,10 +75,12 @@ def load_weights(module: torch.nn.Module, path: Path) -> list[str]:
     if missing or unexpected:
         said = [f"it lacks {_some(missing)}"] if missing else []
         said += [f"it has unknown {_some(unexpected)}"] if unexpected else []
-        raise ConversionError(
-            f"'{path}' does not fit the model: {'; '.join(said)}. Check that the code builds the same"
-            f" model that was trained"
-        )
+        cure = "Check that the code builds the same model that was trained"
+        for part, known in _CURES:
+            if any(part in name for name in unexpected):
+                cure = known
+                break
+        raise ConversionError(f"'{path}' does not fit the model: {'; '.join(said)}. {cure}")
     return notes
 
 

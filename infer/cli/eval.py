@@ -60,7 +60,9 @@ def command(
       image-classification     a folder with a folder of pictures for each class, a .csv or .jsonl with
                                the columns file and label, an .npz with inputs and labels
       object-detection         a folder with COCO annotations (.json) and pictures, or the .json beside them
-      text-classification      .csv or .jsonl with the columns text and label, class folders, .npz
+      text-classification      .csv or .jsonl with the columns text and label (and text_pair), class
+                               folders, .npz
+      token-classification     .jsonl with text and entities, a list of {"start", "end", "label"}
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
       tabular-regression       .csv or .jsonl with the model's columns and targets, .npz with inputs
                                and targets

@@ -17,6 +17,7 @@ from infer.npz import load_npz, save_npz
 from infer.options import MAX_THREADS, PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
 from infer.tasks import StreamTask, Task
+from infer.tasks.lines import split_lines
 
 
 @click.command("run")
@@ -168,8 +169,6 @@ def _run_task(
     labelled = [(str(path), item) for path in inputs for item in task.read(path)]
     labelled += [(text, task.parse(text)) for text in texts]
     if not labelled and not inputs:
-        if sys.stdin.isatty():
-            raise click.UsageError("give files, --text or --feeds, or pipe lines into stdin")
         labelled = _stdin_inputs(task)
     if not labelled:
         raise InputError("there is nothing to answer: the input is empty")
@@ -188,11 +187,13 @@ def _echo_lines(text: str) -> None:
 
 def _stdin_inputs(task: Task) -> list[tuple[str, Any]]:
     """Inputs on stdin, each with what it is called."""
-    try:
-        if isinstance(task, StreamTask):
+    # python has no stdin at all where the shell closed it (<&-)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise click.UsageError("give files, --text or --feeds, or pipe lines into stdin")
+    if isinstance(task, StreamTask):
+        try:
             rows = task.parse_stream(sys.stdin, "stdin")
-            return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
-        lines = [line.rstrip("\r\n") for line in sys.stdin if line.strip()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    return [(line, task.parse(line)) for line in lines]
+        except UnicodeDecodeError as error:
+            raise InputError(f"stdin is not UTF-8 text ({error.reason} at byte {error.start})") from error
+        return [(f"row {number}", row) for number, row in enumerate(rows, 1)]
+    return [(line, task.parse(line)) for line in split_lines(sys.stdin.buffer.read(), "stdin")]

@@ -18,7 +18,7 @@ from infer.signature import Array
 try:
     from sklearn import metrics as sklearn_metrics
 except ImportError as _error:
-    raise missing_package("scikit-learn", "eval") from _error
+    raise missing_package("scikit-learn", "eval", _error) from _error
 
 _TARGET = ("target", "label", "value")
 

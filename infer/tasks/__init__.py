@@ -29,6 +29,7 @@ TASKS: dict[str, str] = {
     "image-classification": "infer.tasks.image_classification:ImageClassification",
     "object-detection": "infer.tasks.object_detection:ObjectDetection",
     "text-classification": "infer.tasks.text_classification:TextClassification",
+    "token-classification": "infer.tasks.token_classification:TokenClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "infer.tasks.tabular_regression:TabularRegression",
@@ -81,10 +82,15 @@ class Setting:
     file: Callable[[str], Path]
     run: Run
 
-    def output(self, name: str) -> TensorSpec:
-        """The graph's output `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it."""
+    def output(self, name: str, rank: int | None = None) -> TensorSpec:
+        """The graph's output `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it, or has
+        one that is not of `rank` dims."""
         for spec in self.signature.outputs:
             if spec.name == name:
+                if rank not in (None, len(spec.dims)):
+                    raise ArtifactError(
+                        f"the task '{self.name}' reads an output of {rank} dims, but the graph gives {spec}"
+                    )
                 return spec
         raise ArtifactError(
             f"the spec of task '{self.name}' names the output '{name}', which the graph lacks; it gives"

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from infer.errors import ArtifactError
 from infer.signature import Array
 from infer.tasks import Setting
+from infer.tasks.lines import read_lines
 from infer.tasks.rows import Part, answer, answer_parts
-from infer.tasks.tokens import TextEncoder, TokenizerSpec, read_lines
+from infer.tasks.tokens import TextEncoder, TokenizerSpec
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,16 @@ class TextEmbeddingSpec:
 
 
 class TextEmbedding:
-    """An input is a str; a result is a float32 vector. A list of n gives an array (n, size)."""
+    """An input is a str; a result is a float32 vector. A list of n gives an array (n, size);
+    an empty one (0, size) if the graph's size is fixed, else (0, 0)."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(TextEmbeddingSpec)
+        self._output = setting.output(self.spec.output, 2)
         self.encoder = TextEncoder(self.spec.tokenizer, setting)
+        if self.spec.tokenizer.stride is not None:
+            raise ArtifactError("a text has one vector, so 'stride' has no meaning for text-embedding")
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, self._many)
@@ -55,4 +61,7 @@ class TextEmbedding:
 
     def _many(self, texts: Sequence[Any]) -> Array:
         vectors = answer_parts(self.setting, self.parts(texts), self.decode)
-        return np.stack(vectors) if vectors else np.empty((0, 0), np.float32)
+        size = self._output.dims[1]
+        if not vectors:
+            return np.empty((0, size if isinstance(size, int) else 0), np.float32)
+        return np.stack(vectors)
