@@ -1,0 +1,27 @@
+"""Real recordings for tests: five sentences of a LibriVox reader and five of another speaker, 16 kHz."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from bench.zoo.debian import NoDataError, package
+from infer.signature import Array
+
+
+def files(kind: str) -> list[Path]:
+    """The .wav files of "librivox" or "cards"; skips the test where the data cannot be had."""
+    try:
+        data = package("pocketsphinx-testdata")
+    except NoDataError as error:
+        pytest.skip(str(error))
+    return sorted((data / "usr/share/pocketsphinx/test/data" / kind).glob("*.wav"))
+
+
+def samples(path: Path) -> Array:
+    """A recording as float32, read by soundfile itself."""
+    array, rate = soundfile.read(path, dtype="float32")
+    assert rate == 16_000
+    return array
