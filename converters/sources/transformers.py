@@ -13,6 +13,7 @@ import torch
 from converters.points import BATCH
 from converters.source import Dims, Source
 from converters.sources import SourceRequest
+from converters.sources.audio_extractor import audio_classification, classifies_sound
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
 from converters.sources.tokenizer import tokenizer_spec
@@ -224,6 +225,9 @@ def _task(
             {},
             (),
         )
+    if classifies_sound(kind) and (folder / "preprocessor_config.json").is_file():
+        task, notes = audio_classification(model, folder, inputs)
+        return task, {}, notes
     if kind.endswith("ForSequenceClassification") and (folder / "tokenizer.json").is_file():
         spec = tokenizer_spec(folder, inputs, None)
         independent = getattr(model.config, "problem_type", None) == "multi_label_classification"

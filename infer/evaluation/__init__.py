@@ -26,6 +26,7 @@ EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
+    "audio-classification": "infer.evaluation.classification",
 }
 """Task → the module that evaluates it."""
 

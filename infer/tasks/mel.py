@@ -35,11 +35,11 @@ class MelSpec:
     """How a spectrogram is made; samples count at the model's rate.
 
     `window` samples are a frame, `hop` samples lie between the starts of two; a frame is padded with zeros
-    to `fft`. `symmetric` takes Hann's window over window - 1 instead of window samples. With `edges` "mirror"
-    or "zeros" the first frame's middle is the first sample, and the sound goes on so at both ends; with
-    "none" its start is. `remove_mean` and `preemphasis` work on each frame, in this order. `bands` triangles lie between `min_hertz` and
-    `max_hertz`, of equal area if `equal_area`, drawn over mel instead of Hz if `over_mel`. Power
-    below `floor` is raised to it, then the `logarithm` is taken.
+    to `fft`. `symmetric` takes Hann's window over window - 1 instead of window samples. With `edges`
+    "mirror" or "zeros" the first frame's middle is the first sample, and the sound goes on so at both
+    ends; with "none" its start is. `remove_mean` and `preemphasis` work on each frame, in this order.
+    `bands` triangles lie between `min_hertz` and `max_hertz`, of equal area if `equal_area`, drawn over
+    mel instead of Hz if `over_mel`. Power below `floor` is raised to it, then the `logarithm` is taken.
     """
 
     window: int
