@@ -26,6 +26,7 @@ EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
+    "voice-activity": "infer.evaluation.voice_activity",
     "audio-classification": "infer.evaluation.classification",
 }
 """Task → the module that evaluates it."""

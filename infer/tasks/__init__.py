@@ -30,6 +30,7 @@ TASKS: dict[str, str] = {
     "text-classification": "infer.tasks.text_classification:TextClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
+    "voice-activity": "infer.tasks.voice_activity:VoiceActivity",
     "audio-classification": "infer.tasks.audio_classification:AudioClassification",
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
