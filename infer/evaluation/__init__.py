@@ -27,11 +27,12 @@ EVALUATORS: dict[str, str] = {
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
     "voice-activity": "infer.evaluation.voice_activity",
+    "speaker-embedding": "infer.evaluation.verification",
     "audio-classification": "infer.evaluation.classification",
 }
 """Task → the module that evaluates it."""
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset({"log_loss", "eer"})
 """Metrics of which less is better. Of all others, more is."""
 
 

@@ -31,6 +31,7 @@ TASKS: dict[str, str] = {
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
     "voice-activity": "infer.tasks.voice_activity:VoiceActivity",
+    "speaker-embedding": "infer.tasks.speaker_embedding:SpeakerEmbedding",
     "audio-classification": "infer.tasks.audio_classification:AudioClassification",
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
