@@ -15,9 +15,12 @@ import transformers
 
 import converters
 import infer
+from bench.zoo import convert, source, voices
+from bench.zoo.debian import NoDataError
+from converters.original import original_task
 from converters.sources import SourceRequest, open_source
 from infer.errors import ArtifactError, InputError
-from infer.evaluation import evaluate
+from infer.evaluation import evaluate, evaluate_task
 from tests import recordings
 from tests.tiny import edit_manifest
 
@@ -239,6 +242,20 @@ def test_a_folder_whose_features_are_unknown_has_no_task(tmp_path: Path) -> None
     source = open_source(SourceRequest(source=str(folder), name="model"))
     assert source.task is None
     assert any("infer does not know SeamlessM4TFeatureExtractor" in note for note in source.notes)
+
+
+@pytest.mark.slow
+def test_the_zoos_voices_are_told_apart_as_by_the_original(tmp_path: Path) -> None:
+    """The classifier trained on two voices names held-out recordings right, and the artifact's metrics are
+    those of the original in torch."""
+    try:
+        artifact = convert("voices", tmp_path / "voices.infer")
+    except NoDataError as error:
+        pytest.skip(str(error))
+    with infer.load(artifact.path) as session, original_task(source("voices"), artifact) as original:
+        ours, theirs = (evaluate_task(task, voices.dataset()) for task in (session.task, original))
+    assert ours.metrics["accuracy"] > 0.9
+    assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-6)
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [

@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
     "efficientnet-lite0": "ImageNet classifier",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
+    "voices": "a small spectrogram transformer that tells two voices apart",
     "resemblyzer": "speaker encoder, three LSTM layers",
     "silero-vad": "voice activity, a recurrent network",
 }

@@ -52,6 +52,11 @@ def command(
                                the columns file and label, an .npz with inputs and labels
       text-classification      .csv or .jsonl with the columns text and label, class folders, .npz
       tabular-classification   .csv or .jsonl with the model's columns and label, .npz
+      audio-classification     a folder with a folder of recordings for each class, .csv or .jsonl with
+                               the columns file and label
+      voice-activity           .jsonl with the columns file, and segments: [[start, end], …] in seconds
+      speaker-embedding        a folder with a folder of recordings for each voice, .csv or .jsonl with
+                               the columns first, second (files) and same
 
     \b
     Examples:
