@@ -8,8 +8,8 @@ try the way from sound to label, and says nothing about how well voices are told
 from __future__ import annotations
 
 import hashlib
-import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,11 @@ def folder() -> Path:
         model = trained(_model(), train)
         transformers.utils.logging.disable_progress_bar()
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
-            extractor().save_pretrained(scratch)
-            model.save_pretrained(scratch)
-            shutil.copytree(scratch, path, dirs_exist_ok=True)
+            draft = Path(scratch) / "model"
+            extractor().save_pretrained(draft)
+            model.save_pretrained(draft)
+            with suppress(OSError):  # another process was here first
+                draft.rename(path)
     return path
 
 
