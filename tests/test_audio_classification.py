@@ -20,7 +20,7 @@ from bench.zoo.debian import NoDataError
 from converters.original import original_task
 from converters.sources import SourceRequest, open_source
 from infer.errors import ArtifactError, InputError
-from infer.evaluation import evaluate, evaluate_task
+from infer.evaluation import Dataset, evaluate, evaluate_task
 from tests import recordings
 from tests.tiny import edit_manifest
 
@@ -179,6 +179,38 @@ def test_independent_labels_and_regression_are_the_pipelines(tmp_path: Path) -> 
             np.testing.assert_allclose(our_scores(session(paths)), theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("joined", ["mean", "max"])
+def test_long_recordings_are_heard_in_windows(made: Converted, tmp_path: Path, joined: str) -> None:
+    """With windows of 2 s every second, scores are the mean or highest of the pipeline's over the same
+    slices, the last one at the end; a short recording is one window; metrics see the same scores."""
+    path = tmp_path / "a.infer"
+    shutil.copytree(made.artifact("ast"), path)
+    settings = {"window_s": 2.0, "hop_s": 1.0, "windows": joined}
+    edit_manifest(path, lambda data: data["task"]["spec"].update(settings))
+    long, short = (recordings.samples(recordings.files(kind)[0]) for kind in ("librivox", "cards"))
+    assert (len(long), len(short)) == (113_600, 17_526)  # 7.1 s and 1.1 s
+    starts = [0, 16_000, 32_000, 48_000, 64_000, 80_000, 81_600]
+    each = pipeline_scores(made.folder("ast"), [long[start : start + 32_000] for start in starts])
+    expected = np.stack(
+        [getattr(np, joined)(each, axis=0), pipeline_scores(made.folder("ast"), [short])[0]]
+    )
+    inputs = [(long, 16_000), (short, 16_000)]
+    with infer.load(path) as session:
+        np.testing.assert_allclose(our_scores(session(inputs)), expected, atol=1e-5)
+        if joined == "mean":
+            found = evaluate_task(session.task, Dataset("two", inputs, [0, 1])).metrics
+            assert found["log_loss"] == pytest.approx(-np.log(expected[[0, 1], [0, 1]]).mean(), abs=1e-4)
+
+
+def test_windows_without_end_are_refused(made: Converted, tmp_path: Path) -> None:
+    """A window for each sample of ten seconds is an error that says how many there would be."""
+    path = tmp_path / "a.infer"
+    shutil.copytree(made.artifact("ast"), path)
+    edit_manifest(path, lambda data: data["task"]["spec"].update(window_s=1.0, hop_s=1 / 16_000))
+    with infer.load(path) as session, pytest.raises(InputError, match="cut into 144000 windows, more than"):
+        session((np.zeros(160_000, np.float32), 16_000))
+
+
 def test_every_form_of_a_recording_is_answered(made: Converted, tmp_path: Path) -> None:
     """Path, bytes, arrays at 16 and 48 kHz: the same labels, and scores within what resampling changes."""
     path = recordings.files("librivox")[2]
@@ -263,6 +295,9 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"output": "none"}, "names the output 'none', which the graph lacks; it has logits"),
     ({"mask": "input_values"}, "needs an input of int64 or int32 or bool with 2 dims"),
     ({"labels": ["one"]}, "has 1 labels, but the model gives 3 classes"),
+    ({"window_s": 0.0}, "window_s of task 'audio-classification' must be at least one sample"),
+    ({"window_s": 1.0, "hop_s": -1.0}, "hop_s of task 'audio-classification' must be at least one"),
+    ({"windows": "median"}, "windows cannot be joined by 'median'"),
     ({"top_k": 0}, "must be at least 1"),
     ({"steps": []}, r"unknown keys \['steps'\]"),
     ({"features": {"sample_rate": 16_000}}, "needs an input of float32 with 2 dims"),

@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 from infer.errors import InputError
 from infer.session import Session
 from infer.signature import Array
-from infer.tasks.rows import Part, answer_parts
+from infer.tasks.rows import Join, Part, answer_parts
 
 Progress = Callable[[str], None]
 
@@ -112,17 +112,19 @@ def gather(
     dataset: Dataset,
     decode: Callable[[Mapping[str, Array], Sequence[Any]], Sequence[Any]],
     progress: Progress,
+    join: Join | None = None,
 ) -> list[Any]:
-    """What `decode` makes of every input's outputs, telling how far it is."""
+    """What `decode` makes of every input's outputs, and `join` of those of its windows, telling how far
+    it is."""
 
     def told() -> Iterator[Part]:
-        done = 0
+        done: set[int] = set()
         for part in task.parts(dataset.inputs):
             yield part
-            done += len(part.places)
-            progress(f"{done} of {len(dataset.inputs)} answered")
+            done.update(part.places)
+            progress(f"{len(done)} of {len(dataset.inputs)} answered")
 
-    return answer_parts(task.setting, told(), decode)
+    return answer_parts(task.setting, told(), decode, join)
 
 
 def _evaluator(task: Any) -> Evaluator:

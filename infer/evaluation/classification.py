@@ -68,11 +68,13 @@ def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
     """With softmax: accuracy, top-5 accuracy, precision, recall, F1 (of the second class if there are two,
     else the mean over classes), ROC AUC, log loss. With sigmoid, where an input may have
     several labels: F1 and the like, average precision, and the share of inputs with all labels right."""
-    scores = np.stack(gather(task, dataset, lambda outputs, _: list(task.scores(outputs)), progress))
-    many = task.classes.activation == "sigmoid" and scores.shape[1] > 1
+    classes: Classes = task.classes
+    scored = gather(task, dataset, lambda outputs, _: list(task.scores(outputs)), progress, classes.join)
+    scores = np.stack(scored)
+    many = classes.activation == "sigmoid" and scores.shape[1] > 1
     compare = _several_labels if many else _one_label
-    metrics, classes, confusion = compare(task.classes, scores, dataset)
-    return Evaluation(task.setting.name, dataset.name, len(scores), metrics, classes, confusion)
+    metrics, per_class, confusion = compare(classes, scores, dataset)
+    return Evaluation(task.setting.name, dataset.name, len(scores), metrics, per_class, confusion)
 
 
 _Compared = tuple[dict[str, float], tuple[ClassMetrics, ...], tuple[tuple[int, ...], ...]]
@@ -113,7 +115,7 @@ def _several_labels(classes: Classes, scores: Array, dataset: Dataset) -> _Compa
     for i, label in enumerate(dataset.expected):
         for each in _labels_of(label):
             truth[i, _index(classes, each, scores.shape[1], i)] = True
-    called = scores > 0.5
+    called = scores >= (0.5 if classes.threshold is None else classes.threshold)
     precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
         truth, called, zero_division=0.0
     )

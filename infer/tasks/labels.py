@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from infer.errors import ArtifactError
-from infer.signature import Array
+from infer.signature import Array, TensorSpec
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
+JOININGS = ("mean", "max")
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,33 @@ class Classes:
     """What the columns of a classifier's output are.
 
     `labels` has one entry a class, or none. `activation` makes scores of the model's numbers;
-    "sigmoid" means that labels are independent of each other.
+    "sigmoid" means that labels are independent of each other. With a `threshold`, only classes whose
+    score reaches it are results. `windows` says what becomes of the scores of an input that was cut into
+    windows: their "mean" or their "max". Raises `ArtifactError` if a setting is none of these.
     """
 
     labels: tuple[str, ...] = ()
     activation: str = "softmax"
+    threshold: float | None = None
+    windows: str = "mean"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ArtifactError(
+                f"unknown activation {self.activation!r:.60}; use one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.windows not in JOININGS:
+            raise ArtifactError(
+                f"windows cannot be joined by {self.windows!r:.60}; use one of {', '.join(JOININGS)}"
+            )
+        if self.threshold is not None and not 0.0 <= self.threshold <= 1.0:
+            raise ArtifactError(f"the threshold {self.threshold} must be 0 to 1")
+
+    def check(self, output: TensorSpec) -> None:
+        """Raise `ArtifactError` unless `output` may have a column for each class."""
+        count = output.dims[1]
+        if self.labels and isinstance(count, int) and count != len(self.labels):
+            raise ArtifactError(_wrong_count(len(self.labels), count))
 
     def scores(self, logits: Array) -> Array:
         """Scores, float64, of logits of the same shape = (batch, classes). Raises `ArtifactError`."""
@@ -41,20 +64,30 @@ class Classes:
                 f"a classifier's output must have shape (batch, classes), but has {list(logits.shape)}"
             )
         if self.labels and len(self.labels) != logits.shape[1]:
-            raise ArtifactError(
-                f"the artifact has {len(self.labels)} labels, but the model gives {logits.shape[1]}"
-                f" classes; convert it again with one label for each class"
-            )
+            raise ArtifactError(_wrong_count(len(self.labels), logits.shape[1]))
         return activate(logits.astype(np.float64), self.activation)
 
+    def join(self, rows: Sequence[Array]) -> Array:
+        """The scores of one input, shape = (classes,), from those of its windows."""
+        return np.asarray(np.max(rows, axis=0) if self.windows == "max" else np.mean(rows, axis=0))
+
     def rank(self, scores: Array, top_k: int | None = None) -> list[ScoredLabel]:
-        """The `top_k` classes of one row of scores, best first."""
+        """The `top_k` classes of one row of scores that reach the threshold, best first."""
         best = np.argsort(-scores, kind="stable")[:top_k]
+        if self.threshold is not None:
+            best = best[scores[best] >= self.threshold]
         return [ScoredLabel(self.label(i), float(scores[i]), int(i)) for i in best]
 
     def label(self, index: int) -> str:
         """The name of a class; its number if it has none."""
         return self.labels[index] if self.labels else str(index)
+
+
+def _wrong_count(labels: int, classes: int) -> str:
+    return (
+        f"the artifact has {labels} labels, but the model gives {classes} classes; convert it again with"
+        f" one label for each class"
+    )
 
 
 def activate(logits: Array, activation: str) -> Array:

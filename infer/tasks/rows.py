@@ -14,10 +14,13 @@ from infer.tasks import Run, Setting
 Decode = Callable[[Mapping[str, Array], Sequence[Any]], Sequence[Any]]
 """Outputs of one part, and what was kept about its inputs → a result for each row."""
 
+Join = Callable[[Sequence[Any]], Any]
+"""Results of the rows that one input was cut into, in any order → its result."""
+
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the inputs, encoded: row i of every feed is the input at `places[i]`.
+    """Some of the inputs, encoded: row i of every feed is the input at `places[i]`, or a window of it.
 
     `about` keeps what decoding must know of each: the size of a picture, where a token lies in a text.
     """
@@ -34,13 +37,19 @@ def answer(inputs: Any, many: Callable[[Sequence[Any]], Any]) -> Any:
     return many([inputs])[0]
 
 
-def answer_parts(setting: Setting, parts: Iterable[Part], decode: Decode) -> list[Any]:
-    """Run each part; the decoded results, in the order of the inputs."""
-    found: dict[int, Any] = {}
+def answer_parts(
+    setting: Setting, parts: Iterable[Part], decode: Decode, join: Join | None = None
+) -> list[Any]:
+    """Run each part; the decoded results, in the order of the inputs.
+
+    Tasks that cut inputs into windows give `join`, which gets the rows of one input at a time.
+    """
+    found: dict[int, list[Any]] = {}
     for part in parts:
         outputs = run_rows(setting.run, setting.signature, part.feeds)
-        found.update(zip(part.places, decode(outputs, part.about), strict=True))
-    return [found[place] for place in sorted(found)]
+        for place, row in zip(part.places, decode(outputs, part.about), strict=True):
+            found.setdefault(place, []).append(row)
+    return [join(found[place]) if join else found[place][0] for place in sorted(found)]
 
 
 def fixed_batch(signature: Signature) -> int | None:
