@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from bench.zoo.debian import NoDataError, package
+from bench.zoo import recordings
+from bench.zoo.debian import NoDataError
 from infer.signature import Array
 
 
 def files(kind: str) -> list[Path]:
     """The .wav files of "librivox" or "cards"; skips the test where the data cannot be had."""
     try:
-        data = package("pocketsphinx-testdata")
+        return recordings.files(kind)
     except NoDataError as error:
         pytest.skip(str(error))
-    return sorted((data / "usr/share/pocketsphinx/test/data" / kind).glob("*.wav"))
 
 
 def samples(path: Path) -> Array:

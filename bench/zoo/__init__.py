@@ -32,6 +32,9 @@ FAMILIES: dict[str, str] = {
     "fashion-detector": "one-stage detector of clothes in scenes pasted from Fashion-MNIST",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
     "sentiment": "MiniLM fine-tuned on film and product reviews",
+    "voices": "a small spectrogram transformer that tells two voices apart",
+    "resemblyzer": "speaker encoder, three LSTM layers",
+    "silero-vad": "voice activity, a recurrent network",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""
 

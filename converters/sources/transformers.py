@@ -13,6 +13,7 @@ import torch
 from converters.points import BATCH
 from converters.source import Dims, Source
 from converters.sources import SourceRequest
+from converters.sources.audio_extractor import audio_classification, classifies_sound
 from converters.sources.detection import detection_task
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
@@ -225,6 +226,9 @@ def find_task(
             {},
             (),
         )
+    if classifies_sound(kind) and (folder / "preprocessor_config.json").is_file():
+        task, told = audio_classification(model, folder, inputs)
+        return task, {}, told
     if kind.endswith("ForObjectDetection") and (folder / "preprocessor_config.json").is_file():
         found, said = detection_task(model.config, folder, inputs, labels(model.config))
         return found, {}, said

@@ -68,6 +68,11 @@ def command(
                                and targets
       recommendation           .csv or .jsonl with the columns user and item, one a held-out item; .npz
                                with users and items
+      audio-classification     a folder with a folder of recordings for each class, .csv or .jsonl with
+                               the columns file and label
+      voice-activity           .jsonl with the columns file, and segments: [[start, end], …] in seconds
+      speaker-embedding        a folder with a folder of recordings for each voice, .csv or .jsonl with
+                               the columns first, second (files) and same
 
     \b
     Examples:

@@ -62,8 +62,8 @@ def command(
 ) -> None:
     """Answer inputs with an artifact, or with a plain .onnx file.
 
-    INPUTS are files of the kind the artifact's task takes: pictures, .txt with a text a line, .csv or
-    .jsonl with a row a line, .npz. Without any, lines are read from stdin.
+    INPUTS are files of the kind the artifact's task takes: pictures, recordings, .txt with a text a line,
+    .csv or .jsonl with a row a line, .npz. Without any, lines are read from stdin.
 
     \b
     Examples:

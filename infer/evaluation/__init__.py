@@ -30,10 +30,13 @@ EVALUATORS: dict[str, str] = {
     "tabular-classification": "infer.evaluation.classification",
     "tabular-regression": "infer.evaluation.regression",
     "recommendation": "infer.evaluation.ranking",
+    "audio-classification": "infer.evaluation.classification",
+    "voice-activity": "infer.evaluation.voice_activity",
+    "speaker-embedding": "infer.evaluation.verification",
 }
 """Task → the module that evaluates it."""
 
-LOWER_IS_BETTER = frozenset({"log_loss", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"eer", "log_loss", "mae", "rmse"})
 """Metrics of which less is better. Of all others, more is."""
 
 

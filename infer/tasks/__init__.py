@@ -34,6 +34,9 @@ TASKS: dict[str, str] = {
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
     "tabular-regression": "infer.tasks.tabular_regression:TabularRegression",
     "recommendation": "infer.tasks.recommendation:Recommendation",
+    "voice-activity": "infer.tasks.voice_activity:VoiceActivity",
+    "speaker-embedding": "infer.tasks.speaker_embedding:SpeakerEmbedding",
+    "audio-classification": "infer.tasks.audio_classification:AudioClassification",
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
 

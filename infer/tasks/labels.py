@@ -57,21 +57,6 @@ class Classes:
         if self.labels and isinstance(count, int) and count != len(self.labels):
             raise ArtifactError(_wrong_count(len(self.labels), count))
 
-    def check(self, output: TensorSpec) -> None:
-        """Hold the spec to the model's output. Raises `ArtifactError`."""
-        if self.activation not in ACTIVATIONS:
-            raise ArtifactError(
-                f"unknown activation '{self.activation}'; use one of {', '.join(ACTIVATIONS)}"
-            )
-        if len(output.dims) != 2 or output.dtype not in ("float16", "float32", "float64"):
-            raise ArtifactError(f"a classifier's output must be floats [batch, classes], but is {output}")
-        count = output.dims[1]
-        if self.labels and isinstance(count, int) and len(self.labels) != count:
-            raise ArtifactError(
-                f"the artifact has {len(self.labels)} labels, but the model gives {count} classes; convert"
-                f" it again with one label for each class"
-            )
-
     def scores(self, logits: Array) -> Array:
         """Scores, float64, of logits of the same shape = (batch, classes). Raises `ArtifactError`."""
         if logits.ndim != 2:

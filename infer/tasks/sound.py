@@ -17,9 +17,12 @@ from infer.signature import Array
 
 try:
     import soundfile
+except (ImportError, OSError) as _error:
+    raise missing_package("soundfile", "audio", _error) from _error
+try:
     import soxr
-except ImportError as _error:
-    raise missing_package("soundfile and soxr", "audio") from _error
+except (ImportError, OSError) as _error:
+    raise missing_package("soxr", "audio", _error) from _error
 
 MAX_SAMPLES = 2**28
 """A recording may have this many samples, all channels together, and as many after resampling: 1 GiB."""
@@ -56,16 +59,43 @@ def open_sound(source: Any, sample_rate: int) -> Array:
         raise InputError(f"{where} holds no samples; a recording must not be empty")
     if not np.isfinite(samples).all():
         raise InputError(f"{where} holds NaN or infinite samples; they must be finite numbers")
-    return resample(samples, given_rate, sample_rate, where)
+    return _resample(samples, given_rate, sample_rate, where)
 
 
-def resample(samples: Array, given_rate: int, sample_rate: int, where: str) -> Array:
-    """`samples` at another rate. Raises `InputError`; `where` names the recording there."""
+class SoundStream:
+    """A recording as it arrives: chunks of any length at one rate become samples at another.
+
+    All chunks together give the samples that `open_sound` gives of the whole.
+    """
+
+    def __init__(self, given_rate: int, sample_rate: int) -> None:
+        _check_rate(given_rate, "the stream")
+        self._given_rate = given_rate
+        self._resampler: Any = None
+        if given_rate != sample_rate:
+            self._resampler = soxr.ResampleStream(given_rate, sample_rate, 1, np.float32, quality="HQ")
+
+    def add(self, chunk: Any, *, last: bool = False) -> Array:
+        """The samples that `chunk`, an array as `open_sound` takes it, completes; float32. The resampler
+        keeps a few milliseconds back until the `last` chunk. Raises `InputError`."""
+        samples, _ = _from_array((chunk, self._given_rate))
+        if not np.isfinite(samples).all():
+            raise InputError("the chunk holds NaN or infinite samples; they must be finite numbers")
+        if self._resampler is None:
+            return samples
+        return np.asarray(self._resampler.resample_chunk(samples, last=last), np.float32)
+
+
+def _check_rate(given_rate: int, where: str) -> None:
     low, high = SAMPLE_RATES
     if not low <= given_rate <= high:
         raise InputError(
             f"{where} has a sample rate of {given_rate} Hz; it must be between {low} and {high}"
         )
+
+
+def _resample(samples: Array, given_rate: int, sample_rate: int, where: str) -> Array:
+    _check_rate(given_rate, where)
     if given_rate == sample_rate:
         return samples
     if len(samples) * (sample_rate / given_rate) > MAX_SAMPLES:
