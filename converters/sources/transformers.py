@@ -219,6 +219,25 @@ def _task(
             {},
             (),
         )
+    if kind.endswith("ForSemanticSegmentation") and (folder / "preprocessor_config.json").is_file():
+        steps, problem = image_steps(folder)
+        if any(step.op == "center_crop" for step in steps):
+            problem = "no task: its pictures are cropped, and a mask cannot be laid over what was cut off"
+        if problem:
+            return None, {}, (problem,)
+        return (
+            TaskSpec(
+                "image-segmentation",
+                {
+                    "input": "pixel_values",
+                    "output": "logits",
+                    "steps": encode(steps),
+                    "labels": _labels(model.config),
+                },
+            ),
+            {},
+            (),
+        )
     if kind.endswith("ForSequenceClassification") and (folder / "tokenizer.json").is_file():
         spec = tokenizer_spec(folder, inputs, None)
         independent = getattr(model.config, "problem_type", None) == "multi_label_classification"

@@ -113,11 +113,11 @@ def gather(
     """What `decode` makes of every input's outputs, telling how far it is."""
 
     def told() -> Iterator[Part]:
-        done = 0
+        done: set[int] = set()  # an input may be in several parts
         for part in task.parts(dataset.inputs):
             yield part
-            done += len(part.places)
-            progress(f"{done} of {len(dataset.inputs)} answered")
+            done.update(part.places)
+            progress(f"{len(done)} of {len(dataset.inputs)} answered")
 
     return answer_parts(task.setting, told(), decode)
 

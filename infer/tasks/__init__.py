@@ -27,6 +27,7 @@ S = TypeVar("S")
 TASKS: dict[str, str] = {
     "tensors": "infer.tasks.tensors:Tensors",
     "image-classification": "infer.tasks.image_classification:ImageClassification",
+    "image-segmentation": "infer.tasks.image_segmentation:ImageSegmentation",
     "text-classification": "infer.tasks.text_classification:TextClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
     "tabular-classification": "infer.tasks.tabular_classification:TabularClassification",
