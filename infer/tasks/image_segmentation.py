@@ -1,4 +1,5 @@
-"""image-segmentation: a picture in; the class of every pixel, and the area of every class, out."""
+"""image-segmentation: a picture, scan or volume in; the class of every pixel, and the area of every
+class, out."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ import numpy as np
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
 from infer.tasks import Setting
+from infer.tasks.intensities import ScanSpec, check_scan_spec, prepare
 from infer.tasks.interpolation import resized, strips
 from infer.tasks.labels import activate
 from infer.tasks.pixels import Step, apply_steps, open_picture
 from infer.tasks.rows import Part, answer, answer_parts, fixed_batch
+from infer.tasks.scans import Scan, open_scan
 from infer.tasks.windows import PADDINGS, Canvas, Windows, padded, places
 
 MODES = ("argmax", "sigmoid")
@@ -35,6 +38,8 @@ _MAX_MULTIPLE = 4096
 class ImageSegmentationSpec:
     """`input` and `output` name the tensors: (batch, channels, *spatial) and (batch, classes, *spatial).
 
+    steps      how pictures become feeds
+    scan       how scans of one channel do, if that is what the model takes: see `ScanSpec`
     mode       "argmax": a pixel has one class. "sigmoid": a class is where its score is above
                `threshold`, and classes may overlap
     labels     one a class, or none
@@ -42,13 +47,14 @@ class ImageSegmentationSpec:
     windows    large inputs go through the model in these; else as a whole
     multiple   inputs are padded to multiples of this along each axis, where there are no windows
     padding    with what: "reflect", "edge" or "constant" (0)
-    spacing_mm the size of a pixel along each axis, if it is the same for all inputs
-    keep_scores whether results carry the score of every class at every pixel
+    spacing_mm the size of a pixel along each axis, of inputs that do not say theirs
+    keep_scores  whether results carry the score of every class at every pixel
     """
 
     input: str
     output: str
     steps: tuple[Step, ...] = ()
+    scan: ScanSpec | None = None
     labels: tuple[str, ...] = ()
     mode: str = "argmax"
     threshold: float = 0.5
@@ -156,7 +162,8 @@ class _Piece:
 
 
 class ImageSegmentation:
-    """An input is what `open_picture` takes; a result is a `Segmentation`."""
+    """An input is what `open_picture` takes, or with `scan`, what `open_scan` takes; a result is a
+    `Segmentation`."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -227,6 +234,11 @@ class ImageSegmentation:
 
     def subject(self, source: Any) -> Subject:
         """An input, opened and prepared. Raises `InputError`."""
+        if self.spec.scan is not None:
+            scan = open_scan(source, self._axes)
+            spacing = scan.spacing_mm or self.spec.spacing_mm
+            array = prepare(Scan(scan.array, spacing), self.spec.scan)
+            return Subject(array, scan.array.shape, spacing)
         picture = open_picture(source)
         array = apply_steps(picture, self.spec.steps)
         return Subject(array, (picture.height, picture.width), self.spec.spacing_mm)
@@ -240,10 +252,15 @@ class ImageSegmentation:
             if name not in there:
                 raise ArtifactError(f"the task names the tensor '{name}'; the graph has {', '.join(there)}")
         axes = len(inputs[spec.input].dims) - 2
-        if axes != 2:
+        if axes not in ((2,) if spec.scan is None else (2, 3)):
+            wants = "height, width" if spec.scan is None else "*2 or 3 axes"
             raise ArtifactError(
-                f"pictures need an input (batch, channels, height, width), not {inputs[spec.input]}"
+                f"the input must be (batch, channels, {wants}), but is {inputs[spec.input]}"
             )
+        if spec.scan is not None:
+            if spec.steps:
+                raise ArtifactError("a task takes pictures, with 'steps', or scans, with 'scan', not both")
+            check_scan_spec(spec.scan, axes)
         if len(outputs[spec.output].dims) != axes + 2:
             raise ArtifactError(
                 f"the output must be (batch, classes, *{axes} axes), but is {outputs[spec.output]}"
