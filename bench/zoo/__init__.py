@@ -25,6 +25,7 @@ from infer.artifact import Artifact
 FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
     "efficientnet-lite0": "ImageNet classifier",
+    "unet-nuclei": "U-Net, cell nuclei in 16-bit microscopy",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""

@@ -24,6 +24,7 @@ Progress = Callable[[str], None]
 
 EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
+    "image-segmentation": "infer.evaluation.segmentation",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
 }
@@ -45,13 +46,15 @@ class Dataset:
 @dataclass(frozen=True)
 class ClassMetrics:
     """One class: of those called so, how many are (precision); of those that are, how many were
-    called so (recall); their harmonic mean (f1); and how many are (support)."""
+    called so (recall); their harmonic mean (f1); how many are (support); and of masks, what both have
+    of what either has (iou)."""
 
     label: str
     precision: float
     recall: float
     f1: float
     support: int
+    iou: float | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -46,7 +46,12 @@ class Scan:
 
 def open_scan(source: Any, axes: int) -> Scan:
     """A scan of `axes` axes as float32, from a path, an array or a `Scan`. Raises `InputError`."""
-    scan, where = _found(source)
+    if isinstance(source, (str, Path)):
+        scan, where = read_scan(source), f"'{source}'"
+    elif isinstance(source, (Scan, np.ndarray)):
+        scan, where = source if isinstance(source, Scan) else Scan(source), "the scan"
+    else:
+        raise InputError(f"a scan must be a path, an array or a Scan, but a {type(source).__name__} came")
     array, spacing = scan.array, tuple(float(mm) for mm in scan.spacing_mm)
     if array.dtype.kind not in "buif":
         raise InputError(f"{where} must hold real numbers, but holds {array.dtype}")
@@ -81,13 +86,8 @@ def check_size(shape: Sequence[int], where: str) -> None:
         )
 
 
-def _found(source: Any) -> tuple[Scan, str]:
-    if isinstance(source, Scan):
-        return source, "the scan"
-    if isinstance(source, np.ndarray):
-        return Scan(source), "the scan"
-    if not isinstance(source, (str, Path)):
-        raise InputError(f"a scan must be a path, an array or a Scan, but a {type(source).__name__} came")
+def read_scan(source: str | Path, *, mask: bool = False) -> Scan:
+    """What a file or folder holds, as it is there. A `mask` may have a palette. Raises `InputError`."""
     path = Path(source)
     where = f"'{path}'"
     name = path.name.lower()
@@ -101,7 +101,9 @@ def _found(source: Any) -> tuple[Scan, str]:
         )
     reader = importlib.import_module("infer.tasks.scans.dicom" if path.is_dir() else READERS[ends[0]])
     try:
-        return reader.read(path), where
+        return cast(
+            Scan, reader.read(path, palette=True) if mask and ends == [".png"] else reader.read(path)
+        )
     except InferError:
         raise
     except Exception as error:  # readers raise many kinds for damaged files

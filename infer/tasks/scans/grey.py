@@ -16,8 +16,9 @@ except ImportError as _error:
     raise missing_package("pillow", "image") from _error
 
 
-def read(path: Path, modes: tuple[str, ...] = ("1", "L", "I;16", "I")) -> Scan:
-    """The values as stored. Colours are refused: which channel is meant is not told."""
+def read(path: Path, *, palette: bool = False) -> Scan:
+    """The values as stored; with `palette`, also the numbers of colours. Colours are refused."""
+    modes = ("1", "L", "I;16", "I", *(("P",) if palette else ()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # check_size sets the limit
         with Image.open(path, formats=("PNG",)) as picture:
