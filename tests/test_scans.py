@@ -220,6 +220,27 @@ def test_scans_that_claim_gigabytes_are_refused_by_their_header(tmp_path: Path) 
         open_scan(path, 2)
 
 
+def test_a_tiff_cannot_name_other_files(tmp_path: Path) -> None:
+    """OME metadata may say that slices are in other files; they are not looked for."""
+    values = stored(0, (4, 6, 5))
+    for i in range(2):
+        tifffile.imwrite(tmp_path / f"part{i}.tif", values[2 * i : 2 * i + 2])
+    planes = "".join(
+        f'<TiffData FirstZ="{2 * i}" IFD="0" PlaneCount="2"><UUID FileName="part{i}.tif">'
+        f"urn:uuid:{i}</UUID></TiffData>"
+        for i in range(2)
+    )
+    ome = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0">'
+        '<Pixels ID="Pixels:0" DimensionOrder="XYZCT" Type="uint16"'
+        ' SizeX="5" SizeY="6" SizeZ="4" SizeC="1" SizeT="1">'
+        f"{planes}</Pixels></Image></OME>"
+    )
+    tifffile.imwrite(tmp_path / "part0.tif", values[:2], description=ome, metadata=None)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "part0.tif"), values)  # the library looks
+    np.testing.assert_array_equal(open_scan(tmp_path / "part0.tif", 3).array, values[:2])
+
+
 def test_deflated_dicom_is_refused(tmp_path: Path) -> None:
     """A header that is compressed may inflate without end, so it is not inflated."""
     found = pydicom.dcmread(slice_file(tmp_path / "a.dcm", stored(0)))

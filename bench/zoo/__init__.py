@@ -26,6 +26,7 @@ FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
     "efficientnet-lite0": "ImageNet classifier",
     "unet-nuclei": "U-Net, cell nuclei in 16-bit microscopy",
+    "unet-nuclei-3d": "3-D U-Net, synthetic nuclei in a 16-bit volume",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""

@@ -1,5 +1,5 @@
 """A U-Net that finds cell nuclei in fluorescence microscopy, trained on the 16-bit image that
-stardist==0.9.2 carries (512 × 512, with a mask of every nucleus; Schmidt et al. 2018).
+stardist==0.9.2 carries (512 × 512, with a mask of every nucleus; Caicedo et al., Nature Methods 16, 2019).
 
 The image is cut into 16 tiles: ten to train on, three to stop by, three held out.
 """
@@ -43,10 +43,11 @@ class Tiles:
 
 def tiles() -> Tiles:
     """The image, cut. Raises `NoDataError`."""
-    return Tiles(*(_cut(_read(name)) for name in ("img2d", "mask2d")))
+    return Tiles(*(_cut(read_image(name)) for name in ("img2d", "mask2d")))
 
 
-def _read(name: str) -> Array:
+def read_image(name: str) -> Array:
+    """One of the images of the package. Raises `NoDataError`."""
     found = find_spec("stardist")
     if found is None or found.origin is None:
         raise NoDataError("the nuclei are in a package: pip install --no-deps stardist==0.9.2")
