@@ -27,6 +27,8 @@ FAMILIES: dict[str, str] = {
     "efficientnet-lite0": "ImageNet classifier",
     "unet-nuclei": "U-Net, cell nuclei in 16-bit microscopy",
     "unet-nuclei-3d": "3-D U-Net, synthetic nuclei in a 16-bit volume",
+    "inception-resnet": "face embedding, Inception-ResNet-v1",
+    "fashion-embedding": "embedding of Fashion-MNIST, asked about unseen kinds",
     "minilm": "sentence encoder all-MiniLM-L6-v2",
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""

@@ -24,13 +24,15 @@ Progress = Callable[[str], None]
 
 EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
+    "image-embedding": "infer.evaluation.verification",
+    "face-embedding": "infer.evaluation.verification",
     "image-segmentation": "infer.evaluation.segmentation",
     "text-classification": "infer.evaluation.classification",
     "tabular-classification": "infer.evaluation.classification",
 }
 """Task → the module that evaluates it."""
 
-LOWER_IS_BETTER = frozenset({"log_loss"})
+LOWER_IS_BETTER = frozenset({"eer", "log_loss"})
 """Metrics of which less is better. Of all others, more is."""
 
 

@@ -27,6 +27,8 @@ S = TypeVar("S")
 TASKS: dict[str, str] = {
     "tensors": "infer.tasks.tensors:Tensors",
     "image-classification": "infer.tasks.image_classification:ImageClassification",
+    "image-embedding": "infer.tasks.image_embedding:ImageEmbedding",
+    "face-embedding": "infer.tasks.image_embedding:ImageEmbedding",
     "image-segmentation": "infer.tasks.image_segmentation:ImageSegmentation",
     "text-classification": "infer.tasks.text_classification:TextClassification",
     "text-embedding": "infer.tasks.text_embedding:TextEmbedding",
