@@ -25,6 +25,11 @@ from infer.artifact import Artifact
 FAMILIES: dict[str, str] = {
     "feed-forward": "a 10-5-2 net on breast cancer measurements",
     "efficientnet-lite0": "ImageNet classifier",
+    "resnet18": "ResNet-18, small, on Fashion-MNIST",
+    "resnet50": "ImageNet classifier, architecture only",
+    "densenet121": "ImageNet classifier, architecture only",
+    "inception-v3": "ImageNet classifier with an auxiliary head, architecture only",
+    "vgg16": "ImageNet classifier, architecture only",
     "unet-nuclei": "U-Net, cell nuclei in 16-bit microscopy",
     "unet-nuclei-3d": "3-D U-Net, synthetic nuclei in a 16-bit volume",
     "inception-resnet": "face embedding, Inception-ResNet-v1",
