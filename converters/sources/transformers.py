@@ -226,6 +226,25 @@ def find_task(
             {},
             (),
         )
+    if kind.endswith("ForSemanticSegmentation") and (folder / "preprocessor_config.json").is_file():
+        steps, problem = image_steps(folder)
+        if any(step.op == "center_crop" for step in steps):
+            problem = "no task: its pictures are cropped, and a mask cannot be laid over what was cut off"
+        if problem:
+            return None, {}, (problem,)
+        return (
+            TaskSpec(
+                "image-segmentation",
+                {
+                    "input": "pixel_values",
+                    "output": "logits",
+                    "steps": encode(steps),
+                    "labels": labels(model.config),
+                },
+            ),
+            {},
+            (),
+        )
     if classifies_sound(kind) and (folder / "preprocessor_config.json").is_file():
         task, told = audio_classification(model, folder, inputs)
         return task, {}, told

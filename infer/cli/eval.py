@@ -60,6 +60,7 @@ def command(
       image-classification     a folder with a folder of pictures for each class, a .csv or .jsonl with
                                the columns file and label, an .npz with inputs and labels
       object-detection         a folder with COCO annotations (.json) and pictures, or the .json beside them
+      image-segmentation       a folder with images/ and masks/ of equal names: PNG, TIFF, NIfTI, .npz
       text-classification      .csv or .jsonl with the columns text and label (and text_pair), class
                                folders, .npz
       token-classification     .jsonl with text and entities, a list of {"start", "end", "label"}
@@ -144,11 +145,12 @@ def _report_classes(evaluation: Any) -> None:
     heading("classes" if listed == classes else f"the {len(listed)} weakest of {len(classes)} classes")
     labels = [shown(row.label)[:40] for row in listed]
     width = max(map(len, labels))
-    click.echo(f"  {'':<{width}}  precision  recall      f1  examples")
+    overlap = any(row.iou is not None for row in listed)
+    click.echo(f"  {'':<{width}}  precision  recall      f1{'     iou' if overlap else ''}  examples")
     for label, row in zip(labels, listed, strict=True):
         click.echo(
             f"  {label:<{width}}  {row.precision:>9.3f}  {row.recall:>6.3f}  {row.f1:>6.3f}"
-            f"  {row.support:>8}"
+            f"{'' if row.iou is None else f'  {row.iou:>6.3f}'}  {row.support:>8}"
         )
 
 

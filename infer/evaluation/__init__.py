@@ -25,6 +25,9 @@ Progress = Callable[[str], None]
 EVALUATORS: dict[str, str] = {
     "image-classification": "infer.evaluation.classification",
     "object-detection": "infer.evaluation.detection",
+    "image-embedding": "infer.evaluation.verification",
+    "face-embedding": "infer.evaluation.verification",
+    "image-segmentation": "infer.evaluation.segmentation",
     "text-classification": "infer.evaluation.classification",
     "token-classification": "infer.evaluation.token_classification",
     "tabular-classification": "infer.evaluation.classification",
@@ -52,13 +55,15 @@ class Dataset:
 @dataclass(frozen=True)
 class ClassMetrics:
     """One class: of those called so, how many are (precision); of those that are, how many were
-    called so (recall); their harmonic mean (f1); and how many are (support)."""
+    called so (recall); their harmonic mean (f1); how many are (support); and of masks, what both have
+    of what either has (iou)."""
 
     label: str
     precision: float
     recall: float
     f1: float
     support: int
+    iou: float | None = None
 
 
 @dataclass(frozen=True)

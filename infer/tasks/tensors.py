@@ -19,7 +19,7 @@ class Tensors:
     """An input is a mapping of feeds; its result is nested as the model nests it."""
 
     def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+        self.setting = setting
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, lambda many: [self._one(feeds) for feeds in many])
@@ -28,7 +28,7 @@ class Tensors:
         if path.suffix != ".npz":
             raise InputError(
                 f"'{path}' is not an .npz file; this artifact has no task, so it takes .npz files of"
-                f" arrays named {', '.join(spec.name for spec in self._setting.signature.inputs)}"
+                f" arrays named {', '.join(spec.name for spec in self.setting.signature.inputs)}"
             )
         try:
             return [load_npz(path)]
@@ -53,7 +53,7 @@ class Tensors:
         return describe_arrays(result)
 
     def _one(self, feeds: Mapping[str, object]) -> Any:
-        return rebuild(self._setting.structure, self._setting.run(feeds))
+        return rebuild(self.setting.structure, self.setting.run(feeds))
 
 
 def describe_arrays(result: Any) -> str:

@@ -1,0 +1,30 @@
+"""ResNet-50 (He et al. 2016, arXiv:1512.03385): 25.6 M parameters, random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from bench.zoo.random_weights import imagenet_task, settled
+from bench.zoo.residual import ResNet
+from infer.manifest import TaskSpec
+from infer.signature import Array
+
+WEIGHTS = "random"
+
+
+def build() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """The network, which takes `pixel_values`: float32, shape = (batch, 3, 224, 224)."""
+    return settled(lambda: ResNet((3, 4, 6, 3), True, 64, 1000), 224)
+
+
+def task() -> TaskSpec:
+    """ImageNet's, at 224 × 224."""
+    return imagenet_task(224)
+
+
+def samples() -> list[Array]:
+    """A cat."""
+    from skimage import data as photos
+
+    return [photos.cat()]
