@@ -292,7 +292,7 @@ def test_whatever_is_accepted_is_read_as_protobuf_reads_it(
         model = onnx.ModelProto.FromString(raw)
         _assert_outline(outline, model)
         assert outline.external_files >= set(_locations(model))
-    with contextlib.suppress(ValueError, onnx.shape_inference.InferenceError):
+    with contextlib.suppress(ValueError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError):
         assert outline.external_files >= set(_locations(onnx.shape_inference.infer_shapes(raw)))
 
 

@@ -21,7 +21,7 @@ from infer.tasks.object_detection import Detection
 try:
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
-except ImportError as _error:
+except (ImportError, OSError) as _error:
     raise missing_package("pycocotools", "eval", _error) from _error
 
 _HALF, _THREE_QUARTERS = 0, 5  # where overlaps of 0.5 and 0.75 are in COCO's list of thresholds

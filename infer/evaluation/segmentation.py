@@ -71,7 +71,7 @@ def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
             for result, piece in zip(results, about, strict=True)
         ]
 
-    counts = gather(task, dataset, decode, progress)
+    counts = gather(task, dataset, decode, progress, task.join)
     inside, called, truth = (
         np.sum([getattr(count, name) for count in counts], axis=0) for name in ("inside", "called", "truth")
     )

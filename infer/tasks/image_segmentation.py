@@ -171,7 +171,9 @@ class ImageSegmentation:
         self._axes = self._check()
 
     def __call__(self, inputs: Any) -> Any:
-        return answer(inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
+        return answer(
+            inputs, lambda many: answer_parts(self.setting, self.parts(many), self.decode, self.join)
+        )
 
     def parts(self, inputs: Sequence[Any]) -> Iterator[Part]:
         """Feeds: float32, shape = (batch, channels, *spatial). A row is an input, or a window of one: then
@@ -200,6 +202,10 @@ class ImageSegmentation:
             whole = piece.sheet.take(piece.at, scores)
             results.append(None if whole is None else self._segmentation(whole, piece.sheet))
         return results
+
+    def join(self, rows: Sequence[Any]) -> Any:
+        """The result of an input from what `decode` gave for its windows: the last one completed it."""
+        return rows[-1]
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

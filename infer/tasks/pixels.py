@@ -11,11 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from infer.errors import ArtifactError, InputError
+from infer.errors import ArtifactError, InputError, missing_package
 from infer.signature import Array
 from infer.tasks.pictures import MAX_PIXELS, open_picture
+
+try:
+    from PIL import Image
+except (ImportError, OSError) as _error:
+    raise missing_package("pillow", "image", _error) from _error
 
 __all__ = [
     "RESAMPLING",
