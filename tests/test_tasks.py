@@ -174,6 +174,30 @@ def test_image_steps_equal_transformers_processors(
         np.testing.assert_allclose(apply_steps(picture, steps), theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("problem_type", ["multi_label_classification", None])
+def test_image_classifier_folders_score_as_the_pipeline(tmp_path: Path, problem_type: str | None) -> None:
+    """Labels that do not exclude each other have scores of their own; others share a sum of 1."""
+    from transformers import ViTConfig, ViTForImageClassification, pipeline
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, image_size=32,
+        patch_size=8, id2label={0: "cat", 1: "cup", 2: "moon"}, problem_type=problem_type,
+        initializer_range=0.5,
+    )  # fmt: skip
+    folder = tmp_path / "model"
+    ViTForImageClassification(config).save_pretrained(folder)
+    settings = {"image_processor_type": "ViTImageProcessorPil", "size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    converters.convert(folder, tmp_path / "vit.infer")
+    picture = Image.fromarray(photos.coffee())
+    theirs = pipeline("image-classification", model=str(folder))(picture, top_k=3)
+    with infer.load(tmp_path / "vit.infer") as session:
+        ours = session(picture)
+    assert [item.label for item in ours] == [item["label"] for item in theirs]
+    np.testing.assert_allclose([i.score for i in ours], [i["score"] for i in theirs], atol=1e-5)
+
+
 def test_unknown_steps_are_named() -> None:
     """A manifest from a later release may name steps this one lacks."""
     with pytest.raises(ArtifactError, match="unknown image step 'sharpen'"):

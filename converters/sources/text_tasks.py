@@ -56,7 +56,7 @@ def text_classification(model: Any, folder: Path, inputs: tuple[str, ...]) -> Te
         "tokenizer": encode(spec),
         "output": "logits",
         "labels": labels(model.config),
-        "activation": _activation(model.config),
+        "activation": activation(model.config),
     }
     return _proved(TaskSpec("text-classification", settings), spec, model, folder, _same_labels)
 
@@ -85,7 +85,8 @@ def token_classification(model: Any, folder: Path, inputs: tuple[str, ...]) -> T
 
 def labels(config: Any) -> list[str]:
     """The names of a model's classes in the order of its outputs."""
-    return [str(config.id2label[i]) for i in range(len(config.id2label))]
+    names = {int(index): str(name) for index, name in config.id2label.items()}
+    return [names.get(i, f"LABEL_{i}") for i in range(len(names))]
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -107,7 +108,8 @@ def token_problem(spec: TokenizerSpec, folder: Path) -> str | None:
     return None
 
 
-def _activation(config: Any) -> str:
+def activation(config: Any) -> str:
+    """What transformers' pipelines make of a classifier's numbers."""
     if config.problem_type == "regression":
         return "none"
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:

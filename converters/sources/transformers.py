@@ -17,7 +17,7 @@ from converters.sources.audio_extractor import audio_classification, classifies_
 from converters.sources.detection import detection_task
 from converters.sources.folder import read_json
 from converters.sources.image_processor import image_steps
-from converters.sources.text_tasks import labels, text_classification, token_classification
+from converters.sources.text_tasks import activation, labels, text_classification, token_classification
 from converters.sources.weights import load_weights
 from infer.errors import ConversionError, missing_package
 from infer.manifest import TaskSpec
@@ -221,6 +221,7 @@ def find_task(
                     "output": "logits",
                     "steps": encode(steps),
                     "labels": labels(model.config),
+                    "activation": activation(model.config),
                 },
             ),
             {},
@@ -255,9 +256,12 @@ def find_task(
         if kind.endswith(ending):
             text = find(model, folder, inputs)
             return text.task, dict(text.files), text.notes
+    if kind.endswith(_PICTURE_TASKS):
+        return None, {}, ("no task: there is no preprocessor_config.json to say how pictures are prepared",)
     return None, {}, ()
 
 
+_PICTURE_TASKS = ("ForImageClassification", "ForSemanticSegmentation", "ForObjectDetection")
 _TEXT_TASKS = (
     ("ForSequenceClassification", text_classification),
     ("ForTokenClassification", token_classification),
