@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,10 @@ if expected := os.environ.get("INFER_INSTALLED_IN"):
     # when a wheel is tested, the sources must not be what is imported
     for package in (infer, converters):
         assert Path(package.__file__).is_relative_to(expected), f"{package.__file__} is not the wheel's"
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # so starts what a shell runs in the background, and so would the commands that tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # as many test processes as cores
 
