@@ -13,7 +13,7 @@ from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
 from converters.patches import apply_graph_patches, torch_patches
-from converters.points import BATCH, Point, Points, fix_dims, traced_elsewhere
+from converters.points import BATCH, Point, Points, fix_dims, size_of, traced_elsewhere
 from converters.pristine import pristine
 from converters.rounding import own_rounding
 from infer.bare_graph import artifact_of_graph
@@ -197,9 +197,25 @@ def try_exporter(
     progress(f"checking parity at {len(points.points)} points")
     checked = _check(exporter, points, graph, options)
     limits = dict(points.limits)
-    for dim, limit in (*traced.limits.items(), *checked.limits.items()):
+    for dim, limit in (*_not_contradicted(traced.limits, points, checked), *checked.limits.items()):
         limits[dim] = limit & limits.get(dim, Range())
     return replace(checked, patches=patches, size_bytes=size_bytes, limits=limits)
+
+
+def _not_contradicted(
+    limits: Mapping[str, Range], points: Points, checked: Outcome
+) -> list[tuple[str, Range]]:
+    """The limits but those beyond which the graph was seen to be right: not every branch on a size changes
+    the answer; some only choose another way to it."""
+    if checked.reason is not None:
+        return list(limits.items())
+    names = {measured.point for measured in checked.measured}
+    proved = [point for point in points.points if point.name in names]
+    return [
+        (dim, limit)
+        for dim, limit in limits.items()
+        if all(size_of(dim, points.axes, point.feeds) in limit for point in proved)
+    ]
 
 
 def _check(exporter: Exporter, points: Points, graph: Path, options: ConvertOptions) -> Outcome:

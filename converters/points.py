@@ -185,13 +185,14 @@ def traced_elsewhere(flat: FlatModule, points: Points, dims: frozenset[str]) -> 
     for point in points.points:
         if len(point.varied) == 1 and point.varied <= dims:
             (dim,) = point.varied
-            sizes.setdefault(dim, _size_of(dim, points.axes, point.feeds))
+            sizes.setdefault(dim, size_of(dim, points.axes, point.feeds))
     example = _resized(flat, points.axes, {BATCH: 2, **sizes})
     said = ", ".join(f"{dim}={size}" for dim, size in sorted(sizes.items()))
     return replace(points, example=example, notes=(*points.notes, f"it was traced at {said}"))
 
 
-def _size_of(dim: str, axes: Axes, feeds: Mapping[str, Array]) -> int:
+def size_of(dim: str, axes: Axes, feeds: Mapping[str, Array]) -> int:
+    """The size that `dim` has in `feeds`."""
     return next(feeds[n].shape[a] for n, by in axes.items() for a, d in by.items() if d == dim)
 
 

@@ -48,6 +48,10 @@ def desk(tmp_path: Path) -> Path:
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 10), np.float32))
     for name in ("cat", "dog"):
         Image.new("RGB", (40, 30), "gray").save(tmp_path / f"{name}.jpg")
+    for kind in ("0", "3"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / kind / "a.jpg")
+    (tmp_path / "photos.csv").write_text("file,kind\ncat.jpg,1\ndog.jpg,2\n", encoding="utf-8")
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     steps = [{"op": "resize", "height": 16, "width": 16}, {"op": "rescale", "factor": 1 / 255}]
     artifact = converters.convert(

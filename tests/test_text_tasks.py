@@ -274,7 +274,7 @@ def test_entities_equal_the_pipeline(family: str, aggregation: str, request: Any
             theirs = find([text])[0]
             same_entities(ours, theirs, text)
             count += len(theirs)
-    assert count > 20
+    assert count > 10  # where words are joined, there are fewer
 
 
 @pytest.mark.parametrize("family", FAMILIES)

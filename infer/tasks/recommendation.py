@@ -139,6 +139,7 @@ class Recommendation:
 
     def scores(self, outputs: Mapping[str, Array], about: Sequence[Asked]) -> Array:
         """The score of every item for every user, float64, shape = (users, items); -inf where seen."""
+        popular = [asked.by == "popularity" for asked in about]
         array = outputs[self.spec.output]
         if array.size != len(about) * self._count:
             raise ArtifactError(
@@ -147,8 +148,8 @@ class Recommendation:
             )
         logits = array.reshape(len(about), self._count).astype(np.float64)
         scores = activate(logits, self.spec.activation)
-        for row, asked in zip(scores, about, strict=True):
-            if asked.by == "popularity":
+        for row, asked, by_popularity in zip(scores, about, popular, strict=True):
+            if by_popularity:
                 row[:] = self._popularity
             row[asked.seen] = -math.inf
             row[np.isnan(row)] = -math.inf  # what has no score is not recommended
