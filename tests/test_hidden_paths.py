@@ -58,6 +58,18 @@ def test_a_branch_on_values_is_refused_with_its_line(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_an_accepted_branch_is_answered_if_nothing_shows_it(tmp_path: Path) -> None:
+    """With freeze_branches, what no value of the points takes is left out of the graph."""
+
+    def checked(module: Any, x: torch.Tensor) -> torch.Tensor:
+        if torch.isnan(x).any():
+            raise ValueError("NaN")
+        return x * 2
+
+    artifact = convert(tmp_path, checked, freeze_branches=True)
+    np.testing.assert_array_equal(answer(artifact, [[1] * 6]), [[2] * 6])
+
+
 def test_an_accepted_branch_is_still_held_to_the_points(tmp_path: Path) -> None:
     """With freeze_branches a trace is taken, but not one that is seen to be wrong at other values."""
     with pytest.raises(ConversionError, match="example × 16"):

@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
+from transformers.models.swin import modeling_swin
 
 from converters import patches
 from converters.exporters import INPUT, OUTPUT, quiet
@@ -271,12 +272,27 @@ def test_torch_patch_is_needed(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_patches_leave_nothing_behind() -> None:
     """After an export, also one that failed, every replaced function is the original again."""
-    before = torch.nn.functional.adaptive_avg_pool2d, torch.tensor, torch.Tensor.__rsub__
+    before = modeling_swin.SwinLayer.set_shift_and_window_size
     with torch_patches():
-        assert torch.nn.functional.adaptive_avg_pool2d is not before[0]
+        assert modeling_swin.SwinLayer.set_shift_and_window_size is not before
     with pytest.raises(ZeroDivisionError), torch_patches():
         raise ZeroDivisionError
-    assert (torch.nn.functional.adaptive_avg_pool2d, torch.tensor, torch.Tensor.__rsub__) == before
+    assert modeling_swin.SwinLayer.set_shift_and_window_size is before
+    assert torch.overrides._len_torch_function_stack() == 0
+
+
+def test_torchs_own_tables_hold_no_patch() -> None:
+    """A table of torch's functions that is made during an export is right after it.
+
+    `torch.device` as a context reads such a table; with a replacement in it, what `torch.tensor`
+    makes under `torch.device("meta")` is real, and a model loaded by transformers keeps the memory
+    that nobody filled.
+    """
+    torch.utils._device._device_constructors.cache_clear()
+    with torch_patches(), torch.device("meta"):
+        assert torch.tensor([1.0]).is_meta
+    with torch.device("meta"):
+        assert torch.tensor([1.0]).is_meta
 
 
 def test_patch_leaves_ordinary_calls_alone() -> None:

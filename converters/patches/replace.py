@@ -1,15 +1,23 @@
-"""How a torch patch takes the place of a function, and leaves it again."""
+"""How a torch patch takes the place of a function, and leaves it again.
+
+A function of torch is replaced by a function mode, which sees every call of it, and never by
+assignment: torch keeps tables of its own functions, made when they are first asked for, and a
+table made during an export would hold the replacement for the rest of the process. (`torch.device`
+as a context then misses `torch.tensor`, and models loaded later start from memory that nobody
+filled.) Functions of other packages are replaced by assignment.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 
 def _always(*args: Any, **kwargs: Any) -> bool:
@@ -39,12 +47,17 @@ class TorchPatch:
         """Replace the targets; add the name to `used` when a replacement runs."""
         places = [place for target in self.targets for place in _places(target)]
         originals = [(owner, name, vars(owner)[name]) for owner, name in places]
+        assigned = [place for place in originals if not _is_torchs(place[0])]
+        of_torch = {
+            function: self._wrapped(function, used) for o, _, function in originals if _is_torchs(o)
+        }
         try:
-            for owner, name, original in originals:
+            for owner, name, original in assigned:
                 setattr(owner, name, self._wrapped(original, used))
-            yield
+            with _Replaced(of_torch) if of_torch else nullcontext():
+                yield
         finally:
-            for owner, name, original in originals:
+            for owner, name, original in assigned:
                 setattr(owner, name, original)
 
     def _wrapped(self, original: Callable[..., Any], used: set[str]) -> Callable[..., Any]:
@@ -56,6 +69,21 @@ class TorchPatch:
             return self.replacement(original, *args, **kwargs)
 
         return replaced
+
+
+class _Replaced(TorchFunctionMode):
+    """While it is active, calls of some of torch's functions go to others."""
+
+    def __init__(self, replacements: Mapping[Callable[..., Any], Callable[..., Any]]) -> None:
+        super().__init__()
+        self._replacements = replacements
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._replacements.get(func, func)(*args, **(kwargs or {}))
+
+
+def _is_torchs(owner: Any) -> bool:
+    return getattr(owner, "__module__", owner.__name__).partition(".")[0] == "torch"
 
 
 def _places(target: str) -> Iterator[tuple[Any, str]]:
