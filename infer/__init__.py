@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         ParityError,
         SessionClosedError,
     )
+    from infer.evaluation import evaluate
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
     from infer.options import PlanOptions, SessionOptions
@@ -55,6 +56,7 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "__version__",
+    "evaluate",
     "load",
     "open_artifact",
     "open_session",
@@ -78,6 +80,7 @@ _PLACES = {
         "ParityError",
         "SessionClosedError",
     ),
+    "evaluation": ("evaluate",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
     "options": ("PlanOptions", "SessionOptions"),

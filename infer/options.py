@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 MAX_THREADS = 1024
 """More than any machine has cores: a backend starts as many threads as it is told, at once."""
@@ -46,3 +48,11 @@ class SessionOptions:
 
     refuse_nan: bool = False
     """Refuse feeds that hold NaN or infinity. Off by default: some models use them as markers."""
+
+    encode: Callable[..., Any] | None = None
+    """Takes the place of the task's own way from inputs to feeds: `encode(inputs)` gets a list of at
+    most 32 inputs and returns arrays by input name, in which row i is input i."""
+
+    decode: Callable[..., Any] | None = None
+    """Takes the place of the task's own way from outputs to results: `decode(outputs, inputs)` gets
+    arrays by output name and the list of inputs, and returns a list with a result for each."""

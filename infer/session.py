@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -36,16 +36,19 @@ def load(
     verify: bool = True,
     warm_up: bool = True,
     refuse_nan: bool = False,
+    encode: Callable[..., Any] | None = None,
+    decode: Callable[..., Any] | None = None,
 ) -> Session:
     """Open the artifact, or the plain `.onnx` file, at `path`.
 
     The arguments are the fields of `PlanOptions` and `SessionOptions`. Raises `ArtifactError`,
-    `DeviceError`, `BackendError` or `MissingPackageError`.
+    `DeviceError`, `BackendError`, `MissingPackageError`, or `InputError` if the task cannot do without its
+    own function.
     """
     return open_session(
         open_artifact(path),
         PlanOptions(device=device, variant=variant, num_threads=num_threads, spinning=spinning),
-        SessionOptions(verify=verify, warm_up=warm_up, refuse_nan=refuse_nan),
+        SessionOptions(verify=verify, warm_up=warm_up, refuse_nan=refuse_nan, encode=encode, decode=decode),
     )
 
 
@@ -72,11 +75,17 @@ def open_session(
             executable = _prepare(artifact, plan, graph)
         finally:
             verification.result()  # damage explains a failure to load, and goes first
-    session = Session(artifact, plan, executable, refuse_nan=options.refuse_nan)
-    if options.warm_up:
-        for name, feeds, _ in artifact.golden():
-            run_golden(session, name, feeds)
-            break
+    session = Session(artifact, plan, executable, options)
+    try:
+        if options.encode or options.decode:
+            session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
+        if options.warm_up:
+            for name, feeds, _ in artifact.golden():
+                run_golden(session, name, feeds)
+                break
+    except BaseException:
+        session.close()
+        raise
     return session
 
 
@@ -154,14 +163,19 @@ class Session:
     """
 
     def __init__(
-        self, artifact: Artifact, plan: Plan, executable: Executable, *, refuse_nan: bool = False
+        self,
+        artifact: Artifact,
+        plan: Plan,
+        executable: Executable,
+        options: SessionOptions = SessionOptions(),
     ) -> None:
         self.artifact = artifact
         self.plan = plan
         self.signature: Signature = artifact.manifest.signature
         self._executable = executable
-        self._guard = Guard(self.signature, refuse_nan=refuse_nan)
+        self._guard = Guard(self.signature, refuse_nan=options.refuse_nan)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
+        self._functions = options.encode, options.decode
         self._task: Task | None = None
         self._closed = ""  # why, once it is
         self._under_way: list[None] = []
@@ -203,7 +217,7 @@ class Session:
     def task(self) -> Task:
         """The artifact's task, loaded on first use."""
         if self._task is None:
-            self._task = load_task(self.artifact, self.run)
+            self._task = load_task(self.artifact, self.run, *self._functions)
         return self._task
 
     def rebuild(self, outputs: Mapping[str, Array]) -> Any:

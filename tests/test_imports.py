@@ -15,7 +15,7 @@ import infer
 HEAVY = ("onnx", "onnxruntime", "torch", "transformers", "PIL", "tokenizers", "converters", "asyncio")
 
 PUBLIC = {
-    *("load", "open_artifact", "open_session", "this_machine", "__version__"),
+    *("evaluate", "load", "open_artifact", "open_session", "this_machine", "__version__"),
     *("Artifact", "Machine", "Manifest", "Plan", "Session", "Signature", "TensorSpec"),
     *("PlanOptions", "SessionOptions"),
     *("InferError", "ArtifactError", "IntegrityError", "ConversionError", "ParityError", "FeedError"),

@@ -200,7 +200,7 @@ def test_a_task_without_all_inputs_or_with_a_wrong_output_is_refused() -> None:
     spec = {"input": "x", "output": "y", "columns": [{"name": "age"}]}
     with pytest.raises(ArtifactError, match="no column goes to the input 'z'"):
         TabularClassification(setting(*specs, spec=spec))
-    with pytest.raises(ArtifactError, match=r"the output 'p', which the graph lacks; it gives y"):
+    with pytest.raises(ArtifactError, match=r"the output 'p', which the graph lacks; it has y"):
         TabularClassification(setting(specs[0], spec={**spec, "output": "p"}))
 
 

@@ -1,5 +1,6 @@
 """Tasks turn what people have (a photo, a sentence, a row) into feeds, and outputs into what they
-want (labels, vectors). One file a task, one table; none of them imports torch.
+want (labels, vectors). One file a task, one table; none of them imports torch. A task whose
+`row_by_row` is true makes its results of the outputs alone, row i for input i.
 
 A task gets the session's `run` and decides itself how often to call it: once for a batch, or many
 times with state carried from call to call. Its settings are data in the manifest.
@@ -8,10 +9,10 @@ times with state carried from call to call. Its settings are data in the manifes
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from infer import schema
 from infer.artifact import Artifact
@@ -88,20 +89,51 @@ class Setting:
     file: Callable[[str], Path]
     run: Run
 
-    def output(self, name: str, rank: int | None = None) -> TensorSpec:
-        """The graph's output `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it, or has
-        one that is not of `rank` dims."""
-        for spec in self.signature.outputs:
-            if spec.name == name:
-                if rank not in (None, len(spec.dims)):
-                    raise ArtifactError(
-                        f"the task '{self.name}' reads an output of {rank} dims, but the graph gives {spec}"
-                    )
-                return spec
-        raise ArtifactError(
-            f"the spec of task '{self.name}' names the output '{name}', which the graph lacks; it gives"
-            f" {', '.join(spec.name for spec in self.signature.outputs)}; convert the model again"
-        )
+    def input(
+        self, name: str, *, dtypes: Collection[str] | None = None, rank: int | None = None
+    ) -> TensorSpec:
+        """The graph's input `name`, which a spec speaks of. Raises `ArtifactError` if it lacks it, or has
+        one that is not of one of `dtypes` and of `rank` dims."""
+        return self._tensor("input", name, self.signature.inputs, dtypes, rank)
+
+    def output(
+        self, name: str, *, dtypes: Collection[str] | None = None, rank: int | None = None
+    ) -> TensorSpec:
+        """The graph's output `name`. Raises as `input` does."""
+        return self._tensor("output", name, self.signature.outputs, dtypes, rank)
+
+    def feeds_all(self, names: Collection[str]) -> None:
+        """Raise `ArtifactError` if the graph has inputs beside `names`."""
+        if left := [spec.name for spec in self.signature.inputs if spec.name not in names]:
+            raise ArtifactError(
+                f"the task '{self.name}' does not feed the graph's input {', '.join(map(repr, left))};"
+                f" convert the model again with a spec that names it, or without it"
+            )
+
+    def _tensor(
+        self,
+        kind: str,
+        name: str,
+        specs: Sequence[TensorSpec],
+        dtypes: Collection[str] | None,
+        rank: int | None,
+    ) -> TensorSpec:
+        found = next((spec for spec in specs if spec.name == name), None)
+        if found is None:
+            raise ArtifactError(
+                f"the spec of task '{self.name}' names the {kind} {name!r:.60}, which the graph lacks; it"
+                f" has {', '.join(spec.name for spec in specs)}; convert the model again with one of these"
+            )
+        if found.dtype not in (dtypes or [found.dtype]) or rank not in (None, len(found.dims)):
+            wanted = [
+                *([" or ".join(dtypes)] if dtypes else []),
+                *([f"{rank} dims"] if rank is not None else []),
+            ]
+            raise ArtifactError(
+                f"the task '{self.name}' needs an {kind} of {', '.join(wanted)}, but the graph has {found};"
+                f" convert the model again with a spec that names another"
+            )
+        return found
 
     def decode(self, cls: type[S]) -> S:
         """The task's spec as its own class. Raises `ArtifactError`."""
@@ -113,12 +145,25 @@ class Setting:
             ) from error
 
 
-def load_task(artifact: Artifact, run: Run) -> Task:
-    """The task `artifact` was made for. Raises `ArtifactError` if this release does not have it."""
+def load_task(
+    artifact: Artifact,
+    run: Run,
+    encode: Callable[..., Any] | None = None,
+    decode: Callable[..., Any] | None = None,
+) -> Task:
+    """The task `artifact` was made for, with `encode` and `decode`, if given, in place of its own.
+
+    Raises `ArtifactError` if this release does not have it, `InputError` if it needs its own functions.
+    """
     manifest = artifact.manifest
     spec = manifest.task or TaskSpec("tensors")
     setting = Setting(spec.name, spec.spec, manifest.signature, manifest.structure, artifact.file, run)
-    return cast(Task, task_class(spec.name)(setting))
+    task: Task = task_class(spec.name)(setting)
+    if encode is None and decode is None:
+        return task
+    from infer.tasks.custom import with_functions
+
+    return with_functions(task, encode, decode)
 
 
 def task_class(name: str) -> Any:

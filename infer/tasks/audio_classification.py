@@ -13,7 +13,6 @@ from infer.errors import ArtifactError, InputError
 from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
-from infer.tasks.roles import feeds_all, gives, takes
 from infer.tasks.rows import Part, answer, answer_parts, fixed_batch
 from infer.tasks.sound import MAX_SAMPLES, open_sound
 from infer.tasks.sound_features import SoundFeatures, SoundFeaturesSpec, padded
@@ -45,6 +44,8 @@ class AudioClassificationSpec:
 
 class AudioClassification:
     """An input is what `open_sound` takes; a result is a list of `ScoredLabel`, best first."""
+
+    row_by_row = True
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -126,7 +127,7 @@ class AudioClassification:
         if self.spec.mask is None:
             return Part(places, {self.spec.input: np.stack(batch)})
         values, mask = padded(batch)
-        kind = takes(self.setting, self.spec.mask, ("int64", "int32", "bool"), 2).numpy_dtype
+        kind = self.setting.input(self.spec.mask, dtypes=("int64", "int32", "bool"), rank=2).numpy_dtype
         return Part(places, {self.spec.input: values, self.spec.mask: mask.astype(kind)})
 
     def _check(self) -> None:
@@ -142,7 +143,7 @@ class AudioClassification:
         if features.mel is not None:
             sizes = (features.frames, features.mel.bands)
             sizes = sizes[::-1] if features.bands_first else sizes
-        taken = takes(self.setting, spec.input, ("float32",), 1 + len(sizes))
+        taken = self.setting.input(spec.input, dtypes=("float32",), rank=1 + len(sizes))
         for size, dim in zip(sizes, taken.dims[1:], strict=True):
             # a spectrogram's frames follow from its samples, where those are fixed
             if isinstance(dim, int) and size != dim and not (size is None and features.samples):
@@ -151,11 +152,11 @@ class AudioClassification:
                     f" varies, but the graph takes {taken}; convert the model again with others"
                 )
         if spec.mask is not None:
-            takes(self.setting, spec.mask, ("int64", "int32", "bool"), 2)
+            self.setting.input(spec.mask, dtypes=("int64", "int32", "bool"), rank=2)
             if features.mel is not None:
                 raise ArtifactError("a mask tells samples from padding; features of a mel have none")
-        feeds_all(self.setting, [spec.input, *([spec.mask] if spec.mask else [])])
-        output = gives(self.setting, spec.output, ("float32", "float16", "float64"), 2)
+        self.setting.feeds_all([spec.input, *([spec.mask] if spec.mask else [])])
+        output = self.setting.output(spec.output, dtypes=("float32", "float16", "float64"), rank=2)
         self.classes.check(output)
         if spec.top_k < 1:
             raise ArtifactError(

@@ -13,8 +13,7 @@ from infer.errors import ArtifactError
 from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
-from infer.tasks.named import all_inputs_given, named_output, picture_input
-from infer.tasks.pixels import Step, prepare_at
+from infer.tasks.pixels import Step, picture_input, prepare_at
 from infer.tasks.rows import Part, answer, answer_parts, batches
 
 # a batch of pictures keeps the cores busy as well as a large one, in less memory
@@ -36,13 +35,15 @@ class ImageClassificationSpec:
 class ImageClassification:
     """An input is what `open_picture` takes; a result is a list of `ScoredLabel`, best first."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(ImageClassificationSpec)
         self.classes = Classes(self.spec.labels, self.spec.activation)
         picture_input(setting, self.spec.input, self.spec.steps)
-        all_inputs_given(setting, (self.spec.input,))
-        self.classes.check(named_output(setting, self.spec.output))
+        setting.feeds_all((self.spec.input,))
+        self.classes.check(setting.output(self.spec.output))
         if self.spec.top_k < 1:
             raise ArtifactError(
                 f"the task '{setting.name}' has top_k {self.spec.top_k}; it must be 1 or more"

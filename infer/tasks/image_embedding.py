@@ -14,8 +14,7 @@ import numpy as np
 
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.pixels import Step, apply_steps, open_picture
-from infer.tasks.roles import feeds_all, gives, takes
+from infer.tasks.pixels import Step, picture_input, prepare_at
 from infer.tasks.rows import Part, answer, answer_parts, batches
 from infer.tasks.vectors import (
     Verification,
@@ -46,13 +45,15 @@ class ImageEmbedding:
     """An input is what `open_picture` takes; a result is a float32 vector of length 1. A list of n gives an
     array (n, size)."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(ImageEmbeddingSpec)
         check_threshold(self.spec.threshold)
-        takes(setting, self.spec.input, ("float32",), 4)
-        feeds_all(setting, [self.spec.input])
-        gives(setting, self.spec.output, ("float32",), 2)
+        picture_input(setting, self.spec.input, self.spec.steps)
+        setting.feeds_all([self.spec.input])
+        setting.output(self.spec.output, dtypes=("float32",), rank=2)
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, lambda many: stack(answer_parts(self.setting, self.parts(many), self.decode)))
@@ -68,7 +69,7 @@ class ImageEmbedding:
     def parts(self, pictures: Sequence[Any]) -> Iterator[Part]:
         """Feeds: float32, shape = (batch, 3, H, W); about each, its place."""
         for places in batches(len(pictures), _BATCH_SIZE, self.setting.signature):
-            arrays = [apply_steps(open_picture(pictures[i]), self.spec.steps) for i in places]
+            arrays = [prepare_at(pictures, i, self.spec.steps).pixels for i in places]
             yield Part(places, {self.spec.input: np.stack(arrays)}, places)
 
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> Sequence[Array]:

@@ -15,8 +15,7 @@ from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.boxes import FORMATS, corners, suppress
 from infer.tasks.labels import ACTIVATIONS, Classes, activate
-from infer.tasks.named import all_inputs_given, named_input, named_output, picture_input
-from infer.tasks.pixels import Placement, Prepared, Step, prepare_at
+from infer.tasks.pixels import Placement, Prepared, Step, picture_input, prepare_at
 from infer.tasks.rows import Part, answer, answer_parts, batch_rows
 
 # pictures for detection are large; a few keep the cores busy
@@ -112,7 +111,7 @@ class ObjectDetection:
         placements = [item.placement for item in prepared.values()]
         feeds = {self.spec.input: np.stack([item.pixels for item in prepared.values()])}
         if self.spec.mask is not None:
-            dtype = named_input(self.setting, self.spec.mask).numpy_dtype
+            dtype = self.setting.input(self.spec.mask).numpy_dtype
             feeds[self.spec.mask] = np.stack([_mask(placement) for placement in placements]).astype(dtype)
         return Part(tuple(prepared), feeds, placements)
 
@@ -224,11 +223,11 @@ def _check(setting: Setting, spec: ObjectDetectionSpec) -> None:
     inputs = [spec.input]
     if spec.mask is not None:
         inputs.append(spec.mask)
-        mask = named_input(setting, spec.mask)
+        mask = setting.input(spec.mask)
         if len(mask.dims) != 3:
             raise ArtifactError(f"a detector's mask must be [batch, height, width], but is {mask}")
-    all_inputs_given(setting, inputs)
-    boxes, scores = named_output(setting, spec.boxes), named_output(setting, spec.scores)
+    setting.feeds_all(inputs)
+    boxes, scores = setting.output(spec.boxes), setting.output(spec.scores)
     if len(boxes.dims) != 3 or boxes.dims[2] not in (4, str(boxes.dims[2])):
         raise ArtifactError(f"a detector's boxes must be [batch, queries, 4], but are {boxes}")
     if len(scores.dims) != 3:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from infer.errors import ArtifactError, InputError, missing_package
-from infer.signature import Array
+from infer.signature import Array, TensorSpec
+from infer.tasks import Setting
 from infer.tasks.pictures import MAX_PIXELS, open_picture
 
 try:
@@ -30,6 +31,7 @@ __all__ = [
     "check_steps",
     "fixed_size",
     "open_picture",
+    "picture_input",
     "prepare",
     "prepare_at",
 ]
@@ -168,6 +170,24 @@ def fixed_size(steps: Sequence[Step]) -> tuple[int, int] | None:
             if step.height is not None and step.width is not None:
                 size = (_whole(step.height, step), _whole(step.width, step))
     return size
+
+
+def picture_input(setting: Setting, name: str, steps: Sequence[Step]) -> TensorSpec:
+    """The input called `name`, which must take what `steps` make of pictures. Raises `ArtifactError`."""
+    check_steps(steps)
+    spec = setting.input(name, dtypes=("float32",), rank=4)
+    if spec.dims[1] not in (3, str(spec.dims[1])):
+        raise ArtifactError(
+            f"the task '{setting.name}' gives float32 pictures [batch, 3, height, width], but the model"
+            f" takes {spec}; convert it again with the input that takes pictures"
+        )
+    for made, taken in zip(fixed_size(steps) or (), spec.dims[2:], strict=False):
+        if isinstance(taken, int) and made != taken:
+            raise ArtifactError(
+                f"the image steps of task '{setting.name}' make {fixed_size(steps)} of every picture"
+                f" (height, width), but the model takes {spec}; change the steps to its size"
+            )
+    return spec
 
 
 def apply_steps(picture: Image.Image, steps: Sequence[Step]) -> Array:

@@ -16,8 +16,7 @@ import numpy as np
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.roles import feeds_all, gives, takes
-from infer.tasks.rows import Part, answer, fixed_batch, run_rows
+from infer.tasks.rows import Part, answer, answer_parts, fixed_batch
 from infer.tasks.sound import open_sound
 from infer.tasks.sound_features import SoundFeatures, SoundFeaturesSpec, fit
 from infer.tasks.vectors import (
@@ -101,14 +100,10 @@ class SpeakerEmbedding:
         return describe_vector(result)
 
     def _many(self, recordings: Sequence[Any]) -> Array:
-        found: dict[int, list[Array]] = {}
-        for part in self.parts(recordings):
-            outputs = run_rows(self.setting.run, self.setting.signature, part.feeds)
-            for place, vector in zip(part.places, self.decode(outputs, part.about), strict=True):
-                found.setdefault(place, []).append(vector)
-        return stack(
-            [unit(np.mean(vectors, axis=0), f"recording {place}") for place, vectors in found.items()]
+        found = answer_parts(
+            self.setting, self.parts(recordings), self.decode, lambda vectors: np.mean(vectors, axis=0)
         )
+        return stack([unit(vector, f"recording {place}") for place, vector in enumerate(found)])
 
     def _partials(self, recording: Any, place: int) -> list[Array]:
         spec = self.spec
@@ -157,15 +152,15 @@ class SpeakerEmbedding:
         if spec.volume_db is not None and not -200 <= spec.volume_db <= 0:
             raise ArtifactError(f"volume_db of task '{name}' must be -200 to 0")
         check_threshold(spec.threshold)
-        taken = takes(self.setting, spec.input, ("float32",), 3)
+        taken = self.setting.input(spec.input, dtypes=("float32",), rank=3)
         for size, dim in zip((spec.frames, mel.bands), taken.dims[1:], strict=True):
             if isinstance(dim, int) and dim != size:
                 raise ArtifactError(
                     f"the task '{name}' feeds [batch, {spec.frames}, {mel.bands}], but the graph takes"
                     f" {taken}; convert the model again with other sizes"
                 )
-        feeds_all(self.setting, [spec.input])
-        gives(self.setting, spec.output, ("float32",), 2)
+        self.setting.feeds_all([spec.input])
+        self.setting.output(spec.output, dtypes=("float32",), rank=2)
         return mel.hop, step
 
 

@@ -31,6 +31,8 @@ class TabularClassification:
     """An input is a mapping of column to value, or the values in order; a result is a list of
     `ScoredLabel`, best first. A data frame or a 2-D array is a list of rows."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(TabularClassificationSpec)
@@ -40,8 +42,13 @@ class TabularClassification:
         setting.output(self.spec.output)
 
     def __call__(self, inputs: Any) -> Any:
-        rows = rows_of(inputs)
-        return answer(rows, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
+        return answer(
+            self.listed(inputs), lambda many: answer_parts(self.setting, self.parts(many), self.decode)
+        )
+
+    def listed(self, inputs: Any) -> Any:
+        """A list of rows, of what may be a table; one row as it came."""
+        return rows_of(inputs)
 
     def parts(self, rows: Sequence[Any]) -> Iterator[Part]:
         return self.columns.parts(rows)

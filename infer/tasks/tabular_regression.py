@@ -42,6 +42,8 @@ class TabularRegression:
     """An input is a mapping of column to value, or the values in order; a result is a dict of target
     to value, a float. A data frame or a 2-D array is a list of rows."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(TabularRegressionSpec)
@@ -53,8 +55,13 @@ class TabularRegression:
         self._check()
 
     def __call__(self, inputs: Any) -> Any:
-        rows = rows_of(inputs)
-        return answer(rows, lambda many: answer_parts(self.setting, self.parts(many), self.decode))
+        return answer(
+            self.listed(inputs), lambda many: answer_parts(self.setting, self.parts(many), self.decode)
+        )
+
+    def listed(self, inputs: Any) -> Any:
+        """A list of rows, of what may be a table; one row as it came."""
+        return rows_of(inputs)
 
     def parts(self, rows: Sequence[Any]) -> Iterator[Part]:
         return self.columns.parts(rows)

@@ -36,13 +36,15 @@ class TextClassification:
     """An input is a str, or a pair: (text, text) or {"text": …, "text_pair": …}; a result is a list of
     `ScoredLabel`, best first. Pairs are always cut, the longer text first."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(TextClassificationSpec)
         self.classes = Classes(
             self.spec.labels, self.spec.activation, self.spec.threshold, self.spec.windows
         )
-        self.classes.check(setting.output(self.spec.output, 2))
+        self.classes.check(setting.output(self.spec.output, rank=2))
         self.encoder = TextEncoder(self.spec.tokenizer, setting, pairs=True)
 
     def __call__(self, inputs: Any) -> Any:
@@ -56,11 +58,8 @@ class TextClassification:
         return self.classes.scores(outputs[self.spec.output])
 
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
-        """A result for each text whose windows `about` has, in the order of their first ones."""
-        texts: dict[int, list[Array]] = {}
-        for window, row in zip(about, self.scores(outputs), strict=True):
-            texts.setdefault(window.place, []).append(row)
-        return [self.classes.rank(self.classes.join(rows)) for rows in texts.values()]
+        """A result for each text, or window of one."""
+        return [self.classes.rank(row) for row in self.scores(outputs)]
 
     def read(self, path: Path) -> Sequence[Any]:
         return [self.parse(line) for line in read_lines(path)]

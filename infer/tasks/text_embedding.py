@@ -29,10 +29,12 @@ class TextEmbedding:
     """An input is a str; a result is a float32 vector. A list of n gives an array (n, size);
     an empty one (0, size) if the graph's size is fixed, else (0, 0)."""
 
+    row_by_row = True
+
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.spec = setting.decode(TextEmbeddingSpec)
-        self._output = setting.output(self.spec.output, 2)
+        self._output = setting.output(self.spec.output, rank=2)
         self.encoder = TextEncoder(self.spec.tokenizer, setting)
         if self.spec.tokenizer.stride is not None:
             raise ArtifactError("a text has one vector, so 'stride' has no meaning for text-embedding")

@@ -88,7 +88,7 @@ class TokenClassification:
         self.setting = setting
         self.spec = setting.decode(TokenClassificationSpec)
         self.classes = Classes(self.spec.labels)
-        count = setting.output(self.spec.output, 3).dims[2]
+        count = setting.output(self.spec.output, rank=3).dims[2]
         if self.spec.labels and isinstance(count, int) and count != len(self.spec.labels):
             raise ArtifactError(
                 f"the artifact has {len(self.spec.labels)} labels, but the model gives {count}; convert it"

@@ -16,7 +16,6 @@ import numpy as np
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.roles import feeds_all, gives, takes
 from infer.tasks.rows import answer
 from infer.tasks.sound import SoundStream, open_sound
 from infer.tasks.sound_features import fit
@@ -103,7 +102,7 @@ class VoiceActivity:
                 f"sample_rate and window of task '{name}' must be 1 to {_MAX_SAMPLES_AT_ONCE}, context 0 to"
                 f" one less"
             )
-        taken = takes(self.setting, spec.input, ("float32",), 2)
+        taken = self.setting.input(spec.input, dtypes=("float32",), rank=2)
         for size, dim in zip((1, spec.context + spec.window), taken.dims, strict=True):
             if isinstance(dim, int) and dim != size:
                 raise ArtifactError(
@@ -111,17 +110,19 @@ class VoiceActivity:
                     f" takes {taken}; convert the model again with the size of its windows"
                 )
         output = next((s for s in self.setting.signature.outputs if s.name == spec.output), None)
-        gives(self.setting, spec.output, ("float32", "float64"), len(output.dims) if output else 2)
-        feeds_all(self.setting, [spec.input, *spec.states, *spec.constants])
+        self.setting.output(
+            spec.output, dtypes=("float32", "float64"), rank=len(output.dims) if output else 2
+        )
+        self.setting.feeds_all([spec.input, *spec.states, *spec.constants])
         for constant in spec.constants:
-            takes(self.setting, constant, ("int64", "int32", "float32"), 0)
+            self.setting.input(constant, dtypes=("int64", "int32", "float32"), rank=0)
         return {state: self._state(state, result) for state, result in spec.states.items()}
 
     def _state(self, state: str, result: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
         found = next((s for s in self.setting.signature.inputs if s.name == state), None)
         rank = len(found.dims) if found else 0
-        fed = takes(self.setting, state, ("float32", "float64", "float16"), rank)
-        gives(self.setting, result, (fed.dtype,), rank)
+        fed = self.setting.input(state, dtypes=("float32", "float64", "float16"), rank=rank)
+        self.setting.output(result, dtypes=(fed.dtype,), rank=rank)
         shape = tuple(1 if isinstance(dim, str) else dim for dim in fed.dims)  # a batch of one stream
         if math.prod(shape) > _MAX_STATE:
             raise ArtifactError(f"the state {fed} is larger than {_MAX_STATE} values")
