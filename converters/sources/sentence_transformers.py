@@ -5,6 +5,8 @@ The folder format is that of sentence-transformers' modules.json; the package it
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +50,40 @@ class SentenceEncoder(torch.nn.Module):
 
 
 class Pooling(torch.nn.Module):
-    """Token vectors (batch, tokens, size) to one vector a text, in the modes the folder names."""
+    """Token vectors (batch, tokens, size) to one vector a text, in the modes the folder names.
 
-    def __init__(self, modes: list[str]) -> None:
+    `pad_left` says on which side of the text padding comes.
+    """
+
+    def __init__(self, modes: Sequence[str], pad_left: bool) -> None:
         super().__init__()
-        self.modes = modes
+        self.modes, self.pad_left = modes, pad_left
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        weights = mask.unsqueeze(-1).to(tokens.dtype)
-        pooled = []
-        for mode in self.modes:
-            if mode == "cls_token":
-                pooled.append(tokens[:, 0])
-            elif mode == "max_tokens":
-                pooled.append(tokens.masked_fill(mask.unsqueeze(-1) == 0, -1e9).amax(dim=1))
-            else:
-                total = (tokens * weights).sum(dim=1)
-                count = weights.sum(dim=1).clamp(min=1e-9)
-                pooled.append(total / (count if mode == "mean_tokens" else count.sqrt()))
-        return torch.cat(pooled, dim=-1)
+        return torch.cat([self._pool(mode, tokens, mask) for mode in self.modes], dim=-1)
+
+    def _pool(self, mode: str, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        present = mask.unsqueeze(-1)
+        if mode == "cls":
+            if not self.pad_left:
+                return tokens[:, 0]
+            return _row(tokens, (mask == 0).sum(dim=1).clamp(max=mask.shape[1] - 1))
+        if mode == "lasttoken":
+            if self.pad_left:
+                return tokens[:, -1] * present[:, -1].to(tokens.dtype)
+            return _row(tokens * present.to(tokens.dtype), (mask.sum(dim=1) - 1).clamp(min=0))
+        if mode == "max":
+            return tokens.masked_fill(present == 0, float("-inf")).amax(dim=1)
+        weights = present.to(tokens.dtype)
+        if mode == "weightedmean":  # the n-th token of a text counts n times
+            weights = weights * weights.cumsum(dim=1)
+        count = weights.sum(dim=1).clamp(min=1e-9)
+        return (tokens * weights).sum(dim=1) / (count.sqrt() if mode == "mean_sqrt_len_tokens" else count)
+
+
+def _row(tokens: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """The token vector at `places[i]` of each text i."""
+    return tokens.gather(1, places[:, None, None].expand(-1, 1, tokens.shape[2])).squeeze(1)
 
 
 class Normalize(torch.nn.Module):
@@ -76,15 +93,39 @@ class Normalize(torch.nn.Module):
         return torch.nn.functional.normalize(value, p=2.0, dim=-1)
 
 
-class Dense(torch.nn.Module):
-    """A projection after pooling."""
+class Same(torch.nn.Module):
+    """What dropout is outside of training."""
 
-    def __init__(self, linear: torch.nn.Linear, activation: torch.nn.Module) -> None:
+    def forward(self, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return value
+
+
+class Dense(torch.nn.Module):
+    """A projection after pooling; with `residual`, what went in is added, projected if sizes differ."""
+
+    def __init__(self, linear: torch.nn.Linear, activation: torch.nn.Module, residual: bool) -> None:
         super().__init__()
         self.linear, self.activation = linear, activation
+        self.residual: torch.nn.Module | None = None
+        if residual:
+            sizes = linear.in_features, linear.out_features
+            same = sizes[0] == sizes[1]
+            self.residual = torch.nn.Identity() if same else torch.nn.Linear(*sizes, bias=False)
 
     def forward(self, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = self.activation(self.linear(value))
+        return result if self.residual is None else result + self.residual(value)
+
+
+class Norm(torch.nn.Module):
+    """Layer normalization after pooling."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(size)
+
+    def forward(self, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.norm(value)
         return result
 
 
@@ -106,74 +147,133 @@ def open_sentence_transformers(request: SourceRequest) -> Source:
     if not kinds or kinds[0] != "Transformer":
         raise ConversionError(f"'{folder}' does not begin with a Transformer, but with {kinds[:1]}")
     base = folder / modules[0]["path"]
+    settings = _read_if_there(base / "sentence_bert_config.json")
+    _check_encodes_texts(settings, base)
     # as the library does: the bare encoder, whatever head config.json names; what pools is below
     encoder = load_model(base, "AutoModel", unused="pooler")
-    stages = [_stage(kind, folder / m["path"]) for kind, m in zip(kinds[1:], modules[1:], strict=True)]
+    example = given_inputs(request) or example_inputs(encoder)
+    spec = tokenizer_spec(base, tuple(example), settings.get("max_seq_length"))
+    stages = [
+        _stage(kind, folder / m["path"], spec.pad_left)
+        for kind, m in zip(kinds[1:], modules[1:], strict=True)
+    ]
     module = SentenceEncoder(encoder, stages).eval()
     notes = load_weights(module, request.weights) if request.weights else []
-    example = given_inputs(request) or example_inputs(encoder)
-    settings = _settings(base / "sentence_bert_config.json")
-    spec = tokenizer_spec(base, tuple(example), settings.get("max_seq_length"))
-    task: TaskSpec | None = TaskSpec("text-embedding", {"tokenizer": encode(spec), "output": OUTPUT})
-    problem = token_problem(spec, base)
+    prompts = _read_if_there(folder / "config_sentence_transformers.json")
+    default, texts = prompts.get("default_prompt_name"), prompts.get("prompts") or {}
+    problem = token_problem(spec, base) or _prompt_problem(folder, modules, texts)
     if problem:
-        task = None
         notes.append(problem)
-    if ignored := _unknown_settings(folder, settings):
-        task = None
-        notes.append(
-            f"it has no task, because infer does not apply what the folder asks of texts: {ignored}"
-        )
+        task, files = None, {}
+    else:
+        # put before the tokenizer by sentence-transformers, so transformers' own does not know of it
+        spec = replace(spec, lower_case=bool(settings.get("do_lower_case")))
+        told = {"tokenizer": encode(spec), "output": OUTPUT, "prompts": texts, "prompt": default}
+        task, files = TaskSpec("text-embedding", told), {spec.file: base / "tokenizer.json"}
     return Source(
         name=request.name,
         described=f"sentence-transformers folder '{folder.name}'",
         module=module,
         kwargs=example,
         task=task,
-        files={spec.file: base / "tokenizer.json"} if task else {},
+        files=files,
         notes=tuple(notes),
     )
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _read_if_there(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _unknown_settings(folder: Path, settings: dict[str, Any]) -> str:
-    prompts = _settings(folder / "config_sentence_transformers.json")
-    asked = ["lower case"] if settings.get("do_lower_case") else []
-    if name := prompts.get("default_prompt_name"):
-        asked.append(f"the prompt '{name}' before each text")
-    return ", ".join(asked)
-
-
-def _stage(kind: str, folder: Path) -> torch.nn.Module:
-    if kind == "Normalize":
-        return Normalize()
-    config: dict[str, Any] = read_json(folder / "config.json")
-    if kind == "Pooling":
-        prefix = "pooling_mode_"
-        modes = [
-            key.removeprefix(prefix) for key, on in config.items() if key.startswith(prefix) and on is True
-        ]
-        # in the order in which the library joins them
-        known = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens")
-        if not modes or any(mode not in known for mode in modes):
-            raise ConversionError(
-                f"pooling {modes} in '{folder}' is not supported; infer has {', '.join(known)}"
-            )
-        return Pooling([mode for mode in known if mode in modes])
-    if kind == "Dense":
-        name = str(config.get("activation_function"))
-        if name not in _ACTIVATIONS:
-            raise ConversionError(f"the activation '{name}' in '{folder}' is not supported")
-        linear = torch.nn.Linear(
-            config["in_features"], config["out_features"], bool(config.get("bias", True))
+def _check_encodes_texts(settings: dict[str, Any], folder: Path) -> None:
+    """Folders of sentence-transformers 5 and later say what their Transformer is asked for."""
+    asked = settings.get("transformer_task", "feature-extraction")
+    text = (settings.get("modality_config") or {}).get("text") or {}
+    output = text.get("method_output_name", "last_hidden_state")
+    if asked != "feature-extraction" or output != "last_hidden_state":
+        raise ConversionError(
+            f"'{folder}' asks its model for {asked} ({output}); infer embeds what a text encoder gives as"
+            f" last_hidden_state"
         )
-        file = folder / "model.safetensors"
-        state, _ = read_state(file if file.is_file() else folder / "pytorch_model.bin")
-        linear.load_state_dict({key.removeprefix("linear."): value for key, value in state.items()})
-        return Dense(linear, _ACTIVATIONS[name]())
-    raise ConversionError(
-        f"the stage '{kind}' in '{folder}' is not supported; infer has Pooling, Dense and Normalize"
-    )
+
+
+def _prompt_problem(folder: Path, modules: list[dict[str, Any]], prompts: dict[str, str]) -> str | None:
+    if not any(prompts.values()):
+        return None
+    for module in modules[1:]:
+        if _read_if_there(folder / module["path"] / "config.json").get("include_prompt") is False:
+            return "it has no task, because its pooling leaves out the prompt, which infer does not do"
+    return None
+
+
+def _stage(kind: str, folder: Path, pad_left: bool) -> torch.nn.Module:
+    config = _read_if_there(folder / "config.json")
+    for side in ("module_input_name", "module_output_name"):
+        if config.get(side) not in (None, OUTPUT):
+            raise ConversionError(
+                f"the stage '{kind}' in '{folder}' has {config[side]!r:.60} as {side}; infer has"
+                f" stages that turn one {OUTPUT} into another"
+            )
+    try:
+        return _STAGES[kind](config, folder, pad_left)
+    except KeyError as error:
+        if kind in _STAGES:
+            raise ConversionError(f"'{folder / 'config.json'}' lacks {error}; copy it again") from error
+        raise ConversionError(
+            f"the stage '{kind}' in '{folder}' is not supported; infer has {', '.join(_STAGES)}"
+        ) from None
+
+
+def _pooling(config: dict[str, Any], folder: Path, pad_left: bool) -> torch.nn.Module:
+    said = config.get("pooling_mode")
+    if said is None:  # before version 5: a flag for each, joined in this order
+        modes = [mode for mode, flag in _POOLING.items() if config.get(f"pooling_mode_{flag}") is True]
+    else:
+        modes = [said] if isinstance(said, str) else list(said)
+    if not modes or any(mode not in _POOLING for mode in modes):
+        raise ConversionError(
+            f"pooling {said or modes} in '{folder}' is not supported; infer has {', '.join(_POOLING)}"
+        )
+    return Pooling(modes, pad_left)
+
+
+def _dense(config: dict[str, Any], folder: Path, pad_left: bool) -> torch.nn.Module:
+    name = str(config.get("activation_function"))
+    if name not in _ACTIVATIONS:
+        raise ConversionError(f"the activation '{name}' in '{folder}' is not supported")
+    linear = torch.nn.Linear(config["in_features"], config["out_features"], bool(config.get("bias", True)))
+    dense = Dense(linear, _ACTIVATIONS[name](), bool(config.get("use_residual")))
+    return _with_weights(dense, folder)
+
+
+def _layer_norm(config: dict[str, Any], folder: Path, pad_left: bool) -> torch.nn.Module:
+    return _with_weights(Norm(config["dimension"]), folder)
+
+
+def _with_weights(stage: torch.nn.Module, folder: Path) -> torch.nn.Module:
+    file = folder / "model.safetensors"
+    state, _ = read_state(file if file.is_file() else folder / "pytorch_model.bin")
+    try:
+        stage.load_state_dict(state)
+    except RuntimeError as error:
+        raise ConversionError(f"the weights in '{folder}' do not fit its config.json: {error}") from error
+    return stage
+
+
+_POOLING = {
+    "cls": "cls_token",
+    "max": "max_tokens",
+    "mean": "mean_tokens",
+    "mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "weightedmean": "weightedmean_tokens",
+    "lasttoken": "lasttoken",
+}
+"""Pooling modes, and the ends of the flags that named them before version 5."""
+
+_STAGES: dict[str, Callable[[dict[str, Any], Path, bool], torch.nn.Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": _layer_norm,
+    "Normalize": lambda config, folder, pad_left: Normalize(),
+    "Dropout": lambda config, folder, pad_left: Same(),
+}

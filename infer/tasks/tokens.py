@@ -15,7 +15,7 @@ from infer.tasks import Setting
 from infer.tasks.rows import Part
 
 try:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer, normalizers
 except (ImportError, OSError) as _error:
     raise missing_package("tokenizers", "text", _error) from _error
 
@@ -36,6 +36,7 @@ class TokenizerSpec:
     `file` is the tokenizer.json. `inputs` maps each input to what it is fed: "ids",
     "attention_mask" or "type_ids". Longer texts are cut to `max_length` tokens, as in training; with a
     `stride` they become windows of `max_length` tokens instead, of which neighbours share `stride`.
+    `lower_case` comes before all that the tokenizer itself does.
     """
 
     file: str
@@ -46,6 +47,7 @@ class TokenizerSpec:
     pad_left: bool = False
     truncate_left: bool = False
     stride: int | None = None
+    lower_case: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,9 @@ class TextEncoder:
             self._tokenizer = Tokenizer.from_file(os.fspath(setting.file(spec.file)))
         except Exception as error:  # the library raises plain Exception
             raise ArtifactError(f"the tokenizer '{spec.file}' cannot be read: {error}") from error
+        if spec.lower_case:
+            own = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
+            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._check_lengths()
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(
