@@ -152,7 +152,7 @@ CONVERT: dict[str, tuple[str, tuple[str, ...]]] = {
     "bottomless task": ("source.py:Net --task deep.json", ("'deep.json' is not a task",)),
     "task with NaN": ("source.py:Net --task nan.json", ("'nan.json' is not a task: NaN is not JSON",)),
     "task with 1e999": ("source.py:Net --task large.json", ("'large.json' is not a task", "Out of range")),
-    "task names no output": ("net.onnx --task output.json", ("'scores', which the graph lacks; it gives",)),
+    "task names no output": ("net.onnx --task output.json", ("'scores', which the graph lacks; it has",)),
     "task names no input": ("net.onnx --task input.json", ("'rows', which the graph lacks; it takes x",)),
     "task with few labels": ("net.onnx --task labels.json", ("has 3 labels, but the model gives 2",)),
     "task with no such activation": ("net.onnx --task act.json", ("unknown activation 'tanh'",)),

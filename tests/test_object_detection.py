@@ -371,7 +371,7 @@ def test_a_one_stage_detector_suppresses_in_the_task() -> None:
 
 
 HOSTILE: dict[str, tuple[dict[str, Any], str]] = {
-    "input": ({"input": "y"}, "names the input 'y', which the model does not have; it has x"),
+    "input": ({"input": "y"}, "names the input 'y', which the graph lacks; it has x"),
     "boxes": ({"boxes": "logits"}, "names the output 'logits'.*it has boxes, scores"),
     "swapped": ({"boxes": "scores", "scores": "boxes"}, r"must be \[batch, queries, 4\]"),
     "mask": ({"mask": "pixel_mask"}, "names the input 'pixel_mask'"),
@@ -405,7 +405,7 @@ def test_inputs_the_task_does_not_feed_are_named() -> None:
     signature = Signature(
         (x, TensorSpec("m", "int64", ("batch", "h", "w"))), task.setting.signature.outputs
     )
-    with pytest.raises(ArtifactError, match="does not give the model's input m"):
+    with pytest.raises(ArtifactError, match="does not feed the graph's input 'm'"):
         ObjectDetection(replace(task.setting, signature=signature))
 
 

@@ -309,8 +309,8 @@ def test_steps_that_cannot_work_are_refused_when_the_task_is_loaded(
 
 
 SPECS: dict[str, tuple[dict[str, Any], str]] = {
-    "input": ({"input": "pixels"}, "names the input 'pixels', which the model does not have; it has x"),
-    "output": ({"output": "logits"}, "names the output 'logits', which the model does not have; it has y"),
+    "input": ({"input": "pixels"}, "names the input 'pixels', which the graph lacks; it has x"),
+    "output": ({"output": "logits"}, "names the output 'logits', which the graph lacks; it has y"),
     "labels": ({"labels": ["a", "b"]}, "2 labels, but the model gives 3 classes"),
     "activation": ({"activation": "relu"}, "unknown activation 'relu'; use one of softmax"),
     "top_k": ({"top_k": 0}, "top_k 0; it must be 1 or more"),

@@ -353,7 +353,7 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"tokenizer": {"stride": -1}}, "cannot share -1"),
     ({"tokenizer": {"stride": 62}}, "cannot share 62; 'stride' must be 0 to 61"),
     ({"tokenizer": {"stride": 2**40}}, "cannot share 1099511627776"),
-    ({"output": "scores"}, "names the output 'scores', which the graph lacks; it gives logits"),
+    ({"output": "scores"}, "names the output 'scores', which the graph lacks; it has logits"),
     ({"labels": ["one"]}, "has 1 labels, but the model gives"),
 ]
 

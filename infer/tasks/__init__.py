@@ -130,7 +130,8 @@ class Setting:
                 *([f"{rank} dims"] if rank is not None else []),
             ]
             raise ArtifactError(
-                f"the task '{self.name}' needs an {kind} of {', '.join(wanted)}, but the graph has {found};"
+                f"the task '{self.name}' needs an {kind} of {' with '.join(wanted)}, but the graph has"
+                f" {found};"
                 f" convert the model again with a spec that names another"
             )
         return found

@@ -13,7 +13,7 @@ from infer.tasks import Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
 from infer.tasks.lines import read_lines
 from infer.tasks.rows import Part, answer, answer_parts
-from infer.tasks.tokens import TextEncoder, TokenizerSpec
+from infer.tasks.tokens import TextEncoder, TokenizerSpec, Window
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,11 @@ class TextClassification:
         return self.classes.scores(outputs[self.spec.output])
 
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
-        """A result for each text, or window of one."""
-        return [self.classes.rank(row) for row in self.scores(outputs)]
+        """A result for each text whose windows, or place, `about` has, in the order of their first rows."""
+        texts: dict[int, list[Array]] = {}
+        for row, window in zip(self.scores(outputs), about, strict=True):
+            texts.setdefault(window.place if isinstance(window, Window) else window, []).append(row)
+        return [self.classes.rank(self.classes.join(rows)) for rows in texts.values()]
 
     def read(self, path: Path) -> Sequence[Any]:
         return [self.parse(line) for line in read_lines(path)]
