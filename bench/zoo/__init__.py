@@ -8,7 +8,8 @@ A family's file has
     task()      what the model is for; not needed with folder()
     files()     files the task names, if it names any: `files/NAME` → path
     samples()   a few real inputs
-    dataset()   held-out inputs with their answers, or None where there are none
+    dataset()   held-out inputs with their answers; not where there are none
+    pipeline()  the model as its own library runs it, a function of one sample; where there is one
 
     python -m bench.zoo list | build NAME -o FOLDER | table [NAME…] [--json]
 """

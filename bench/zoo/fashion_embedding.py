@@ -82,7 +82,7 @@ def train(model: Embedding) -> None:
 def build() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The trained model, which takes `pixel_values`: float32, shape = (batch, 3, 28, 28)."""
     example = torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
-    return trained(Embedding(), train), {"pixel_values": example}
+    return trained(Embedding, train), {"pixel_values": example}
 
 
 @functools.cache

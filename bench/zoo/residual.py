@@ -34,7 +34,7 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """`pixel_values`, shape = (batch, 3, H, W), to `logits`, shape = (batch, classes).
 
-    A `small` one is for pictures of about 32 × 32: its stem does not shrink them.
+    A `small` one is for pictures of about 32 × 32: its stem shrinks them by 2, not by 4.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ResNet(nn.Module):
         super().__init__()
         stem: list[nn.Module] = [nn.BatchNorm2d(width), nn.ReLU()]
         if small:
-            stem.insert(0, nn.Conv2d(3, width, 3, padding=1, bias=False))
+            stem.insert(0, nn.Conv2d(3, width, 3, 2, padding=1, bias=False))
         else:
             stem.insert(0, nn.Conv2d(3, width, 7, 2, padding=3, bias=False))
             stem.append(nn.MaxPool2d(3, 2, padding=1))

@@ -14,7 +14,7 @@ import io
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as once
 from pathlib import Path
@@ -63,6 +63,13 @@ def dataset() -> Dataset:
     """The held-out sentences."""
     test = data()[2]
     return Dataset("film and product reviews, held out", list(test.texts), list(test.positive))
+
+
+def pipeline() -> Callable[[str], Any]:
+    """transformers' own."""
+    import transformers
+
+    return transformers.pipeline("text-classification", str(folder()), device="cpu", top_k=None)
 
 
 def train(path: Path) -> None:

@@ -8,6 +8,7 @@ for 8 kHz.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,16 @@ def task(sample_rate: int = SAMPLE_RATE) -> TaskSpec:
 def samples() -> list[Any]:
     """Five read sentences."""
     return [(sound, SAMPLE_RATE) for sound in librivox()]
+
+
+def pipeline() -> Callable[[Any], Any]:
+    """The package itself."""
+    import silero_vad
+
+    whole = program()
+    return lambda sample: silero_vad.get_speech_timestamps(
+        torch.from_numpy(sample[0]), whole, sampling_rate=sample[1]
+    )
 
 
 def dataset() -> Dataset:

@@ -27,16 +27,18 @@ def cache() -> Path:
     return path
 
 
-def trained(model: Model, train: Callable[[Model], None]) -> Model:
-    """`model` in eval mode with the weights that `train` gives it, from the cache if they are there.
+def trained(make: Callable[[], Model], train: Callable[[Model], None]) -> Model:
+    """What `make` makes, in eval mode, with the weights that `train` gives it, from the cache if they are
+    there.
 
     The key covers the file that `train` is in, so that changing it trains again.
     """
     path = _place(train, ".safetensors")
+    torch.manual_seed(0)  # the first weights are part of the training
+    model = make()
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    torch.manual_seed(0)
     train(model)
     with file_draft(path) as draft:
         save_file({name: t.contiguous() for name, t in model.state_dict().items()}, draft)

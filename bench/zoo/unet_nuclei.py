@@ -94,7 +94,7 @@ def train(model: UNet) -> None:
 def build() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The trained model, which takes `pixel_values`: float32, shape = (batch, 1, height, width)."""
     example = torch.randn(2, 1, CROP, CROP, generator=torch.Generator().manual_seed(0))
-    return trained(UNet(), train), {"pixel_values": example}
+    return trained(UNet, train), {"pixel_values": example}
 
 
 def task() -> TaskSpec:

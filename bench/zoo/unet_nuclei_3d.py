@@ -61,7 +61,7 @@ def train(model: UNet) -> None:
 def build() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """The trained model, which takes `pixel_values`: float32, shape = (batch, 1, 16, 16, 16)."""
     example = torch.randn(2, 1, CROP, CROP, CROP, generator=torch.Generator().manual_seed(0))
-    return trained(UNet(axes=3, width=8), train), {"pixel_values": example}
+    return trained(lambda: UNet(axes=3, width=8), train), {"pixel_values": example}
 
 
 def task() -> TaskSpec:
