@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from converters.sources import SourceRequest, open_source
 from infer.artifact import Artifact
 from infer.errors import ConversionError
 from infer.signature import Array
-from infer.tasks import Task, load_task
+from infer.tasks import Run, Task, load_task
 
 
 @contextmanager
@@ -30,20 +31,46 @@ def original_task(
 
     `source` is what `converters.convert` took. Raises `ConversionError`.
     """
+    feeds = next((feeds for _, feeds, _ in artifact.golden()), None)
+    with original(source, artifact.manifest.name, feeds, weights) as asked:
+        names = [spec.name for spec in artifact.manifest.inputs]
+        if sorted(asked.feeds) != sorted(names):
+            raise ConversionError(
+                f"{asked.described} takes {', '.join(asked.feeds)}, but the artifact"
+                f" {', '.join(names)}; name the source the artifact was converted from"
+            )
+        yield load_task(artifact, asked.run)
+
+
+@dataclass(frozen=True)
+class Original:
+    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's."""
+
+    described: str
+    feeds: dict[str, Array]
+    run: Run
+
+
+@contextmanager
+def original(
+    source: Any,
+    name: str,
+    feeds: Mapping[str, Array] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> Iterator[Original]:
+    """`source`, which is what `converters.convert` takes, ready to be asked in PyTorch.
+
+    `feeds` are the example of a model that does not say what it takes. Raises `ConversionError`.
+    """
+    example = {n: torch.from_numpy(array) for n, array in (feeds or {}).items()}
     request = SourceRequest(
         source=source,
-        name=artifact.manifest.name,
-        example_inputs=_golden_feeds(artifact) if _needs_example(source) else None,
+        name=name,
+        example_inputs=example if example and _needs_example(source) else None,
         weights=None if weights is None else Path(weights),
     )
     with ready(open_source(request)) as opened:
         flat = FlatModule(opened)
-        names = [spec.name for spec in artifact.manifest.inputs]
-        if sorted(flat.input_names) != sorted(names):
-            raise ConversionError(
-                f"{opened.described} takes {', '.join(flat.input_names)}, but the artifact"
-                f" {', '.join(names)}; name the source the artifact was converted from"
-            )
 
         def run(feeds: Mapping[str, object]) -> dict[str, Array]:
             tensors = [torch.from_numpy(np.array(feeds[name])) for name in flat.input_names]
@@ -51,16 +78,11 @@ def original_task(
                 outputs = flat(*tensors)
             return {n: to_numpy(t, n) for n, t in zip(flat.output_names, outputs, strict=True)}
 
+        shown = {n: to_numpy(t, n) for n, t in zip(flat.input_names, flat.example, strict=True)}
         with pristine(flat.module):
-            yield load_task(artifact, run)
+            yield Original(opened.described, shown, run)
 
 
 def _needs_example(source: Any) -> bool:
     """Modules do not say what they take; folders and exported programs do."""
     return isinstance(source, torch.nn.Module) or (isinstance(source, str) and ":" in source)
-
-
-def _golden_feeds(artifact: Artifact) -> dict[str, torch.Tensor] | None:
-    for _, feeds, _ in artifact.golden():
-        return {name: torch.from_numpy(array) for name, array in feeds.items()}
-    return None

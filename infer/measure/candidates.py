@@ -1,0 +1,67 @@
+"""What is measured: anything that maps feeds to outputs, with a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infer.errors import InferError
+from infer.measure.feeds import Feeds
+from infer.options import PlanOptions
+from infer.parity import TOLERANCES, Tolerance, compare
+from infer.session import open_artifact, open_session
+from infer.signature import Array, Signature
+
+Run = Callable[[Mapping[str, Array]], dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """`described` says what runs and on what; `graph` is the file it runs, if it is one."""
+
+    name: str
+    described: str
+    run: Run
+    signature: Signature
+    graph: Path | None = None
+
+
+@contextmanager
+def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterator[Candidate]:
+    """An artifact, or a plain `.onnx` file, in a session. Raises as `infer.load` does."""
+    artifact = open_artifact(path)
+    with open_session(artifact, options) as session:
+        plan = session.plan
+        yield Candidate(
+            name or path.name,
+            f"{plan.variant} on {plan.backend}, {plan.device}, threads {plan.num_threads}",
+            session.run,
+            session.signature,
+            artifact.file(plan.graph),
+        )
+
+
+def disagreement(
+    first: Candidate, other: Candidate, feeds: Feeds, tolerances: Mapping[str, Tolerance] = TOLERANCES
+) -> str | None:
+    """Why `other` is not to be timed beside `first`: it fails, or its answers differ; None if they agree.
+
+    Outputs are matched by name, or by place where no name is the same.
+    """
+    expected = first.run(feeds)
+    try:
+        found = other.run(feeds)
+    except InferError as error:
+        return str(error)
+    if not set(found) & set(expected) and len(found) == len(expected):
+        found = dict(zip(expected, found.values(), strict=True))
+    differences = compare(expected, found, tolerances)
+    return next((str(difference) for difference in differences if not difference.within), None)
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Short names that tell candidates apart: the file's, or the whole text where two are alike."""
+    short = [Path(text).name if "/" in text else text for text in paths]
+    return [text if short.count(name) > 1 else name for text, name in zip(paths, short, strict=True)]

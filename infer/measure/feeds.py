@@ -1,0 +1,91 @@
+"""Feeds to measure with: real ones where the artifact has any, at the sizes that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from infer.artifact import Artifact
+from infer.errors import FeedError
+from infer.signature import Array, Signature, TensorSpec
+
+Feeds = dict[str, Array]
+
+BATCH = "batch"
+"""What `--sweep` and `--size` call the first dim of the first input, whatever its name is."""
+
+# sizes of a plain graph's open dims, when nothing is known of them
+_LENGTH, _EDGE = 128, 224
+
+
+def example_feeds(artifact: Artifact) -> Feeds:
+    """The artifact's golden feeds; without any, made-up ones: normal floats, small ints, masks of ones."""
+    for _, feeds, _ in artifact.golden():
+        return feeds
+    rng = np.random.default_rng(0)
+    return {spec.name: _made_up(spec, rng) for spec in artifact.manifest.inputs}
+
+
+def batch_dim(signature: Signature) -> str | None:
+    """The dim along which samples lie: the first input's first, if it may vary."""
+    first = signature.inputs[0].dims if signature.inputs else ()
+    return first[0] if first and isinstance(first[0], str) else None
+
+
+def sizes_of(signature: Signature, feeds: Mapping[str, Array]) -> dict[str, int]:
+    """The size that each open dim has in `feeds`."""
+    found: dict[str, int] = {}
+    for spec in signature.inputs:
+        for dim, size in zip(spec.dims, feeds[spec.name].shape, strict=False):
+            if isinstance(dim, str):
+                found.setdefault(dim, int(size))
+    return found
+
+
+def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> Feeds:
+    """`feeds` with each dim that `sizes` names cut, or repeated, to its size.
+
+    The batch may be called "batch". Raises `FeedError` for a dim that the signature lacks or limits.
+    """
+    wanted = dict(sizes)
+    batch = batch_dim(signature)
+    if BATCH in wanted and BATCH not in signature.dims:
+        if batch is None:
+            raise FeedError(
+                f"the batch of {signature.inputs[0]} is fixed; measure it at its own size, or convert the"
+                f" model with a batch that may vary"
+            )
+        wanted[batch] = wanted.pop(BATCH)
+    if unknown := [dim for dim in wanted if dim not in signature.dims]:
+        raise FeedError(
+            f"there is no dim '{unknown[0]}' that may vary; there is {', '.join(signature.dims) or 'none'}"
+        )
+    for name, size in wanted.items():
+        if size < 1 or (name in signature.limits and size not in signature.limits[name]):
+            raise FeedError(
+                f"'{name}' cannot be {size}; it may be {signature.limits.get(name, '1 or more')}"
+            )
+    found = dict(feeds)
+    for spec in signature.inputs:
+        for axis, dim in enumerate(spec.dims):
+            if isinstance(dim, str) and dim in wanted:
+                array = found[spec.name]
+                places = np.arange(wanted[dim]) % max(1, array.shape[axis])
+                found[spec.name] = np.ascontiguousarray(array.take(places, axis))
+    return found
+
+
+def _made_up(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    shape = [
+        dim if isinstance(dim, int) else 1 if axis == 0 else _EDGE if len(spec.dims) >= 4 else _LENGTH
+        for axis, dim in enumerate(spec.dims)
+    ]
+    dtype = spec.numpy_dtype
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind == "b" or "mask" in spec.name:
+        return np.ones(shape, dtype)
+    if dtype.kind in "iu":
+        return rng.integers(0, 10, shape).astype(dtype)
+    return np.full(shape, "text", dtype)

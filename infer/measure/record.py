@@ -1,0 +1,137 @@
+"""What was measured, as data: everything a table, a page, a comparison or a gate needs.
+
+Written and read with `schema`, so that a record of another version is refused, not misread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infer import schema
+from infer.artifact import reading
+from infer.drafts import file_draft
+from infer.errors import ArtifactError
+from infer.measure.statistics import Estimate
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where, when and how; `noise` is the spread of a fixed piece of work, 0.05 for ±5 %."""
+
+    created: str
+    seconds: float
+    threads: int
+    noise: float
+    interrupted: bool
+    cpu: str
+    isa: tuple[str, ...]
+    cores: int
+    memory_bytes: int
+    system: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A candidate; `excluded` says why it was not timed."""
+
+    name: str
+    described: str
+    excluded: str | None = None
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How close to the machine's limit: `bound` is "compute" or "memory", `floor_ms` its time."""
+
+    bound: str
+    floor_ms: float
+    fraction: float
+    gflop: float
+    megabytes: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """One candidate in one scenario at one point.
+
+    Attributes:
+        sizes: of the dims, batch among them; `threads` if these were swept.
+        latency_ms: percentiles by name ("p99") of queries of `samples` samples each.
+        throughput: samples a second; of the server scenario the highest rate within `bound_ms`.
+        quantiles_ms: latencies at 0, 1, …, 100 %.
+        medians_ms: of each round; comparable between candidates measured together.
+        ratio: time per query over that of the first candidate; below 1 is faster.
+        stable: whether warming up came to rest.
+    """
+
+    candidate: str
+    scenario: str
+    sizes: dict[str, int]
+    queries: int
+    samples: int
+    latency_ms: dict[str, Estimate]
+    mean_ms: Estimate
+    throughput: Estimate
+    quantiles_ms: tuple[float, ...]
+    medians_ms: tuple[float, ...]
+    stable: bool
+    ratio: Estimate | None = None
+    verdict: str | None = None
+    bound_ms: float | None = None
+    limit: Limit | None = None
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """Milliseconds from the start of a new process, and its peak memory."""
+
+    candidate: str
+    imported_ms: float
+    loaded_ms: float
+    first_answer_ms: float
+    steady_ms: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A whole measurement."""
+
+    conditions: Conditions
+    candidates: tuple[Entry, ...]
+    series: tuple[Series, ...]
+    cold_starts: tuple[ColdStart, ...] = ()
+    schema_version: int = field(default=SCHEMA_VERSION)
+
+    def to_data(self) -> dict[str, Any]:
+        """As plain JSON data."""
+        data: dict[str, Any] = schema.encode(self)
+        return data
+
+    def write(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        with file_draft(path) as draft:
+            draft.write_text(json.dumps(self.to_data(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> Record:
+    """The record in a file. Raises `ArtifactError`."""
+    with reading(path):
+        text = path.read_bytes()
+    try:
+        data = schema.parse(text)
+        version = data.get("schema_version") if isinstance(data, Mapping) else None
+        if version != SCHEMA_VERSION:
+            raise schema.SchemaError(
+                f"its schema_version is {version!r:.20}, and this release reads {SCHEMA_VERSION}"
+            )
+        return schema.decode(Record, data, "the record")
+    except schema.SchemaError as error:
+        raise ArtifactError(f"'{path}' is not a record of infer bench: {error}; measure again") from error

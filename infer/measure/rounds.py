@@ -1,0 +1,136 @@
+"""Candidates take turns: in every round each is asked for a while, in an order drawn anew.
+
+A machine that drifts hits all of them alike, and ratios within a round stay fair. A small fixed piece
+of work takes its turn, too: how far its times spread is the noise of the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from infer.measure.statistics import spread
+from infer.signature import Array
+
+Query = Callable[[], object]
+Progress = Callable[[str], None]
+
+MIN_ROUNDS, MAX_ROUNDS = 15, 400
+
+_TURN_S = 0.02
+"""A turn lasts at least this long, or one query: shorter ones measure the change of turns."""
+
+_MAX_QUERIES = 500
+"""The most queries in a turn: each one's latency is kept."""
+
+_STABLE = 0.03
+_WARM_UP_S = 3.0
+_WORK = bytes(2**18)
+
+
+@dataclass
+class Times:
+    """Latencies in milliseconds, an array for each round. `stable`: whether warming up came to rest."""
+
+    rounds: list[Array] = field(default_factory=list)
+    stable: bool = True
+
+    @property
+    def medians(self) -> list[float]:
+        return [float(np.median(latencies)) for latencies in self.rounds]
+
+    @property
+    def queries(self) -> int:
+        return sum(len(latencies) for latencies in self.rounds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Times of each candidate; `noise` is the spread of the fixed work, 0.05 for ±5 %."""
+
+    times: Mapping[str, Times]
+    noise: float
+    interrupted: bool
+
+
+def take_turns(
+    queries: Mapping[str, Query], seconds: float, progress: Progress = lambda _: None
+) -> Measured:
+    """Ask the candidates in turn until `seconds` have passed, but in at least `MIN_ROUNDS` rounds.
+
+    Ctrl-C ends the measurement, and the rounds finished by then count; before the third it is raised.
+    """
+    times = {name: Times() for name in queries}
+    lengths: dict[str, int] = {}
+    for name, query in queries.items():
+        progress(f"warming up {name}")
+        typical_s, times[name].stable = _warm_up(query)
+        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(_TURN_S / typical_s)))
+    rng = np.random.default_rng(0)
+    work: list[float] = []
+    interrupted = False
+    start = time.perf_counter()
+    try:
+        while len(work) < MAX_ROUNDS:
+            passed = time.perf_counter() - start
+            if passed >= seconds and len(work) >= MIN_ROUNDS:
+                break
+            progress(_left(passed, seconds, len(work)))
+            worked = _work_ms()
+            found = {name: _turn(queries[name], lengths[name]) for name in rng.permutation(list(queries))}
+            for name, latencies in found.items():
+                times[name].rounds.append(latencies)
+            work.append(worked)
+    except KeyboardInterrupt:
+        if len(work) < 3:
+            raise
+        for each in times.values():
+            del each.rounds[len(work) :]
+        interrupted = True
+    return Measured(times, spread(work), interrupted)
+
+
+def _left(passed: float, seconds: float, rounds: int) -> str:
+    left = max(seconds - passed, (MIN_ROUNDS - rounds) * passed / rounds if rounds else 0.0)
+    return f"round {rounds + 1}, about {left:.0f} s left"
+
+
+def _turn(query: Query, count: int) -> Array:
+    clock = time.perf_counter_ns
+    found = []
+    for _ in range(count):
+        start = clock()
+        query()
+        found.append(clock() - start)
+    return np.array(found, np.float64) / 1e6
+
+
+def _warm_up(query: Query) -> tuple[float, bool]:
+    """Ask until two medians in a row are alike; the last one in seconds, and whether that was reached."""
+    start = time.perf_counter()
+    query()
+    count = max(1, min(_MAX_QUERIES, math.ceil(_TURN_S / (time.perf_counter() - start))))
+    before, calm = math.inf, 0
+    while True:
+        median = float(np.median(_turn(query, count)))
+        calm = calm + 1 if abs(median - before) <= _STABLE * before else 0
+        if calm == 2:
+            return median / 1e3, True
+        if time.perf_counter() - start > _WARM_UP_S:
+            return median / 1e3, False
+        before = median
+
+
+def _work_ms() -> float:
+    """About a tenth of a millisecond of the same work on one core, three times; the fastest."""
+    found = []
+    for _ in range(3):
+        start = time.perf_counter_ns()
+        zlib.crc32(_WORK)
+        found.append(time.perf_counter_ns() - start)
+    return min(found) / 1e6

@@ -1,0 +1,113 @@
+"""What latencies say, and how sure that is.
+
+Queries are timed in rounds, in which all candidates take turns. A machine drifts from round to round, so
+queries of one round are alike and rounds are what is drawn again when an interval is computed (a
+bootstrap of clusters); ratios are taken within each round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infer.signature import Array
+
+PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
+
+_DRAWS = 1000
+_CONFIDENCE = 0.95
+_ALIKE = 0.02
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value, and the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+def percentiles(rounds: Sequence[Array]) -> dict[str, Estimate]:
+    """Each of `PERCENTILES` that the number of queries allows, by name ("p99"), of latencies in rounds.
+
+    The percentile is the smallest latency that at least so many queries stay within, as in LoadGen. One
+    of which fewer than one query lies beyond is left out.
+    """
+    latencies = np.concatenate([np.asarray(r, np.float64) for r in rounds])
+    order = np.argsort(latencies, kind="stable")
+    ordered = latencies[order]
+    owner = np.repeat(np.arange(len(rounds)), [len(r) for r in rounds])[order]
+    wanted = [q for q in PERCENTILES if len(latencies) * (1 - q / 100) >= 1]
+    draws = np.array([_at(ordered, weights[owner], wanted) for weights in _draw(len(rounds))])
+    whole = _at(ordered, np.ones(len(ordered)), wanted)
+    return {
+        f"p{q:g}": _estimate(value, draws[:, i])
+        for i, (q, value) in enumerate(zip(wanted, whole, strict=True))
+    }
+
+
+def mean(rounds: Sequence[Array]) -> Estimate:
+    """The mean over all queries."""
+    sums = np.array([np.sum(r) for r in rounds], np.float64)
+    counts = np.array([len(r) for r in rounds], np.float64)
+    draws = np.array([(w @ sums) / (w @ counts) for w in _draw(len(rounds))])
+    return _estimate(float(sums.sum() / counts.sum()), draws)
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+    """How many times as long `ours` takes as `theirs`: the median over rounds of the ratio within each."""
+    ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
+    draws = np.array([np.median(np.repeat(ratios, w.astype(int))) for w in _draw(len(ratios))])
+    return _estimate(float(np.median(ratios)), draws)
+
+
+def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
+    """The ratio of medians of rounds that did not run together, such as a record's and today's."""
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    draws = [
+        np.median(np.repeat(a, v.astype(int))) / np.median(np.repeat(b, w.astype(int)))
+        for v, w in zip(_draw(len(a)), _draw(len(b), seed=1), strict=True)
+    ]
+    return _estimate(float(np.median(a) / np.median(b)), np.array(draws))
+
+
+def verdict(ratio: Estimate) -> str:
+    """What a ratio of times allows to say: "faster", "slower", "alike" (within 2 %), or "undecided"."""
+    if ratio.low >= 1 - _ALIKE and ratio.high <= 1 + _ALIKE:
+        return "alike"
+    if ratio.high < 1:
+        return "faster"
+    return "slower" if ratio.low > 1 else "undecided"
+
+
+def spread(values: Sequence[float]) -> float:
+    """How far apart the values are: half the distance from the 10th to the 90th percentile, relative to
+    the median. 0.05 is ±5 %."""
+    low, middle, high = np.percentile(np.asarray(values, np.float64), [10, 50, 90])
+    return float((high - low) / 2 / middle)
+
+
+def _draw(count: int, seed: int = 0) -> list[Array]:
+    """How often each of `count` rounds is in each draw: the same every time, so that results are, too."""
+    rng = np.random.default_rng(seed)
+    return list(rng.multinomial(count, np.full(count, 1 / count), size=_DRAWS).astype(np.float64))
+
+
+def _at(ordered: Array, weights: Array, wanted: Sequence[float]) -> list[float]:
+    reached = np.cumsum(weights)
+    total = reached[-1]
+    # a rounding error in the sum must not move a percentile to the next query
+    places = [int(np.searchsorted(reached, total * q / 100 - 1e-9)) for q in wanted]
+    return [float(ordered[min(place, len(ordered) - 1)]) for place in places]
+
+
+def _estimate(value: float, draws: Array) -> Estimate:
+    tail = (1 - _CONFIDENCE) / 2 * 100
+    low, high = np.percentile(draws, [tail, 100 - tail])
+    if not math.isfinite(value):
+        raise ValueError("a latency is not finite")
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
