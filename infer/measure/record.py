@@ -21,10 +21,28 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Peaks:
+    """What the machine reaches with so many threads: float32 matrix products in GFLOP/s, memory read in
+    GB/s, and the size of its last cache, 0 if unknown."""
+
+    threads: int
+    gflops: float
+    gigabytes_per_s: float
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class Conditions:
-    """Where, when and how; `noise` is the spread of a fixed piece of work, 0.05 for ±5 %."""
+    """Where, when and how.
+
+    Attributes:
+        harness: "built-in", or "LoadGen 6.0 (unofficial)".
+        noise: the spread of a fixed piece of work, 0.05 for ±5 %.
+        peaks: of the machine, for each number of threads that was used; empty if not measured.
+    """
 
     created: str
+    harness: str
     seconds: float
     threads: int
     noise: float
@@ -35,6 +53,7 @@ class Conditions:
     memory_bytes: int
     system: str
     versions: dict[str, str]
+    peaks: tuple[Peaks, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,13 +67,33 @@ class Entry:
 
 @dataclass(frozen=True)
 class Limit:
-    """How close to the machine's limit: `bound` is "compute" or "memory", `floor_ms` its time."""
+    """How close a query comes to the machine's limit.
+
+    Attributes:
+        bound: "compute" or "memory", the larger of the two floors.
+        floor_ms: no query can take less: FLOPs ÷ peak, or bytes ÷ bandwidth.
+        fraction: `floor_ms` ÷ the median latency; 1 is the limit.
+        gflop: floating-point operations of a query, in 10⁹: a multiplication and an addition are two.
+        megabytes: bytes that must be moved at least once (weights, feeds, outputs), in 10⁶.
+        uncounted: operators whose work is not known, and is not in `gflop`.
+    """
 
     bound: str
     floor_ms: float
     fraction: float
     gflop: float
     megabytes: float
+    uncounted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ServedRate:
+    """A rate that the server scenario tried, in samples a second, and whether its p99 met the bound."""
+
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    met: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +108,8 @@ class Series:
         medians_ms: of each round; comparable between candidates measured together.
         ratio: time per query over that of the first candidate; below 1 is faster.
         stable: whether warming up came to rest.
+        validity: LoadGen's own, "VALID" or "INVALID: why"; None from the built-in harness.
+        rates: what the server scenario tried, in that order.
     """
 
     candidate: str
@@ -86,6 +127,40 @@ class Series:
     verdict: str | None = None
     bound_ms: float | None = None
     limit: Limit | None = None
+    validity: str | None = None
+    rates: tuple[ServedRate, ...] = ()
+
+
+@dataclass(frozen=True)
+class Share:
+    """Time of all nodes of one kind, or of one module, in a query: milliseconds, part of the whole, and
+    how many nodes there are."""
+
+    name: str
+    ms: float
+    share: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where one query's time goes, by operator and by the module of the original that asked for it."""
+
+    candidate: str
+    sizes: dict[str, int]
+    operators: tuple[Share, ...]
+    modules: tuple[Share, ...]
+
+
+@dataclass(frozen=True)
+class Waterfall:
+    """Where the time of one input's answer goes, from what a person has to what they want: milliseconds
+    by stage, in order, medians of `rounds`."""
+
+    candidate: str
+    input: str
+    stages_ms: dict[str, float]
+    rounds: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +183,8 @@ class Record:
     candidates: tuple[Entry, ...]
     series: tuple[Series, ...]
     cold_starts: tuple[ColdStart, ...] = ()
+    profiles: tuple[Profile, ...] = ()
+    waterfalls: tuple[Waterfall, ...] = ()
     schema_version: int = field(default=SCHEMA_VERSION)
 
     def to_data(self) -> dict[str, Any]:
