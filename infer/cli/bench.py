@@ -17,7 +17,7 @@ from infer.cli.progress import Progress
 from infer.cli.records import show_change, show_gate, show_record, show_records
 from infer.errors import missing_package
 from infer.machine import this_machine
-from infer.measure.candidates import Candidate, disagreement, names_of, opened
+from infer.measure.candidates import Candidate, Local, disagreement, names_of, opened
 from infer.measure.comparison import Asked, Found, compare
 from infer.measure.feeds import Feeds, example_feeds
 from infer.measure.gate import changes, parse_condition
@@ -274,7 +274,7 @@ def _source(
         with original(text, name, feeds, weights) as asked:
             signature = known or _signature(asked.feeds)
             described = f"PyTorch {torch.__version__}, eager, cpu, threads {threads}"
-            yield Candidate(name, described, asked.run, signature), asked.feeds
+            yield Local(name, described, signature, asked.run), asked.feeds
     finally:
         torch.set_num_threads(before)
 
@@ -303,6 +303,7 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
     last = parts[-1]
     return Record(
         conditions=Conditions(
+            harness="built-in",
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             seconds=asked.seconds,
             threads=threads,

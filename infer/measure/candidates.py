@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from infer.errors import InferError
 from infer.measure.feeds import Feeds
+from infer.measure.queries import Call, Query
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
 from infer.session import open_artifact, open_session
@@ -17,28 +19,63 @@ from infer.signature import Array, Signature
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
 
 
+class Candidate(Protocol):
+    """Anything that maps feeds to outputs."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def described(self) -> str:
+        """What runs, and on what."""
+        ...
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for `feeds`, by name. Raises `InferError`."""
+        ...
+
+    def query(self, feeds: Feeds, repeat: int = 1) -> Query:
+        """Asking with `feeds`, `repeat` times in a row, as one query."""
+        ...
+
+
 @dataclass(frozen=True)
-class Candidate:
-    """`described` says what runs and on what; `graph` is the file it runs, if it is one."""
+class Local:
+    """A candidate in this process; `graph` is the file it runs, if it is one."""
 
     name: str
     described: str
-    run: Run
     signature: Signature
+    ask: Run
     graph: Path | None = None
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        return self.ask(feeds)
+
+    def query(self, feeds: Feeds, repeat: int = 1) -> Query:
+        run = self.ask
+
+        def several() -> None:
+            for _ in range(repeat):
+                run(feeds)
+
+        return Call(several if repeat > 1 else lambda: run(feeds))
 
 
 @contextmanager
-def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterator[Candidate]:
+def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterator[Local]:
     """An artifact, or a plain `.onnx` file, in a session. Raises as `infer.load` does."""
     artifact = open_artifact(path)
     with open_session(artifact, options) as session:
         plan = session.plan
-        yield Candidate(
+        yield Local(
             name or path.name,
             f"{plan.variant} on {plan.backend}, {plan.device}, threads {plan.num_threads}",
-            session.run,
             session.signature,
+            session.run,
             artifact.file(plan.graph),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from infer.errors import InputError
 from infer.measure.candidates import Candidate
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
-from infer.measure.record import Series
+from infer.measure.queries import Query
+from infer.measure.record import Series, ServedRate
 from infer.measure.rounds import Progress, Times, take_turns
 from infer.measure.scenarios import (
     MULTI_STREAM_SAMPLES,
@@ -95,7 +96,7 @@ def _in_turns(
     asked: Asked,
     progress: Progress,
 ) -> Found:
-    queries: dict[str, Callable[[], object]] = {}
+    queries: dict[str, Query] = {}
     samples: dict[str, int] = {}
     for candidate in candidates:
         queries[candidate.name], samples[candidate.name] = _query(scenario, candidate, feeds, point, asked)
@@ -114,22 +115,17 @@ def _in_turns(
 
 def _query(
     scenario: str, candidate: Candidate, feeds: Feeds, point: Mapping[str, int], asked: Asked
-) -> tuple[Callable[[], object], int]:
+) -> tuple[Query, int]:
     """One query of the scenario, and how many samples it has."""
     batch = batch_dim(candidate.signature)
     if scenario == "single-stream":
         given = resized(candidate.signature, feeds, _one(batch, point))
         count = sizes_of(candidate.signature, given).get(batch, 1) if batch else 1
-        return lambda: candidate.run(given), count
+        return candidate.query(given), count
     if batch is None:  # a fixed batch: samples one after another
         given = resized(candidate.signature, feeds, point)
         count = asked.samples if scenario == "multi-stream" else 1
-
-        def one_by_one() -> None:
-            for _ in range(count):
-                candidate.run(given)
-
-        return one_by_one, count
+        return candidate.query(given, count), count
 
     def at(size: int) -> Feeds:
         return resized(candidate.signature, feeds, {**point, batch: size})
@@ -138,8 +134,7 @@ def _query(
     if scenario == "offline":
         tried = {size: at(size) for size in OFFLINE_BATCHES}
         count = fastest_batch(lambda size: candidate.run(tried[size]))
-    together = at(count)
-    return lambda: candidate.run(together), count
+    return candidate.query(at(count)), count
 
 
 def _one(batch: str | None, point: Mapping[str, int]) -> dict[str, int]:
@@ -211,7 +206,8 @@ def _server(
             )
         times = Times(list(np.array_split(best.latencies, 15)), alone.times[candidate.name].stable)
         found = _series(candidate, scenario, feeds, point, times, 1, ratio)
-        series.append(replace(found, throughput=rate, bound_ms=asked.bound_ms))
+        rates = tuple(ServedRate(p.rate, float(np.median(p.latencies)), p.p99_ms, p.met) for p in tried)
+        series.append(replace(found, throughput=rate, bound_ms=asked.bound_ms, rates=rates))
     return Found(tuple(series), alone.noise, False)
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from infer.measure.queries import Query
 from infer.measure.statistics import spread
 from infer.signature import Array
 
-Query = Callable[[], object]
 Progress = Callable[[str], None]
 
 MIN_ROUNDS, MAX_ROUNDS = 15, 400
@@ -82,7 +82,7 @@ def take_turns(
                 break
             progress(_left(passed, seconds, len(work)))
             worked = _work_ms()
-            found = {name: _turn(queries[name], lengths[name]) for name in rng.permutation(list(queries))}
+            found = {name: queries[name].turn(lengths[name]) for name in rng.permutation(list(queries))}
             for name, latencies in found.items():
                 times[name].rounds.append(latencies)
             work.append(worked)
@@ -100,24 +100,14 @@ def _left(passed: float, seconds: float, rounds: int) -> str:
     return f"round {rounds + 1}, about {left:.0f} s left"
 
 
-def _turn(query: Query, count: int) -> Array:
-    clock = time.perf_counter_ns
-    found = []
-    for _ in range(count):
-        start = clock()
-        query()
-        found.append(clock() - start)
-    return np.array(found, np.float64) / 1e6
-
-
 def _warm_up(query: Query) -> tuple[float, bool]:
     """Ask until two medians in a row are alike; the last one in seconds, and whether that was reached."""
     start = time.perf_counter()
-    query()
-    count = max(1, min(_MAX_QUERIES, math.ceil(_TURN_S / (time.perf_counter() - start))))
+    first_ms = float(query.turn(1)[0])
+    count = max(1, min(_MAX_QUERIES, math.ceil(1e3 * _TURN_S / first_ms)))
     before, calm = math.inf, 0
     while True:
-        median = float(np.median(_turn(query, count)))
+        median = float(np.median(query.turn(count)))
         calm = calm + 1 if abs(median - before) <= _STABLE * before else 0
         if calm == 2:
             return median / 1e3, True

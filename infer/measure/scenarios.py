@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer.errors import InferError
+from infer.measure.queries import Query
 from infer.measure.statistics import PERCENTILES
 from infer.signature import Array
 
@@ -28,9 +29,6 @@ MULTI_STREAM_SAMPLES = 8
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
 
 _MIN_QUERIES = 200
-_SPIN_S = 0.002
-"""Sleeping is this inexact, so the end of a wait is spent looking at the clock."""
-
 _RATE_STEP = 0.05
 
 
@@ -48,30 +46,8 @@ class Probe:
     met: bool
 
 
-def serve(query: Callable[[], object], rate: float, gaps: Array) -> Array:
-    """Latencies in milliseconds of queries that arrive `gaps / rate` seconds apart.
-
-    Arrivals do not wait for answers: a query's latency begins when it was due, and includes the time in
-    the queue (no coordinated omission). One query is answered at a time, in the order of arrival, so
-    that waiting for the next arrival and working through the queue is one loop.
-    """
-    clock = time.perf_counter
-    due = np.cumsum(gaps) / rate
-    ends = np.empty(len(due))
-    start = clock() + 0.001
-    for i, at in enumerate(start + due):
-        wait = at - clock()
-        if wait > _SPIN_S:
-            time.sleep(wait - _SPIN_S)
-        while clock() < at:
-            pass
-        query()
-        ends[i] = clock()
-    return (ends - start - due) * 1e3
-
-
 def highest_rate(
-    query: Callable[[], object],
+    query: Query,
     service_ms: Array,
     bound_ms: float,
     seconds: float,
@@ -97,7 +73,7 @@ def highest_rate(
         progress(f"{rate:.4g} samples a second")
         count = max(_MIN_QUERIES, int(seconds * rate))
         gaps = np.random.default_rng(seed).exponential(size=count)
-        latencies = serve(query, rate, gaps)
+        latencies = query.serve(np.cumsum(gaps) / rate)
         p99 = _p99(latencies)
         tried.append(Probe(rate, latencies, p99, p99 <= bound_ms))
         return tried[-1]
