@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
 
+from infer.cli.candidates import Opened, opened_all
 from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.cli.records import show_change, show_gate, show_record, show_records
-from infer.errors import missing_package
 from infer.machine import this_machine
-from infer.measure.candidates import Candidate, Local, disagreement, names_of, opened
+from infer.measure.cold_start import cold_starts
 from infer.measure.comparison import Asked, Found, compare
-from infer.measure.feeds import Feeds, example_feeds
-from infer.measure.gate import changes, parse_condition
-from infer.measure.record import ColdStart, Conditions, Entry, Record, Series, read_record
+from infer.measure.gate import changes, changes_within, parse_condition
+from infer.measure.record import ColdStart, Conditions, Entry, Record, read_record
 from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
 from infer.npz import load_npz
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance
 from infer.schema import encode
-from infer.session import open_artifact
-from infer.signature import Array, Signature, TensorSpec
+
+THREADS = "threads"
+"""What `--sweep` calls the number of threads, beside the names of dims."""
 
 
 @click.command("bench")
@@ -115,7 +115,8 @@ from infer.signature import Array, Signature, TensorSpec
     "conditions",
     multiple=True,
     metavar="CONDITION",
-    help='Exit 1 if it surely holds against the baseline: "p99 > +10%". Repeatable.',
+    help='Exit 1 if it surely holds, against the baseline or else the first candidate: "p99 > +10%".'
+    " Repeatable.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -148,166 +149,115 @@ def command(
     that drifts hits all of them alike. Intervals hold with 95 % confidence.
 
     \b
+    Scenarios, as in MLPerf LoadGen:
+      single-stream   one sample after another; judged by p90
+      multi-stream    --samples at once, one such query after another; judged by p99
+      server          samples arrive at random; the highest rate whose p99 meets --latency-bound
+      offline         all samples at hand; judged by samples a second
+
+    \b
     Examples:
       infer bench minilm.infer ./all-MiniLM-L6-v2 --size sequence=128
       infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8,32
       infer bench net.infer --scenario server --latency-bound 50
       infer bench net.infer -o new.json --baseline old.json --fail-if "p99 > +10%"
+      infer bench today.infer yesterday.infer --fail-if "p50 > +5%"
     """
-    wanted = [parse_condition(text) for text in conditions]
-    if wanted and baseline is None:
-        raise click.UsageError("--fail-if compares with a baseline; name one with --baseline RECORD.json")
-    before = read_record(baseline) if baseline else None
-    records = [text for text in candidates if text.endswith(".json")]
-    if records:
-        if len(records) < len(candidates):
-            raise click.UsageError("records are shown, other candidates are measured; give either")
-        found = [read_record(Path(text)) for text in records]
-        if as_json:
-            print_json({"records": [record.to_data() for record in found]})
-        else:
-            show_records(found, records)
-        return
-    swept = dict(map(_sweep, sweep))
     asked = Asked(
         scenarios=tuple(dict.fromkeys(scenarios)),
         seconds=seconds,
         bound_ms=latency_bound,
         samples=samples,
         sizes=dict(map(_size, sizes)),
-        sweep={name: values for name, values in swept.items() if name != "threads"},
+        sweep={name: values for name, values in map(_sweep, sweep) if name != THREADS},
     )
-    budget = threads or this_machine().cores
-    tolerances = TOLERANCES if tolerance is None else _tolerances(tolerance)
+    wanted = [parse_condition(text) for text in conditions]
+    if any(text.endswith(".json") for text in candidates):
+        _show(candidates, as_json)
+        return
+    if wanted and baseline is None and len(candidates) < 2:
+        raise click.UsageError(
+            "--fail-if compares with a baseline or between candidates; add --baseline RECORD.json"
+        )
+    before = read_record(baseline) if baseline else None
     given = load_npz(feeds) if feeds else None
+    tolerances = TOLERANCES if tolerance is None else _tolerances(tolerance)
+    cores = threads or this_machine().cores
+    counts = dict(map(_sweep, sweep)).get(THREADS, (cores,))
     parts: list[_Part] = []
+    starts: list[ColdStart] = []
     with Progress(quiet=as_json) as progress:
-        for count in swept.get("threads", (budget,)):
+        for count in counts:
             options = PlanOptions(device=device, variant=variant, num_threads=count)
-            with stdout_kept_clean(), _opened(candidates, options, given, weights) as (all_, arrays):
-                progress("comparing answers")
-                said = {c.name: disagreement(all_[0], c, arrays, tolerances) for c in all_[1:]}
-                good = [c for c in all_ if not said.get(c.name)]
-                part = compare(good, arrays, asked, progress)
-                if "threads" in swept:
-                    part = replace(part, series=tuple(_with_threads(s, count) for s in part.series))
-                parts.append(_Part(part, all_, said, arrays))
-            if part.interrupted:
+            with stdout_kept_clean(), opened_all(candidates, options, given, weights) as opened:
+                found = compare(opened.candidates, opened.feeds, asked, tolerances, progress)
+                parts.append(_Part(opened, found, count))
+            if found.interrupted:
                 break
-        starts: list[ColdStart] = []
-        if cold_start and not part.interrupted:
-            starts = _cold_starts(candidates, parts[-1], device, budget, progress)
-    record = _record(parts, starts, asked, budget)
+        else:
+            if cold_start:
+                starts = cold_starts(opened.paths(), opened.feeds, device, cores, progress)
+    record = _record(parts, starts, asked, cores)
     if output is not None:
         record.write(output)
-    compared = changes(record, before, wanted) if before and wanted else []
+    changed = changes(record, before, wanted) if before else changes_within(record, wanted)
     if as_json:
-        print_json({**record.to_data(), "changes": [encode(change) for change in compared]})
+        print_json({**record.to_data(), "changes": [encode(change) for change in changed]})
     else:
         show_record(record)
         if before is not None:
             show_change(record, before)
-        show_gate(compared)
+        show_gate(changed)
     if record.conditions.interrupted:
         context.exit(130)
-    if any(entry.excluded for entry in record.candidates) or any(change.failed for change in compared):
+    failed = any(change.failed for change in changed)
+    if failed or record.exclusions or any(entry.excluded for entry in record.candidates):
         context.exit(1)
 
 
+def _show(texts: Sequence[str], as_json: bool) -> None:
+    if not all(text.endswith(".json") for text in texts):
+        raise click.UsageError("records are shown, other candidates are measured; give either")
+    found = [read_record(Path(text)) for text in texts]
+    if as_json:
+        print_json({"records": [record.to_data() for record in found]})
+    else:
+        show_records(found, texts)
+
+
+@dataclass(frozen=True)
 class _Part:
     """What was found with one number of threads."""
 
-    def __init__(
-        self, found: Found, candidates: Sequence[Candidate], said: Mapping[str, str | None], feeds: Feeds
-    ) -> None:
-        self.found, self.candidates, self.said, self.feeds = found, candidates, said, feeds
-
-
-@contextmanager
-def _opened(
-    texts: Sequence[str], options: PlanOptions, given: Feeds | None, weights: Path | None
-) -> Iterator[tuple[list[Candidate], Feeds]]:
-    """All candidates, and feeds for them. Graphs come first, because sources may need their feeds."""
-    names = names_of(texts)
-    found: dict[str, Candidate] = {}
-    feeds = given
-    with ExitStack() as stack:
-        for text, name in zip(texts, names, strict=True):
-            if _is_graph(text):
-                found[name] = stack.enter_context(opened(Path(text), options, name))
-                feeds = feeds or example_feeds(open_artifact(Path(text)))
-        known = next(iter(found.values())).signature if found else None
-        for text, name in zip(texts, names, strict=True):
-            if name not in found:
-                candidate, example = stack.enter_context(
-                    _source(text, name, options.num_threads or 1, feeds, weights, known)
-                )
-                found[name], feeds = candidate, feeds or example
-        assert feeds is not None
-        yield [found[name] for name in names], feeds
-
-
-def _is_graph(text: str) -> bool:
-    path = Path(text)
-    return path.suffix in (".onnx", ".infer") or (path / "manifest.json").is_file()
-
-
-@contextmanager
-def _source(
-    text: str,
-    name: str,
-    threads: int,
-    feeds: Feeds | None,
-    weights: Path | None,
-    known: Signature | None,
-) -> Iterator[tuple[Candidate, Feeds]]:
-    """A model in PyTorch, eagerly run, with as many threads as the others."""
-    try:
-        import torch
-
-        from converters.original import original
-    except (ImportError, OSError) as error:
-        raise missing_package("torch", "convert", error) from error
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with original(text, name, feeds, weights) as asked:
-            signature = known or _signature(asked.feeds)
-            described = f"PyTorch {torch.__version__}, eager, cpu, threads {threads}"
-            yield Local(name, described, signature, asked.run), asked.feeds
-    finally:
-        torch.set_num_threads(before)
-
-
-def _signature(feeds: Mapping[str, Array]) -> Signature:
-    """Of a model of which only an example is known: its first axis is taken for the batch."""
-    specs = [
-        TensorSpec(name, array.dtype.name, ("batch", *array.shape[1:]) if array.ndim else ())
-        for name, array in feeds.items()
-    ]
-    return Signature(tuple(specs), ())
-
-
-def _cold_starts(
-    texts: Sequence[str], part: _Part, device: str, threads: int, progress: Progress
-) -> list[ColdStart]:
-    from infer.measure.cold_start import cold_starts
-
-    paths = {name: Path(text) for text, name in zip(texts, names_of(texts), strict=True) if _is_graph(text)}
-    paths = {name: path for name, path in paths.items() if not part.said.get(name)}
-    return cold_starts(paths, part.feeds, device, threads, progress)
+    opened: Opened
+    found: Found
+    threads: int
 
 
 def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, threads: int) -> Record:
-    machine = this_machine()
-    last = parts[-1]
+    machine, last = this_machine(), parts[-1]
+    swept = len({part.threads for part in parts}) > 1 or last.threads != threads
+    series = [
+        replace(each, sizes={**each.sizes, THREADS: part.threads}) if swept else each
+        for part in parts
+        for each in part.found.series
+    ]
+    exclusions = [each for part in parts for each in part.found.exclusions]
+    entries = []
+    for name, described in last.opened.described.items():
+        timed = any(each.candidate == name for each in series)
+        why = [each.reason for each in exclusions if each.candidate == name]
+        reason = last.opened.failed.get(name) or (why[0] if why and not timed else None)
+        entries.append(Entry(name, described, reason))
+    left_out = {entry.name for entry in entries if entry.excluded}
     return Record(
         conditions=Conditions(
-            harness="built-in",
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            harness="built-in",
             seconds=asked.seconds,
             threads=threads,
             noise=max(part.found.noise for part in parts),
+            work_ms=last.found.work_ms,
             interrupted=last.found.interrupted,
             cpu=machine.cpu,
             isa=machine.isa,
@@ -316,8 +266,9 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
             system=machine.system,
             versions=_versions(),
         ),
-        candidates=tuple(Entry(c.name, c.described, last.said.get(c.name)) for c in last.candidates),
-        series=tuple(series for part in parts for series in part.found.series),
+        candidates=tuple(entries),
+        series=tuple(series),
+        exclusions=tuple(each for each in exclusions if each.candidate not in left_out),
         cold_starts=tuple(starts),
     )
 
@@ -325,27 +276,21 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
 def _versions() -> dict[str, str]:
     found = {}
     for package in ("infer-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "torch"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
-
-
-def _with_threads(series: Series, threads: int) -> Series:
-    return replace(series, sizes={**series.sizes, "threads": threads})
 
 
 def _sweep(text: str) -> tuple[str, tuple[int, ...]]:
     match = re.fullmatch(r"([^=]+)=(\d+(?:,\d+)*)", text)
-    if not match or "0" in match[2].split(","):
+    if not match or 0 in map(int, match[2].split(",")):
         raise click.UsageError(f"--sweep '{text}' is not DIM=N,N,…, such as batch=1,2,4,8")
     return match[1], tuple(dict.fromkeys(map(int, match[2].split(","))))
 
 
 def _size(text: str) -> tuple[str, int]:
     match = re.fullmatch(r"([^=]+)=(\d+)", text)
-    if not match:
+    if not match or not int(match[2]):
         raise click.UsageError(f"--size '{text}' is not DIM=N, such as sequence=128")
     return match[1], int(match[2])
 

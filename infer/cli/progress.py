@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import time
@@ -11,6 +12,9 @@ import click
 
 from infer.cli.output import shown
 
+_COUNTDOWN_S = 10.0
+"""Where lines stay, those that differ from the last in their numbers only come this far apart."""
+
 
 class Progress:
     """Called with a sentence at each step; knows how long the work has taken."""
@@ -19,6 +23,7 @@ class Progress:
         self._quiet = quiet
         self._rewrite = sys.stderr.isatty()
         self._start = time.perf_counter()
+        self._last = ("", -_COUNTDOWN_S)
 
     def __enter__(self) -> Progress:
         return self
@@ -32,8 +37,11 @@ class Progress:
             width = shutil.get_terminal_size().columns
             # not to be taken for a colour where those are off
             click.echo(f"\r\x1b[K{line[: width - 1]}", err=True, nl=False, color=True)
-        else:
+            return
+        step, (last, at_s) = re.sub(r"[\d.]+", "", sentence), self._last
+        if step != last or elapsed_s - at_s >= _COUNTDOWN_S:
             click.echo(line, err=True)
+            self._last = (step, elapsed_s)
 
     def __exit__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import click
 
@@ -20,7 +20,10 @@ def show_record(record: Record) -> None:
     conditions = record.conditions
     heading(f"{conditions.cpu}, threads {conditions.threads}, noise ±{conditions.noise:.0%}")
     for entry in record.candidates:
-        click.echo(f"  {shown(entry.name)}: {shown(entry.excluded or entry.described)}")
+        left_out = f"; left out: {entry.excluded}" if entry.excluded else ""
+        click.echo(f"  {shown(entry.name)}: {shown(entry.described + left_out)}")
+    for each in record.exclusions:
+        click.echo(f"  {shown(each.candidate)} was left out at {_at(each.sizes)}: {shown(each.reason)}")
     for key, group in _groups(record.series):
         click.echo()
         heading(key)
@@ -46,10 +49,14 @@ def show_record(record: Record) -> None:
         click.echo("\ninterrupted: these are the rounds that were finished")
 
 
+def _at(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{dim} {n}" for dim, n in sizes.items())
+
+
 def _groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
     found: dict[str, list[Series]] = {}
     for each in series:
-        where = ", ".join(f"{dim} {n}" for dim, n in each.sizes.items())
+        where = _at(each.sizes)
         bound = f", p99 within {each.bound_ms:g} ms" if each.bound_ms is not None else ""
         found.setdefault(f"{each.scenario}{bound}{f': {where}' if where else ''}", []).append(each)
     return list(found.items())
@@ -103,7 +110,7 @@ def show_change(now: Record, before: Record) -> None:
         other = old.get((series.candidate, series.scenario, tuple(sorted(series.sizes.items()))))
         if other is not None:
             ratio = unpaired_ratio(series.medians_ms, other.medians_ms)
-            where = ", ".join(f"{dim} {n}" for dim, n in series.sizes.items())
+            where = _at(series.sizes)
             rows.append([series.candidate, series.scenario, where, f"×{_cell(ratio)}", verdict(ratio)])
     click.echo()
     heading(f"against {before.conditions.created}, measured apart")
@@ -118,7 +125,7 @@ def show_change(now: Record, before: Record) -> None:
 def show_gate(found: Sequence[Change]) -> None:
     """A line for each condition at each point."""
     for change in found:
-        where = ", ".join([change.scenario, *(f"{dim} {n}" for dim, n in change.sizes.items())])
+        where = ", ".join(filter(None, [change.scenario, _at(change.sizes)]))
         said = (
             "fails"
             if change.failed

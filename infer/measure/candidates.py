@@ -13,7 +13,7 @@ from infer.measure.feeds import Feeds
 from infer.measure.queries import Call, Query
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
-from infer.session import open_artifact, open_session
+from infer.session import Session, open_artifact, open_session
 from infer.signature import Array, Signature
 
 Run = Callable[[Mapping[str, Array]], dict[str, Array]]
@@ -44,13 +44,14 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """A candidate in this process; `graph` is the file it runs, if it is one."""
+    """A candidate in this process; `session` and `path` are its own, if it is an artifact or a graph."""
 
     name: str
     described: str
     signature: Signature
     ask: Run
-    graph: Path | None = None
+    session: Session | None = None
+    path: Path | None = None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         return self.ask(feeds)
@@ -76,26 +77,35 @@ def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterato
             f"{plan.variant} on {plan.backend}, {plan.device}, threads {plan.num_threads}",
             session.signature,
             session.run,
-            artifact.file(plan.graph),
+            session,
+            path,
         )
+
+
+def difference(
+    expected: Mapping[str, Array],
+    found: Mapping[str, Array],
+    tolerances: Mapping[str, Tolerance] = TOLERANCES,
+) -> str | None:
+    """The first difference between two candidates' answers beyond `tolerances`, or None.
+
+    Outputs are matched by name, or by place where no name is the same.
+    """
+    if not set(found) & set(expected) and len(found) == len(expected):
+        found = dict(zip(expected, found.values(), strict=True))
+    differences = compare(expected, found, tolerances)
+    return next((str(difference) for difference in differences if not difference.within), None)
 
 
 def disagreement(
     first: Candidate, other: Candidate, feeds: Feeds, tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> str | None:
-    """Why `other` is not to be timed beside `first`: it fails, or its answers differ; None if they agree.
-
-    Outputs are matched by name, or by place where no name is the same.
-    """
-    expected = first.run(feeds)
+    """Why `other` is not to be timed beside `first`: it fails, or answers otherwise; None if they agree."""
     try:
         found = other.run(feeds)
     except InferError as error:
         return str(error)
-    if not set(found) & set(expected) and len(found) == len(expected):
-        found = dict(zip(expected, found.values(), strict=True))
-    differences = compare(expected, found, tolerances)
-    return next((str(difference) for difference in differences if not difference.within), None)
+    return difference(first.run(feeds), found, tolerances)
 
 
 def names_of(paths: Sequence[str]) -> list[str]:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from infer.errors import InputError
-from infer.measure.candidates import Candidate
+from infer.errors import InferError, InputError
+from infer.measure.candidates import Candidate, difference
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.measure.queries import Query
-from infer.measure.record import Series, ServedRate
-from infer.measure.rounds import Progress, Times, take_turns
+from infer.measure.record import Exclusion, Limit, Series, ServedRate
+from infer.measure.rounds import Measured, Progress, Times, take_turns
 from infer.measure.scenarios import (
     MULTI_STREAM_SAMPLES,
     OFFLINE_BATCHES,
+    RATE_STEP,
     SCENARIOS,
-    Probe,
+    Served,
+    built_in_probe,
     fastest_batch,
     highest_rate,
 )
 from infer.measure.statistics import Estimate, mean, paired_ratio, percentiles, verdict
+from infer.parity import Tolerance
+
+LimitOf = Callable[[Candidate, Feeds, float], Limit | None]
+"""How close a query with these feeds and this median latency, in milliseconds, comes to the limit."""
+
+_LONE_QUERIES_S = 2.0
+_SERVED_ROUNDS = 15
+"""Latencies of the server scenario are cut into so many stretches, to be drawn again for intervals."""
 
 
 @dataclass(frozen=True)
@@ -53,39 +63,130 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """Series of all candidates that could be measured, and the noise of the machine meanwhile."""
+    """What was measured, who was left out where, and the machine meanwhile: see `rounds.Measured`."""
 
-    series: tuple[Series, ...]
-    noise: float
-    interrupted: bool
+    series: tuple[Series, ...] = ()
+    exclusions: tuple[Exclusion, ...] = ()
+    noise: float = 0.0
+    work_ms: float = 0.0
+    interrupted: bool = False
 
 
 def compare(
     candidates: Sequence[Candidate],
     feeds: Feeds,
     asked: Asked,
+    tolerances: Mapping[str, Tolerance] | None,
     progress: Progress = lambda _: None,
+    limit_of: LimitOf = lambda *_: None,
 ) -> Found:
-    """Measure candidates whose answers were found to agree; `feeds` fit all of them.
+    """Measure `candidates` with `feeds`, which fit all of them, at every point.
 
-    Raises `FeedError` for sizes that a candidate cannot have, and `ImpossibleBoundError`.
+    At each point they answer first: one that fails, or whose answers differ from the first's by more than
+    `tolerances` (None: they may), is left out there. Ctrl-C ends the measurement; what was finished is
+    returned. Raises `ImpossibleBoundError`.
     """
-    series: list[Series] = []
-    noises: list[float] = []
-    work = list(itertools.product(asked.points(), asked.scenarios))
-    for i, (point, scenario) in enumerate(work):
-        where = ", ".join(f"{name} {size}" for name, size in point.items())
+    found = Found()
+    points = asked.points()
+    steps = len(points) * len(asked.scenarios)
+    for i, point in enumerate(points):
+        try:
+            agreeing, exclusions = _agreeing(candidates, feeds, point, tolerances)
+            found = replace(found, exclusions=(*found.exclusions, *exclusions))
+            for j, scenario in enumerate(asked.scenarios if agreeing else ()):
+                where = "".join(f", {name} {size}" for name, size in point.items())
+                head = f"{i * len(asked.scenarios) + j + 1}/{steps} {scenario}{where}"
+                measure = _server if scenario == "server" else _in_turns
+                told = _headed(progress, head)
+                some = measure(scenario, agreeing, feeds, point, asked, told, limit_of)
+                found = replace(
+                    found,
+                    series=(*found.series, *some.series),
+                    noise=max(found.noise, some.noise),
+                    work_ms=some.work_ms,
+                    interrupted=some.interrupted,
+                )
+                if some.interrupted:
+                    return found
+        except KeyboardInterrupt:
+            if not found.series:
+                raise
+            return replace(found, interrupted=True)
+    return found
 
-        def told(sentence: str, head: str = f"{i + 1} of {len(work)}, {scenario} {where}") -> None:
-            progress(f"{head}: {sentence}")
 
-        measure = _server if scenario == "server" else _in_turns
-        found = measure(scenario, candidates, feeds, point, asked, told)
-        series += found.series
-        noises.append(found.noise)
-        if found.interrupted:
-            return Found(tuple(series), max(noises), True)
-    return Found(tuple(series), max(noises), False)
+def _headed(progress: Progress, head: str) -> Progress:
+    return lambda sentence: progress(f"{head}: {sentence}")
+
+
+def _agreeing(
+    candidates: Sequence[Candidate],
+    feeds: Feeds,
+    point: Mapping[str, int],
+    tolerances: Mapping[str, Tolerance] | None,
+) -> tuple[list[Candidate], list[Exclusion]]:
+    """Those that answer at a point as the first of them does, and the others with the reasons."""
+    agreeing: list[Candidate] = []
+    exclusions: list[Exclusion] = []
+    expected: Feeds | None = None
+    for candidate in candidates:
+        try:
+            found = candidate.run(_one_sample(candidate, feeds, point))
+            reason = None
+            if expected is not None and tolerances is not None:
+                reason = difference(expected, found, tolerances)
+        except InferError as error:
+            reason = str(error)
+        if reason is not None:
+            exclusions.append(Exclusion(candidate.name, dict(point), reason))
+            continue
+        expected = found if expected is None else expected
+        agreeing.append(candidate)
+    return agreeing, exclusions
+
+
+def _one_sample(candidate: Candidate, feeds: Feeds, point: Mapping[str, int]) -> Feeds:
+    """A sample is one row, unless the point says otherwise."""
+    batch = batch_dim(candidate.signature)
+    if batch is None or batch in point or BATCH in point:
+        return resized(candidate.signature, feeds, point)
+    return resized(candidate.signature, feeds, {**point, batch: 1})
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a candidate is asked in a scenario: `query` is `repeat` runs of `feeds`, `samples` in all."""
+
+    query: Query
+    feeds: Feeds
+    repeat: int
+    samples: int
+
+
+def _plan(
+    scenario: str, candidate: Candidate, feeds: Feeds, point: Mapping[str, int], asked: Asked
+) -> _Plan:
+    batch = batch_dim(candidate.signature)
+    one = _one_sample(candidate, feeds, point)
+    if scenario in ("single-stream", "server"):
+        rows = sizes_of(candidate.signature, one).get(batch, 1) if batch else 1
+        return _Plan(candidate.query(one), one, 1, rows)
+    if batch is None:  # a fixed batch: samples one after another
+        count = asked.samples if scenario == "multi-stream" else 1
+        return _Plan(candidate.query(one, count), one, count, count)
+
+    def at(size: int) -> Feeds:
+        return resized(candidate.signature, feeds, {**_without_batch(point, batch), batch: size})
+
+    count = asked.samples
+    if scenario == "offline":
+        fixed = point.get(BATCH, point.get(batch))
+        count = fixed or fastest_batch(lambda size: candidate.run(at(size)), OFFLINE_BATCHES)
+    return _Plan(candidate.query(at(count)), at(count), 1, count)
+
+
+def _without_batch(point: Mapping[str, int], batch: str) -> dict[str, int]:
+    return {name: size for name, size in point.items() if name not in (batch, BATCH)}
 
 
 def _in_turns(
@@ -95,63 +196,31 @@ def _in_turns(
     point: Mapping[str, int],
     asked: Asked,
     progress: Progress,
+    limit_of: LimitOf,
 ) -> Found:
-    queries: dict[str, Query] = {}
-    samples: dict[str, int] = {}
-    for candidate in candidates:
-        queries[candidate.name], samples[candidate.name] = _query(scenario, candidate, feeds, point, asked)
-    measured = take_turns(queries, asked.seconds, progress)
-    first = measured.times[candidates[0].name]
+    plans = {c.name: _plan(scenario, c, feeds, point, asked) for c in candidates}
+    measured = take_turns({name: plan.query for name, plan in plans.items()}, asked.seconds, progress)
+
+    def per_sample(name: str) -> list[float]:
+        return [median / plans[name].samples for median in measured.times[name].medians]
+
+    first = candidates[0].name
     series = []
     for candidate in candidates:
-        times, count = measured.times[candidate.name], samples[candidate.name]
-        ratio = None
-        if candidate is not candidates[0]:
-            per_sample = [median / count for median in times.medians]
-            ratio = paired_ratio(per_sample, [m / samples[candidates[0].name] for m in first.medians])
-        series.append(_series(candidate, scenario, feeds, point, times, count, ratio))
-    return Found(tuple(series), measured.noise, measured.interrupted)
-
-
-def _query(
-    scenario: str, candidate: Candidate, feeds: Feeds, point: Mapping[str, int], asked: Asked
-) -> tuple[Query, int]:
-    """One query of the scenario, and how many samples it has."""
-    batch = batch_dim(candidate.signature)
-    if scenario == "single-stream":
-        given = resized(candidate.signature, feeds, _one(batch, point))
-        count = sizes_of(candidate.signature, given).get(batch, 1) if batch else 1
-        return candidate.query(given), count
-    if batch is None:  # a fixed batch: samples one after another
-        given = resized(candidate.signature, feeds, point)
-        count = asked.samples if scenario == "multi-stream" else 1
-        return candidate.query(given, count), count
-
-    def at(size: int) -> Feeds:
-        return resized(candidate.signature, feeds, {**point, batch: size})
-
-    count = asked.samples
-    if scenario == "offline":
-        tried = {size: at(size) for size in OFFLINE_BATCHES}
-        count = fastest_batch(lambda size: candidate.run(tried[size]))
-    return candidate.query(at(count)), count
-
-
-def _one(batch: str | None, point: Mapping[str, int]) -> dict[str, int]:
-    """A sample is one row, unless the point says otherwise."""
-    if batch is None or batch in point or BATCH in point:
-        return dict(point)
-    return {**point, batch: 1}
+        plan, times = plans[candidate.name], measured.times[candidate.name]
+        each = _series(candidate, scenario, point, times, plan.samples)
+        limit = limit_of(
+            candidate, plan.feeds, float(np.median(np.concatenate(times.rounds))) / plan.repeat
+        )
+        if candidate.name != first:
+            ratio = paired_ratio(per_sample(candidate.name), per_sample(first))
+            each = replace(each, ratio=ratio, verdict=verdict(ratio))
+        series.append(replace(each, limit=limit))
+    return Found(tuple(series), (), measured.noise, measured.work_ms, measured.interrupted)
 
 
 def _series(
-    candidate: Candidate,
-    scenario: str,
-    feeds: Feeds,
-    point: Mapping[str, int],
-    times: Times,
-    samples: int,
-    ratio: Estimate | None,
+    candidate: Candidate, scenario: str, point: Mapping[str, int], times: Times, samples: int
 ) -> Series:
     average = mean(times.rounds)
     return Series(
@@ -168,8 +237,6 @@ def _series(
         quantiles_ms=tuple(np.percentile(np.concatenate(times.rounds), np.arange(101)).tolist()),
         medians_ms=tuple(times.medians),
         stable=times.stable,
-        ratio=ratio,
-        verdict=None if ratio is None else verdict(ratio),
     )
 
 
@@ -180,40 +247,45 @@ def _server(
     point: Mapping[str, int],
     asked: Asked,
     progress: Progress,
+    limit_of: LimitOf,
 ) -> Found:
+    """One candidate after another: the search for a rate is not the same work for all of them."""
     assert asked.bound_ms is not None
-    one = {c.name: _query("single-stream", c, feeds, point, asked)[0] for c in candidates}
-    alone = take_turns(one, min(2.0, asked.seconds), progress)
+    plans = {c.name: _plan(scenario, c, feeds, point, asked) for c in candidates}
+    lone_s = min(_LONE_QUERIES_S, asked.seconds)
+    alone: Measured = take_turns({name: plan.query for name, plan in plans.items()}, lone_s, progress)
     series: list[Series] = []
-    rate_of_first: Estimate | None = None
+    first: Estimate | None = None
     for candidate in candidates:
-        service = np.concatenate(alone.times[candidate.name].rounds)
-        best, tried = highest_rate(
-            one[candidate.name],
-            service,
+        query, times = plans[candidate.name].query, alone.times[candidate.name]
+        served = highest_rate(
+            built_in_probe(query, asked.bound_ms, asked.seconds / 4),
+            np.concatenate(times.rounds),
             asked.bound_ms,
-            asked.seconds / 4,
-            lambda sentence, name=candidate.name: progress(f"{name}, {sentence}"),  # type: ignore[misc]
+            _headed(progress, candidate.name),
         )
-        rate = _between(best, tried)
-        rate_of_first = rate_of_first or rate
-        ratio = None
-        if candidate is not candidates[0]:
-            ratio = Estimate(
-                rate_of_first.value / rate.value,
-                rate_of_first.low / rate.high,
-                rate_of_first.high / rate.low,
-            )
-        times = Times(list(np.array_split(best.latencies, 15)), alone.times[candidate.name].stable)
-        found = _series(candidate, scenario, feeds, point, times, 1, ratio)
-        rates = tuple(ServedRate(p.rate, float(np.median(p.latencies)), p.p99_ms, p.met) for p in tried)
-        series.append(replace(found, throughput=rate, bound_ms=asked.bound_ms, rates=rates))
-    return Found(tuple(series), alone.noise, False)
+        stretches = Times(np.array_split(served.best.latencies, _SERVED_ROUNDS), times.stable)
+        rate = _reached(served, alone.noise)
+        each = replace(
+            _series(candidate, scenario, point, stretches, plans[candidate.name].samples),
+            throughput=rate,
+            bound_ms=asked.bound_ms,
+            rates=tuple(
+                ServedRate(p.rate, float(np.median(p.latencies)), p.p99_ms, p.met) for p in served.tried
+            ),
+        )
+        if first is not None:
+            # time for each sample, as everywhere: the first's rate over this one's
+            ratio = Estimate(first.value / rate.value, first.low / rate.high, first.high / rate.low)
+            each = replace(each, ratio=ratio, verdict=verdict(ratio))
+        first = first or rate
+        series.append(each)
+    return Found(tuple(series), (), alone.noise, alone.work_ms, False)
 
 
-def _between(best: Probe, tried: Sequence[Probe]) -> Estimate:
-    """The rate that met the bound, and the next one tried that broke it: the truth lies between, give or
-    take a step."""
-    broken = [probe.rate for probe in tried if not probe.met]
-    step = min(broken) / best.rate if broken else 1.05
-    return Estimate(best.rate, best.rate / step, best.rate * step)
+def _reached(served: Served, noise: float) -> Estimate:
+    """The rate that met the bound. The truth lies between it and the one that broke it, or, by chance, as
+    far on its other side; and rates were not tried in turns, so the machine's noise counts in full."""
+    rate = served.best.rate
+    step = (served.broken.rate / rate if served.broken else 1 + RATE_STEP) * (1 + noise)
+    return Estimate(rate, rate / step, rate * step)

@@ -55,29 +55,57 @@ def parse_condition(text: str) -> Condition:
 
 
 def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> list[Change]:
-    """Every condition at every point that both records have. Raises `InputError` if they share none."""
+    """Every condition at every point that both records have.
+
+    They were measured apart, so what the machine itself did is not held against a candidate: how much its
+    fixed piece of work changed from one to the other, and how much it spread in each, moves the ends of
+    intervals that much further out. Raises `InputError` if the records have nothing in common, or are of
+    different machines.
+    """
+    here, there = now.conditions, baseline.conditions
+    if (here.cpu, here.cores) != (there.cpu, there.cores):
+        raise InputError(
+            f"the baseline was measured on another machine ({there.cpu}, {there.cores} cores), this is"
+            f" {here.cpu} with {here.cores}; measure the baseline here"
+        )
     before = {_key(series): series for series in baseline.series}
-    found = [
-        _change(series, before[_key(series)], condition)
-        for series in now.series
-        if _key(series) in before
-        for condition in conditions
-    ]
-    if not found:
+    pairs = [(series, before[_key(series)]) for series in now.series if _key(series) in before]
+    if conditions and not pairs:
         raise InputError(
             "the baseline has none of the measured candidates, scenarios and sizes; it has"
             f" {'; '.join(sorted({f'{s.candidate}, {s.scenario}' for s in baseline.series}))}"
         )
-    return found
+    drift = math.log(here.work_ms / there.work_ms)
+    spread = math.hypot(math.log1p(here.noise), math.log1p(there.noise))
+    machine = (min(drift, 0.0) - spread, max(drift, 0.0) + spread)
+    return [_change(new, old, condition, machine) for new, old in pairs for condition in conditions]
+
+
+def changes_within(record: Record, conditions: Sequence[Condition]) -> list[Change]:
+    """Every condition of each candidate against the first, which took turns with it."""
+    first = record.candidates[0].name if record.candidates else ""
+    of_first = {_key(series)[1:]: series for series in record.series if series.candidate == first}
+    pairs = [
+        (series, of_first[_key(series)[1:]])
+        for series in record.series
+        if series.candidate != first and _key(series)[1:] in of_first
+    ]
+    return [_change(new, old, condition, (0.0, 0.0)) for new, old in pairs for condition in conditions]
 
 
 def _key(series: Series) -> tuple[object, ...]:
     return series.candidate, series.scenario, tuple(sorted(series.sizes.items())), series.bound_ms
 
 
-def _change(now: Series, before: Series, condition: Condition) -> Change:
+_Machine = tuple[float, float]
+"""The logarithms between which the machine alone may have changed how long things take."""
+
+
+def _change(now: Series, before: Series, condition: Condition, machine: _Machine) -> Change:
     new, old = _metric(now, condition.metric), _metric(before, condition.metric)
-    ratio = _ratio(new, old)
+    if condition.metric == "throughput":  # a slower machine gives less
+        machine = (-machine[1], -machine[0])
+    ratio = _ratio(new, old, machine)
     edge = 1 + condition.percent / 100
     if condition.percent >= 0:
         failed, possible = ratio.low > edge, ratio.high > edge
@@ -86,7 +114,7 @@ def _change(now: Series, before: Series, condition: Condition) -> Change:
     return Change(now.candidate, now.scenario, now.sizes, condition, ratio, failed, possible and not failed)
 
 
-def _ratio(new: Estimate, old: Estimate) -> Estimate:
+def _ratio(new: Estimate, old: Estimate, machine: _Machine) -> Estimate:
     """Of two that were measured apart: on a log scale, distances to the ends add like errors do.
 
     Source: Zou and Donner 2008, "Construction of confidence limits about effect measures", MOVER.
@@ -94,7 +122,9 @@ def _ratio(new: Estimate, old: Estimate) -> Estimate:
     middle = math.log(new.value / old.value)
     down = math.hypot(math.log(new.value / new.low), math.log(old.high / old.value))
     up = math.hypot(math.log(new.high / new.value), math.log(old.value / old.low))
-    return Estimate(math.exp(middle), math.exp(middle - down), math.exp(middle + up))
+    # had the machine become slower by itself, as much of the ratio would be the machine's
+    low, high = middle - down - machine[1], middle + up - machine[0]
+    return Estimate(math.exp(middle), math.exp(low), math.exp(high))
 
 
 def _metric(series: Series, name: str) -> Estimate:

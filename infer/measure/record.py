@@ -37,7 +37,8 @@ class Conditions:
 
     Attributes:
         harness: "built-in", or "LoadGen 6.0 (unofficial)".
-        noise: the spread of a fixed piece of work, 0.05 for ±5 %.
+        noise: the spread of a fixed piece of work's times, 0.05 for ±5 %.
+        work_ms: its median, which tells how fast the machine was.
         peaks: of the machine, for each number of threads that was used; empty if not measured.
     """
 
@@ -46,6 +47,7 @@ class Conditions:
     seconds: float
     threads: int
     noise: float
+    work_ms: float
     interrupted: bool
     cpu: str
     isa: tuple[str, ...]
@@ -58,11 +60,20 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Entry:
-    """A candidate; `excluded` says why it was not timed."""
+    """A candidate; `excluded` says why it was not timed anywhere."""
 
     name: str
     described: str
     excluded: str | None = None
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Why a candidate was not timed at a point: it failed there, or its answers differ from the others'."""
+
+    candidate: str
+    sizes: dict[str, int]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,7 @@ class Record:
     conditions: Conditions
     candidates: tuple[Entry, ...]
     series: tuple[Series, ...]
+    exclusions: tuple[Exclusion, ...] = ()
     cold_starts: tuple[ColdStart, ...] = ()
     profiles: tuple[Profile, ...] = ()
     waterfalls: tuple[Waterfall, ...] = ()

@@ -28,6 +28,7 @@ _TURN_S = 0.02
 _MAX_QUERIES = 500
 """The most queries in a turn: each one's latency is kept."""
 
+_TOLD_EVERY_S = 0.5
 _STABLE = 0.03
 _WARM_UP_S = 3.0
 _WORK = bytes(2**18)
@@ -51,10 +52,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Measured:
-    """Times of each candidate; `noise` is the spread of the fixed work, 0.05 for ±5 %."""
+    """Times of each candidate.
+
+    Attributes:
+        noise: the spread of the fixed work's times, 0.05 for ±5 %.
+        work_ms: their median, which tells how fast the machine was meanwhile.
+    """
 
     times: Mapping[str, Times]
     noise: float
+    work_ms: float
     interrupted: bool
 
 
@@ -74,13 +81,16 @@ def take_turns(
     rng = np.random.default_rng(0)
     work: list[float] = []
     interrupted = False
+    told = -_TOLD_EVERY_S
     start = time.perf_counter()
     try:
         while len(work) < MAX_ROUNDS:
             passed = time.perf_counter() - start
             if passed >= seconds and len(work) >= MIN_ROUNDS:
                 break
-            progress(_left(passed, seconds, len(work)))
+            if passed - told >= _TOLD_EVERY_S:
+                told = passed
+                progress(_left(passed, seconds, len(work)))
             worked = _work_ms()
             found = {name: queries[name].turn(lengths[name]) for name in rng.permutation(list(queries))}
             for name, latencies in found.items():
@@ -92,12 +102,12 @@ def take_turns(
         for each in times.values():
             del each.rounds[len(work) :]
         interrupted = True
-    return Measured(times, spread(work), interrupted)
+    return Measured(times, spread(work), float(np.median(work)), interrupted)
 
 
 def _left(passed: float, seconds: float, rounds: int) -> str:
     left = max(seconds - passed, (MIN_ROUNDS - rounds) * passed / rounds if rounds else 0.0)
-    return f"round {rounds + 1}, about {left:.0f} s left"
+    return f"about {left:.0f} s left"
 
 
 def _warm_up(query: Query) -> tuple[float, bool]:

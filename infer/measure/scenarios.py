@@ -11,6 +11,7 @@ results are unofficial.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,12 @@ SCENARIOS = {"single-stream": "p90", "multi-stream": "p99", "server": "p99", "of
 MULTI_STREAM_SAMPLES = 8
 OFFLINE_BATCHES = (1, 2, 4, 8, 16, 32)
 
-_MIN_QUERIES = 200
-_RATE_STEP = 0.05
+MIN_QUERIES = 200
+"""Of a probe of the server scenario: two lie beyond the 99th percentile."""
+
+RATE_STEP = 0.05
+_OUTWARD = 1.4
+_MAX_OUTWARD = 12
 
 
 class ImpossibleBoundError(InferError):
@@ -46,57 +51,82 @@ class Probe:
     met: bool
 
 
-def highest_rate(
-    query: Query,
-    service_ms: Array,
-    bound_ms: float,
-    seconds: float,
-    progress: Callable[[str], None] = lambda _: None,
-    seed: int = 0,
-) -> tuple[Probe, list[Probe]]:
-    """The highest rate whose 99th percentile stays within `bound_ms`, and all rates tried.
+@dataclass(frozen=True)
+class Served:
+    """What the server scenario found: the best rate that meets the bound, the lowest that breaks it, None
+    if none did, and every rate tried, in order."""
 
-    `service_ms` are latencies of lone queries. A simulated queue with these says where to begin; the
-    rate is then raised until the bound is broken, or lowered until it is met, in steps of 5 %, each of
-    which is run for at least `seconds` with the same arrivals, scaled. Raises `ImpossibleBoundError`.
-    """
-    alone = _p99(service_ms)
-    if alone > bound_ms:
-        raise ImpossibleBoundError(
-            f"no rate has a 99th percentile within {bound_ms:g} ms: that of a lone query is {alone:.3g} ms;"
-            f" the best bound that can be met is a little above it"
-        )
-    rng = np.random.default_rng(seed)
-    tried: list[Probe] = []
+    best: Probe
+    broken: Probe | None
+    tried: tuple[Probe, ...]
+
+
+def built_in_probe(
+    query: Query, bound_ms: float, seconds: float, seed: int = 0
+) -> Callable[[float], Probe]:
+    """Serves one rate for `seconds`, with the same arrivals each time, scaled."""
 
     def probe(rate: float) -> Probe:
-        progress(f"{rate:.4g} samples a second")
-        count = max(_MIN_QUERIES, int(seconds * rate))
+        count = max(MIN_QUERIES, int(seconds * rate))
         gaps = np.random.default_rng(seed).exponential(size=count)
         latencies = query.serve(np.cumsum(gaps) / rate)
         p99 = _p99(latencies)
-        tried.append(Probe(rate, latencies, p99, p99 <= bound_ms))
+        return Probe(rate, latencies, p99, p99 <= bound_ms)
+
+    return probe
+
+
+def highest_rate(
+    probe: Callable[[float], Probe],
+    service_ms: Array,
+    bound_ms: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Served:
+    """The highest rate whose 99th percentile stays within `bound_ms`, to 5 %.
+
+    `service_ms` are latencies of lone queries: a simulated queue with these says where to begin. The rate
+    grows or shrinks until the bound lies between two rates, and halved in between, on a log scale.
+    Raises `ImpossibleBoundError`.
+    """
+    tried: list[Probe] = []
+
+    def ask(rate: float) -> Probe:
+        progress(f"serving {rate:.4g} samples a second")
+        tried.append(probe(rate))
         return tried[-1]
 
-    rate = _simulated_rate(service_ms, bound_ms, rng)
-    best = probe(rate)
-    step = 1 + _RATE_STEP if best.met else 1 / (1 + _RATE_STEP)
-    while len(tried) < 40:
-        rate *= step
-        found = probe(rate)
-        if found.met != best.met:
-            return (found if found.met else best), tried
-        best = found
-    if best.met:
-        return best, tried
-    raise ImpossibleBoundError(
-        f"no rate down to {rate:.3g} samples a second has a 99th percentile within {bound_ms:g} ms; the"
-        f" best seen is {min(p.p99_ms for p in tried):.3g} ms"
-    )
+    rate = _simulated_rate(service_ms, bound_ms)
+    # at a rate of a tenth of what can be served, hardly any query waits for another
+    least = 100.0 / float(service_ms.mean())
+    met: Probe | None = None
+    broken: Probe | None = None
+    while met is None or (broken is None and len(tried) < _MAX_OUTWARD):
+        if rate < least:
+            break
+        found = ask(rate)
+        if found.met:
+            met, rate = found, rate * _OUTWARD
+        else:
+            broken, rate = found, rate / _OUTWARD
+    if met is None:
+        best = min([_p99(service_ms), *(p.p99_ms for p in tried)])
+        raise ImpossibleBoundError(
+            f"no rate has a 99th percentile within {bound_ms:g} ms; the best reachable is {best:.3g} ms,"
+            f" that of {'lone queries' if best == _p99(service_ms) else 'the lowest rate tried'}"
+        )
+    while broken is not None and broken.rate / met.rate > 1 + RATE_STEP:
+        found = ask(math.sqrt(met.rate * broken.rate))
+        if found.met:
+            met = found
+        else:
+            broken = found
+    return Served(met, broken, tuple(tried))
 
 
-def _simulated_rate(service_ms: Array, bound_ms: float, rng: np.random.Generator) -> float:
-    """The highest rate at which a queue with these service times meets the bound, by bisection."""
+def _simulated_rate(service_ms: Array, bound_ms: float) -> float:
+    """The highest rate at which a queue with these service times meets the bound, by bisection; half the
+    rate that it could serve if none does."""
+    rng = np.random.default_rng(0)
     service = rng.choice(service_ms, 20_000) / 1e3
     gaps = rng.exponential(size=len(service))
     low, high = 0.0, 1 / float(service.mean())
@@ -106,7 +136,7 @@ def _simulated_rate(service_ms: Array, bound_ms: float, rng: np.random.Generator
             low = rate
         else:
             high = rate
-    return low or high / 2
+    return low or 0.5e3 / float(service_ms.mean())
 
 
 def waited(gaps: Array, service: Array) -> Array:

@@ -1,0 +1,136 @@
+"""Comparisons of candidates whose latencies are known beforehand."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from infer.errors import FeedError, InputError
+from infer.measure.comparison import Asked, Found, compare
+from infer.measure.queries import Call
+from infer.measure.rounds import MIN_ROUNDS, take_turns
+from infer.measure.scenarios import ImpossibleBoundError
+from infer.parity import TOLERANCES
+from tests.simulated import FEEDS, Simulated
+
+SHORT = Asked(seconds=0.0)
+
+
+def compared(*candidates: Simulated, asked: Asked = SHORT) -> Found:
+    return compare(candidates, FEEDS, asked, TOLERANCES)
+
+
+def test_a_planted_difference_is_found_and_a_lack_of_one_is_too() -> None:
+    """20 % slower is "slower" by about that; the same is never called faster or slower."""
+    found = compared(Simulated("a"), Simulated("b", 1.2, seed=1), Simulated("c", 1.0, seed=2))
+    ratios = {series.candidate: series for series in found.series}
+    assert ratios["a"].ratio is None
+    assert ratios["b"].verdict == "slower"
+    assert ratios["b"].ratio is not None
+    assert ratios["b"].ratio.value == pytest.approx(1.2, rel=0.02)
+    assert ratios["c"].verdict in ("alike", "undecided")
+
+
+def test_who_answers_otherwise_or_fails_is_left_out_where_it_does() -> None:
+    """A wrong answer is never timed; one that fails at a size is timed at the others."""
+    asked = Asked(seconds=0.0, sweep={"batch": (1, 4)})
+    found = compared(Simulated("a"), Simulated("wrong", error=0.5), Simulated("small", most=2), asked=asked)
+    assert {(s.candidate, s.sizes["batch"]) for s in found.series} == {("a", 1), ("a", 4), ("small", 1)}
+    reasons = {(e.candidate, e.sizes["batch"]): e.reason for e in found.exclusions}
+    assert set(reasons) == {("wrong", 1), ("wrong", 4), ("small", 4)}
+    assert "outside the tolerance" in reasons["wrong", 1]
+    assert reasons["small", 4] == "at most 2 rows"
+
+
+def test_offline_takes_each_candidates_best_batch() -> None:
+    """With 1 ms a call and nothing for a row, 32 rows at once are best, and throughput is 32,000/s."""
+    (series,) = compared(Simulated("a"), asked=Asked(("offline",), seconds=0.0)).series
+    assert series.samples in (1, 2, 4, 8, 16, 32)
+    assert series.throughput.value == pytest.approx(1e3 * series.samples, rel=0.05)
+
+
+def test_multi_stream_asks_all_samples_at_once() -> None:
+    """A query of 8 samples of 0.5 ms, and 1 ms for itself, takes 5 ms."""
+    (series,) = compared(
+        Simulated("a", 1.0, 0.5), asked=Asked(("multi-stream",), seconds=0.0, samples=8)
+    ).series
+    assert series.samples == 8
+    assert series.latency_ms["p50"].value == pytest.approx(5.0, rel=0.02)
+
+
+def test_the_server_scenario_compares_rates() -> None:
+    """Half the service time serves about twice the rate within ten service times."""
+    asked = Asked(("server",), seconds=2.0, bound_ms=20.0)
+    slow, fast = compared(Simulated("slow", 2.0), Simulated("fast", 1.0, seed=1), asked=asked).series
+    assert slow.bound_ms == fast.bound_ms == 20.0
+    assert fast.throughput.value > 1.7 * slow.throughput.value
+    assert fast.ratio is not None
+    assert fast.ratio.value < 0.6
+    assert {rate.met for rate in fast.rates} == {True, False}
+    assert fast.latency_ms["p99"].value <= 20.0
+
+
+def test_scenarios_and_bounds_that_cannot_be_are_refused() -> None:
+    """Before anything is measured."""
+    with pytest.raises(InputError, match="no scenario 'fastest'; choose from single-stream, multi-stream"):
+        Asked(("fastest",))
+    with pytest.raises(InputError, match="needs a latency bound"):
+        Asked(("server",))
+    with pytest.raises(ImpossibleBoundError, match="best reachable"):
+        compared(Simulated("a"), asked=Asked(("server",), bound_ms=0.1, seconds=1.0))
+
+
+def test_an_unknown_dim_is_an_error_of_every_candidate() -> None:
+    """All are left out, with the dims that there are."""
+    found = compared(Simulated("a"), asked=Asked(seconds=0.0, sizes={"length": 3}))
+    assert found.series == ()
+    assert "no dim 'length' that may vary; there is batch" in found.exclusions[0].reason
+    assert FeedError  # what `resized` raises
+
+
+def test_candidates_take_turns_in_every_round() -> None:
+    """Each is asked in each round, in an order that changes, so that none always comes after another."""
+    log: list[str] = []
+
+    def logged(name: str) -> Call:
+        return Call(lambda: log.append(name) or time.sleep(0.021))  # type: ignore[func-returns-value]
+
+    measured = take_turns({"a": logged("a"), "b": logged("b")}, 0.0)
+    assert [len(times.rounds) for times in measured.times.values()] == [MIN_ROUNDS, MIN_ROUNDS]
+    turns = log[-2 * MIN_ROUNDS :]
+    pairs = {tuple(turns[i : i + 2]) for i in range(0, len(turns), 2)}
+    assert pairs == {("a", "b"), ("b", "a")}
+
+
+def test_an_interrupt_keeps_the_rounds_that_were_finished() -> None:
+    """Ctrl-C in the middle of a round: those before it count, for both candidates alike."""
+    calls = 0
+
+    def interrupted() -> None:
+        nonlocal calls
+        calls += 1
+        time.sleep(0.021)
+        if calls == 12:
+            raise KeyboardInterrupt
+
+    measured = take_turns({"a": Call(lambda: time.sleep(0.021)), "b": Call(interrupted)}, 60.0)
+    assert measured.interrupted
+    lengths = {len(times.rounds) for times in measured.times.values()}
+    assert len(lengths) == 1
+    assert 3 <= lengths.pop() < 12
+
+
+def test_an_interrupt_at_a_later_point_keeps_the_earlier_ones() -> None:
+    """What was measured at the first point is returned."""
+
+    class Stubborn(Simulated):
+        def run(self, feeds: object) -> dict[str, np.ndarray]:
+            if len(feeds["x"]) == 4:  # type: ignore[index]
+                raise KeyboardInterrupt
+            return super().run(feeds)  # type: ignore[arg-type]
+
+    found = compared(Stubborn("a"), asked=Asked(seconds=0.0, sweep={"batch": (1, 2, 4, 8)}))
+    assert found.interrupted
+    assert [series.sizes["batch"] for series in found.series] == [1, 2]

@@ -1,0 +1,93 @@
+"""The server scenario's queue and search, against queueing theory."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+
+from infer.measure.queries import Call
+from infer.measure.scenarios import (
+    MIN_QUERIES,
+    ImpossibleBoundError,
+    Probe,
+    built_in_probe,
+    fastest_batch,
+    highest_rate,
+    waited,
+)
+from tests.simulated import SimulatedQuery
+
+
+def test_a_simulated_queue_follows_the_pollaczek_khinchine_formula() -> None:
+    """Mean time in an M/D/1 queue of load r with service time 1 is 1 + r / (2 (1 - r))."""
+    rng = np.random.default_rng(0)
+    for load in (0.3, 0.6, 0.8):
+        times = waited(rng.exponential(1 / load, 400_000), np.ones(400_000))
+        assert times.mean() == pytest.approx(1 + load / (2 * (1 - load)), rel=0.03)
+
+
+def test_latencies_of_served_queries_include_the_queue() -> None:
+    """Ten queries that are due at once are answered one after another: the last waits for nine."""
+    latencies = Call(lambda: time.sleep(0.01)).serve(np.zeros(10))
+    assert (np.diff(latencies) >= 9.9).all()
+    assert latencies[-1] >= 100
+
+
+def test_the_search_finds_the_rate_that_theory_gives() -> None:
+    """In an M/M/1 queue time in the system is exponential with rate mu - lambda, so the 99th percentile is
+    ln(100) / (mu - lambda): with mu = 1000/s and a bound of 20 ms, lambda is 1000 - ln(100) / 0.02."""
+    rng = np.random.default_rng(0)
+
+    def probe(rate: float) -> Probe:
+        latencies = 1e3 * waited(rng.exponential(1 / rate, 100_000), rng.exponential(1e-3, 100_000))
+        p99 = float(np.percentile(latencies, 99))
+        return Probe(rate, latencies, p99, p99 <= 20)
+
+    service_ms = rng.exponential(1.0, 2000)
+    served = highest_rate(probe, service_ms, 20.0)
+    truth = 1000 - math.log(100) / 0.02
+    assert served.broken is not None
+    assert served.best.rate < served.broken.rate <= 1.05 * served.best.rate
+    assert served.best.rate == pytest.approx(truth, rel=0.07)
+    assert all(p.met == (p.p99_ms <= 20) for p in served.tried)
+
+
+def test_an_impossible_bound_says_the_best_reachable() -> None:
+    """A lone query takes 5 ms, so no rate meets 1 ms, and that is found in few probes."""
+    query = SimulatedQuery(5.0, 0)
+    asked = []
+
+    def probe(rate: float) -> Probe:
+        asked.append(rate)
+        return built_in_probe(query, 1.0, 0.5)(rate)
+
+    with pytest.raises(ImpossibleBoundError, match=r"within 1 ms; the best reachable is 5\.\d"):
+        highest_rate(probe, query.turn(500), 1.0)
+    assert len(asked) < 6
+
+
+def test_a_probe_asks_at_least_so_often_that_two_queries_lie_beyond_the_percentile() -> None:
+    """Few queries a second are served for longer, and arrivals are Poisson: gaps with a spread of 1."""
+    due: list[np.ndarray] = []
+
+    class Recorded(SimulatedQuery):
+        def serve(self, due_s: np.ndarray) -> np.ndarray:
+            due.append(due_s)
+            return super().serve(due_s)
+
+    probe = built_in_probe(Recorded(1.0, 0), 10.0, 1.0)
+    probe(10.0)
+    probe(3000.0)
+    assert [len(each) for each in due] == [MIN_QUERIES, 3000]
+    gaps = np.diff(due[1])
+    assert gaps.mean() == pytest.approx(1 / 3000, rel=0.05)
+    assert gaps.std() / gaps.mean() == pytest.approx(1.0, abs=0.05)
+
+
+def test_the_fastest_batch_is_that_of_the_highest_throughput() -> None:
+    """Time grows faster than the batch beyond 4; larger batches that fail are not looked at."""
+    cost = {1: 4.0, 2: 4.0, 4: 4.0, 8: 20.0}
+    assert fastest_batch(lambda size: time.sleep(cost[size] / 1e3), (1, 2, 4, 8)) == 4
