@@ -43,16 +43,16 @@ def test_percentiles_are_those_of_all_queries(values: list[float], size: int) ->
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    """Of 200 samples with drift from round to round, 95 % intervals of the median hold the true one in at
+    """Of 100 samples with drift from round to round, 95 % intervals of the median hold the true one in at
     least 85 %: rounds, not single queries, are drawn again. Drawing queries would hold it in about 20 %."""
     rng = np.random.default_rng(0)
     held = 0
-    for _ in range(200):
+    for _ in range(100):
         drift = rng.normal(0.0, 0.1, 30)
         rounds = [np.exp(rng.normal(d, 0.02, 50)) for d in drift]
         estimate = percentiles(rounds)["p50"]
         held += estimate.low <= 1.0 <= estimate.high
-    assert held >= 170
+    assert held >= 85
 
 
 def test_the_mean_is_over_queries() -> None:

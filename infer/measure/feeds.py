@@ -8,6 +8,7 @@ import numpy as np
 
 from infer.artifact import Artifact
 from infer.errors import FeedError
+from infer.guard import Guard
 from infer.signature import Array, Signature, TensorSpec
 
 Feeds = dict[str, Array]
@@ -46,7 +47,8 @@ def sizes_of(signature: Signature, feeds: Mapping[str, Array]) -> dict[str, int]
 def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str, int]) -> Feeds:
     """`feeds` with each dim that `sizes` names cut, or repeated, to its size.
 
-    The batch may be called "batch". Raises `FeedError` for a dim that the signature lacks or limits.
+    The batch may be called "batch". Raises `FeedError` for feeds that do not fit the signature, and for a
+    dim that it lacks or limits.
     """
     wanted = dict(sizes)
     batch = batch_dim(signature)
@@ -66,7 +68,7 @@ def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str
             raise FeedError(
                 f"'{name}' cannot be {size}; it may be {signature.limits.get(name, '1 or more')}"
             )
-    found = dict(feeds)
+    found: Feeds = dict(Guard(signature).admit(feeds))
     for spec in signature.inputs:
         for axis, dim in enumerate(spec.dims):
             if isinstance(dim, str) and dim in wanted:
