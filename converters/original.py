@@ -44,9 +44,10 @@ def original_task(
 
 @dataclass(frozen=True)
 class Original:
-    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's."""
+    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's; `on` says what runs it."""
 
     described: str
+    on: str
     feeds: dict[str, Array]
     run: Run
 
@@ -57,10 +58,12 @@ def original(
     name: str,
     feeds: Mapping[str, Array] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    num_threads: int | None = None,
 ) -> Iterator[Original]:
     """`source`, which is what `converters.convert` takes, ready to be asked in PyTorch.
 
-    `feeds` are the example of a model that does not say what it takes. Raises `ConversionError`.
+    `feeds` are the example of a model that does not say what it takes; `num_threads` is how many threads
+    a run may use, torch's own choice by default. Raises `ConversionError`.
     """
     example = {n: torch.from_numpy(array) for n, array in (feeds or {}).items()}
     request = SourceRequest(
@@ -79,8 +82,19 @@ def original(
             return {n: to_numpy(t, n) for n, t in zip(flat.output_names, outputs, strict=True)}
 
         shown = {n: to_numpy(t, n) for n, t in zip(flat.input_names, flat.example, strict=True)}
-        with pristine(flat.module):
-            yield Original(opened.described, shown, run)
+        with pristine(flat.module), _threads(num_threads):
+            on = f"PyTorch {torch.__version__}, eager, cpu, threads {torch.get_num_threads()}"
+            yield Original(opened.described, on, shown, run)
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _needs_example(source: Any) -> bool:

@@ -95,20 +95,11 @@ def _source(
 ) -> Iterator[tuple[Candidate, Feeds]]:
     """A model in PyTorch, eagerly run, with as many threads as the others."""
     try:
-        import torch
-
         from converters.original import original
     except (ImportError, OSError) as error:
         raise missing_package("torch", "convert", error) from error
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with original(text, name, feeds, weights) as asked:
-            signature = known or _signature(asked.feeds)
-            described = f"PyTorch {torch.__version__}, eager, cpu, threads {threads}"
-            yield Local(name, described, signature, asked.run), asked.feeds
-    finally:
-        torch.set_num_threads(before)
+    with original(text, name, feeds, weights, threads) as asked:
+        yield Local(name, asked.on, known or _signature(asked.feeds), asked.run), asked.feeds
 
 
 def _signature(feeds: Mapping[str, Array]) -> Signature:
