@@ -44,7 +44,7 @@ def original_task(
 
 @dataclass(frozen=True)
 class Original:
-    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's; `on` says what runs it."""
+    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's, `on` is what runs it."""
 
     described: str
     on: str
