@@ -10,7 +10,9 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test slow check wheel-test clean
+BENCHMARK := $(BIN)/python -m pytest bench -q --benchmark-only --benchmark-storage=file://bench/results/hot-paths
+
+.PHONY: demo test slow check wheel-test bench bench-save clean
 
 demo: $(INSTALLED)  ## convert, prove and run three real models
 	$(BIN)/python -m bench.demo
@@ -26,6 +28,12 @@ check: $(INSTALLED)  ## style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+bench: $(INSTALLED)  ## time the hot paths, beside the newest saved run
+	$(BENCHMARK) $(if $(wildcard bench/results/hot-paths),--benchmark-compare)
+
+bench-save: $(INSTALLED)  ## time the hot paths, and save the run
+	$(BENCHMARK) --benchmark-autosave
 
 # The slow tests against the built wheel, in a folder where the sources are not.
 wheel-test: $(INSTALLED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,12 @@ import torch
 
 import converters
 import infer
-from bench.timing import interleave
 from bench.zoo import efficientnet_lite0, feed_forward, minilm
 from infer.cli.convert import report
 from infer.cli.progress import Progress
+from infer.measure.queries import Call
+from infer.measure.rounds import take_turns
+from infer.measure.statistics import paired_ratio
 
 
 def main(folder: Path) -> None:
@@ -51,7 +52,7 @@ def show_feed_forward(folder: Path) -> None:
         click.echo(f"answer    held-out accuracy {correct:.3f} on {len(results)} patients; the first:")
         indent(session.task.describe(results[0]))
         x = example["x"][:1]
-        against_torch(session, model, {"x": x}, calls=200)
+        against_torch(session, model, {"x": x})
 
 
 def show_efficientnet(folder: Path) -> None:
@@ -103,9 +104,7 @@ def convert(source: Any, output: Path, **options: Any) -> infer.Artifact:
     return artifact
 
 
-def against_torch(
-    session: infer.Session, model: torch.nn.Module, feeds: dict[str, torch.Tensor], calls: int = 1
-) -> None:
+def against_torch(session: infer.Session, model: torch.nn.Module, feeds: dict[str, torch.Tensor]) -> None:
     """Both on the same feeds, in turns, with the same threads; answers are compared first."""
     arrays = {name: tensor.numpy() for name, tensor in feeds.items()}
     ours = session.rebuild(session.run(arrays))
@@ -121,11 +120,12 @@ def against_torch(
         with torch.inference_mode():
             return model(**feeds)
 
-    candidates: dict[str, Callable[[], object]] = {"torch": run_torch, "infer": lambda: session.run(arrays)}
-    timing = interleave(candidates, calls=calls)
-    torch_ms, infer_ms = timing.median_ms["torch"], timing.median_ms["infer"]
+    measured = take_turns({"torch": Call(run_torch), "infer": Call(lambda: session.run(arrays))}, 2.0)
+    torch_ms, infer_ms = measured.times["torch"].medians, measured.times["infer"].medians
+    gain = paired_ratio(torch_ms, infer_ms)
     click.echo(
-        f"latency   PyTorch {torch_ms:.3f} ms, infer {infer_ms:.3f} ms: ×{1 / timing.ratio['infer']:.2f}"
+        f"latency   PyTorch {np.median(torch_ms):.3g} ms, infer {np.median(infer_ms):.3g} ms:"
+        f" ×{gain.value:.2f} ({gain.low:.2f}–{gain.high:.2f})"
         f" (medians, batch 1, {session.plan.num_threads} threads each)"
     )
 

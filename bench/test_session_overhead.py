@@ -1,7 +1,6 @@
 """pytest-benchmark: what `Session.run` costs on a net too small to hide it, beside raw ONNX Runtime.
 
-python -m pytest bench/test_session_overhead.py --benchmark-only
-python -m bench.test_session_overhead       # interleaved, prints the ratio
+python -m bench.test_session_overhead       # the two in turns, prints the ratio
 """
 
 from __future__ import annotations
@@ -18,8 +17,10 @@ import torch
 
 import converters
 import infer
-from bench.timing import interleave
 from bench.zoo.feed_forward import FeedForward
+from infer.measure.queries import Call
+from infer.measure.rounds import take_turns
+from infer.measure.statistics import paired_ratio
 
 X = np.random.default_rng(0).standard_normal((1, 10)).astype(np.float32)
 
@@ -59,17 +60,22 @@ def test_raw_onnxruntime(benchmark: Any, sessions: tuple[infer.Session, Any]) ->
 
 
 def main() -> None:
-    """Interleaved, because a machine drifts: 61 rounds of 500 calls each."""
+    """Interleaved, because a machine drifts."""
     with tempfile.TemporaryDirectory() as folder:
         session, raw = make(Path(folder))
         with session:
-            timing = interleave(
-                {"raw": lambda: raw.run(None, {"x": X}), "infer": lambda: session.run({"x": X})},
-                rounds=61,
-                calls=500,
+            measured = take_turns(
+                {
+                    "raw": Call(lambda: raw.run(None, {"x": X})),
+                    "infer": Call(lambda: session.run({"x": X})),
+                },
+                10.0,
             )
-    for name, median_ms in timing.median_ms.items():
-        print(f"{name:<6} {median_ms * 1e3:6.2f} µs  ×{timing.ratio[name]:.2f}")
+    medians = {name: times.medians for name, times in measured.times.items()}
+    for name, each in medians.items():
+        ratio = paired_ratio(each, medians["raw"])
+        interval = f"{ratio.low:.3f}–{ratio.high:.3f}"
+        print(f"{name:<6} {np.median(each) * 1e3:6.2f} µs  ×{ratio.value:.3f} ({interval})")
 
 
 if __name__ == "__main__":
