@@ -432,7 +432,7 @@ def test_hit_rate_and_ndcg_are_those_of_their_definitions(folder: Path, tmp_path
         (["i5", "i99"], "row 2 holds out 'i99', which is no item of the model"),
         (["i5", []], "row 2 holds out nothing"),
         (["i5", [{}]], "row 2 holds out {}, which is no item"),
-        (["i5"], "has 2 users, but held-out items of 1"),
+        (["i5"], "the data 'x' has 2 inputs, but answers for 1"),
     ],
 )
 def test_held_out_items_must_be_items_that_can_be_recommended(

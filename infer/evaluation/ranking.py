@@ -9,8 +9,7 @@ from typing import Any
 
 from infer.errors import InputError
 from infer.evaluation import Dataset, Evaluation, Progress, gather
-from infer.evaluation.tables import column, columns_named, read_records
-from infer.npz import load_npz
+from infer.evaluation.tables import column, columns_named, read_arrays, read_records
 from infer.tasks.recommendation import best
 
 TOP = 10
@@ -23,10 +22,7 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
     """A .csv or .jsonl with the columns `user` and `item`, a row for each held-out item; further columns
     are the user's. Or an .npz with `users` and `items`, of the same length."""
     if path.suffix == ".npz":
-        arrays = load_npz(path)
-        if not {"users", "items"} <= arrays.keys():
-            raise InputError(f"'{path}' must hold 'users' and 'items', but holds {', '.join(arrays)}")
-        users, items = arrays["users"].tolist(), arrays["items"].tolist()
+        users, items = (array.tolist() for array in read_arrays(path, "users", "items"))
         if len(users) != len(items):
             raise InputError(
                 f"'{path}' has {len(users)} users and {len(items)} items; it must have as many"
@@ -50,11 +46,6 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
 def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
     """Among the ten best of all items a user has not seen: the share of users with a held-out item there
     (HitRate@10), and how high it ranks (NDCG@10: Järvelin and Kekäläinen 2002, gains of 0 and 1)."""
-    if len(dataset.expected) != len(dataset.inputs):
-        raise InputError(
-            f"the data has {len(dataset.inputs)} users, but held-out items of {len(dataset.expected)}; it"
-            f" must have as many"
-        )
     wanted = [
         _held_out(task, user, expected, row)
         for row, (user, expected) in enumerate(zip(dataset.inputs, dataset.expected, strict=True), 1)
