@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
 
 def show_feed_forward(folder: Path) -> None:
     """The 10-5-2 net on patients it has not seen."""
-    title("1. A 10-5-2 feed-forward net, trained now on breast cancer data")
+    title("1. A 10-5-2 feed-forward net, trained here on breast cancer data")
     model, example = feed_forward.build()
     artifact = convert(
         model, folder / "feed-forward.infer", example_inputs=example, task=feed_forward.task()

@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from converters.adopt import adopt_graph
 from converters.convert import convert_source
 from converters.options import ConvertOptions
-from converters.sources import SourceRequest, open_source
+from converters.sources import SourceRequest, as_tensors, open_source
 from infer.artifact import Artifact
 from infer.errors import ConversionError
 from infer.manifest import TaskSpec
@@ -66,7 +63,7 @@ def convert(
     )
     request = SourceRequest(
         source=source,
-        example_inputs=_tensors(example_inputs),
+        example_inputs=as_tensors(example_inputs),
         weights=None if weights is None else Path(weights),
         task=task,
         files={key: Path(path) for key, path in (files or {}).items()},
@@ -79,14 +76,3 @@ def convert(
         except OSError as error:
             raise ConversionError(f"cannot write '{output}': {error.strerror or error}") from error
     return convert_source(open_source(request), Path(output), options, tell)
-
-
-def _tensors(value: Any) -> Any:
-    """`value` with its numpy arrays as tensors, at whatever depth."""
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(value)
-    if isinstance(value, Mapping):
-        return {key: _tensors(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_tensors(item) for item in value)
-    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -150,11 +151,29 @@ def quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.redirect_stderr(io.StringIO()):
+            with contextlib.redirect_stderr(io.StringIO()), _native_output_dropped():
                 warnings.simplefilter("ignore")
                 yield
     finally:
         logging.disable(level)
+
+
+@contextlib.contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """TorchScript's exporter prints warnings, and the whole graph it failed on, past Python's streams."""
+    kept: dict[int, int] = {}
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            with contextlib.suppress(OSError):  # it is closed
+                kept[number] = os.dup(number)
+                os.dup2(nowhere, number)
+        os.close(nowhere)
+        yield
+    finally:
+        for number, stream in kept.items():
+            os.dup2(stream, number)
+            os.close(stream)
 
 
 def why(error: BaseException) -> str:

@@ -151,6 +151,11 @@ def _flatten(value: Any, path: str, leaves: list[tuple[str, torch.Tensor]], take
         value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         prefix = f"{path}." if path else ""
+        if len({str(key) for key in value}) < len(value):
+            raise ConversionError(
+                f"the model returns a dict whose keys are the same as text ({', '.join(map(repr, value))}),"
+                f" and an artifact keeps keys as text; wrap the model so that it returns other keys"
+            )
         return {
             "dict": {
                 str(key): _flatten(item, f"{prefix}{key}", leaves, taken) for key, item in value.items()

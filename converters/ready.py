@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
 
 from converters.scaffolding import copied, fold, has_compiled_parts, has_computed_weights
 from converters.source import Source
+from infer.errors import ConversionError
 
 
 @contextmanager
@@ -18,20 +21,28 @@ def ready(source: Source) -> Iterator[Source]:
     """`source` ready to be asked, with a note for whatever had to change.
 
     The caller's own module is in its former mode again afterwards, and its weights are
-    never touched.
+    never touched. Raises `ConversionError` for a module whose weights do not exist yet.
 
     Gradients are off because attention takes another kernel, with another memory layout, where a
     mask needs one, as a trained relative position bias does. torch.export records the layout of one
     and the ONNX exporter decomposes with that of the other: "Cannot view a tensor with shape …".
     """
     module, notes = source.module, list(source.notes)
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    if shapeless := [name for name, p in weights if is_lazy(p)]:
+        raise ConversionError(
+            f"{source.described} has weights without a shape yet ({', '.join(shapeless[:4])}), because its"
+            f" lazy layers were never called; load trained weights into it (--weights) first"
+        )
     halves = {
         str(t.dtype).removeprefix("torch.")
         for t in (*module.parameters(), *module.buffers())
         if t.dtype in (torch.float16, torch.bfloat16)
     }
     computed = has_computed_weights(module)
-    if halves or computed:
+    # a lazy layer becomes an ordinary one when it is first called, which changes its class
+    lazy = any(isinstance(part, LazyModuleMixin) for part in module.modules())
+    if halves or computed or lazy:
         module = copied(module)
     if halves:
         module = module.float()
@@ -45,6 +56,9 @@ def ready(source: Source) -> Iterator[Source]:
         module.eval()
     if computed:
         notes.append(fold(module))
+    if lazy:
+        with torch.no_grad(), suppress(Exception):  # if it fails, it will be asked again, and that be said
+            module(*source.args, **source.kwargs)
     trained = [p for p in module.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

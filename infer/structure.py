@@ -6,7 +6,7 @@ A structure is one of
     null                            None
     {"tuple": [structure, …]}       also named tuples
     {"list": [structure, …]}
-    {"dict": {key: structure, …}}   also dataclasses and ModelOutputs, by field
+    {"dict": {key: structure, …}}   also dataclasses and ModelOutputs, by field; other keys as their text
     {"value": number | str | bool}  a constant the model returns beside its tensors
 """
 

@@ -43,6 +43,20 @@ class Falls(nn.Module):
     def forward(self, x):
         raise RuntimeError("shapes do not match")
 
+def no_example():
+    return Net(), 5
+
+class Lazy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.LazyLinear(2)
+    def forward(self, x):
+        return self.fc(x)
+
+class Keys(nn.Module):
+    def forward(self, x):
+        return {1: x * 2, "1": x * 3}
+
 def slow():
     open("started", "w").close()
     time.sleep(60)
@@ -137,6 +151,9 @@ CONVERT: dict[str, tuple[str, tuple[str, ...]]] = {
     "missing import": ("needs.py:net", ("No module named 'a_package_nobody_has'", "install what it needs")),
     "missing module": ("no_such_package.models:Net", ("cannot import 'no_such_package.models'",)),
     "a builtin": ("builtins:dict", ("returned a dict",)),
+    "no example": ("source.py:no_example", ("example inputs of source.py:no_example are a int", "a dict")),
+    "lazy weights": ("source.py:Lazy --input x=2x2", ("shape yet (fc.weight, fc.bias)", "--weights")),
+    "keys alike": ("source.py:Keys --input x=2x2", ("keys are the same as text (1, '1')", "other keys")),
     "no inputs": ("source.py:Net", ("needs example inputs", "--input x=")),
     "unknown input": ("source.py:Net --input y=2x2", ("'y'",)),
     "unknown dynamic": ("source.py:Net --input x=2x2 --dynamic y:0=n", ("'y'", "the inputs are x")),

@@ -192,6 +192,56 @@ def test_python_file_with_a_factory(tmp_path: Path, source_file: Callable[[str],
     assert str(artifact.manifest.inputs[0]) == "input: float32[batch, 3]"
 
 
+@pytest.mark.parametrize("example", ["{'input': x}", "(x,)", "x"])
+def test_a_factory_may_give_numpy_examples(
+    tmp_path: Path, source_file: Callable[[str], Path], example: str
+) -> None:
+    """Example inputs of a factory may be numpy arrays, by name, in order, or one alone."""
+    path = source_file(
+        "import numpy as np\n"
+        "x = np.ones((2, 3), np.float32)\n"
+        f"def build():\n    return nn.Linear(3, 2), {example}\n"
+    )
+    artifact = converters.convert(f"{path}:build", tmp_path / "l.infer")
+    assert str(artifact.manifest.inputs[0]) == "input: float32[batch, 3]"
+
+
+def test_arrays_that_torch_has_no_tensors_of_are_named(tmp_path: Path) -> None:
+    """Big-endian examples are read as the numbers they are; texts are refused."""
+    big = X.numpy().astype(">f4")
+    artifact = converters.convert(models.TwoLayers(), tmp_path / "b.infer", example_inputs={"x": big})
+    _, feeds, _ = next(artifact.golden())
+    np.testing.assert_array_equal(feeds["x"], X[:1])
+    with pytest.raises(ConversionError, match="torch has no tensors of"):
+        converters.convert(models.TwoLayers(), tmp_path / "t.infer", example_inputs={"x": np.array(["a"])})
+
+
+def test_lazy_layers_with_weights_convert(tmp_path: Path, source_file: Callable[[str], Path]) -> None:
+    """Lazy layers take their shapes from the weights' file, and are ordinary ones from then on."""
+    path = source_file("def build():\n    return nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())\n")
+    trained = nn.Sequential(nn.Linear(10, 2), nn.BatchNorm1d(2)).eval()
+    torch.save(trained.state_dict(), tmp_path / "w.pt")
+    converters.convert(
+        f"{path}:build", tmp_path / "l.infer", weights=tmp_path / "w.pt", example_inputs={"input": X}
+    )
+    with infer.load(tmp_path / "l.infer") as session:
+        np.testing.assert_allclose(
+            session.run({"input": X.numpy()})["output"], expected(trained, X), atol=1e-6
+        )
+
+
+def test_exporters_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Torch's native code prints the graph that an exporter failed on; the reason in one line is enough."""
+
+    class Unknown(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.linalg.eigvalsh(x)
+
+    with pytest.raises(ConversionError, match="torchscript at opset 18: the export failed"):
+        converters.convert(Unknown(), tmp_path / "u.infer", example_inputs=(torch.eye(3)[None] * 2,))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_weights_from_a_file(tmp_path: Path, source_file: Callable[[str], Path], suffix: str) -> None:
     """A class and its weights, as safetensors or as a data-parallel checkpoint in a training dict."""

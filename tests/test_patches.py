@@ -87,6 +87,19 @@ def adaptive_pool() -> nn.Module:
     return nn.AdaptiveAvgPool2d((3, 5))
 
 
+def causal_mask_check() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(3, 1, 8, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def encode(encoder: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        encoded: torch.Tensor = encoder(tokens, mask=mask)
+        return encoded
+
+    return Calls(encode, encoder)
+
+
 def same_padding() -> nn.Module:
     mobilenet = _model("mobilenet_v1")
     return Calls(
@@ -175,6 +188,7 @@ CASES: dict[str, Callable[[], nn.Module]] = {
     "open-linspace": open_linspace,
     "float-minus-int": float_minus_int,
     "adaptive-pool": adaptive_pool,
+    "causal-mask-check": causal_mask_check,
     "same-padding": same_padding,
     "swin-patch-padding": swin_patch_padding,
     "swin-window-padding": swin_window_padding,

@@ -395,25 +395,31 @@ def test_a_model_that_scores_other_items_is_refused(folder: Path) -> None:
 
 
 def test_hit_rate_and_ndcg_are_those_of_their_definitions(folder: Path, tmp_path: Path) -> None:
-    """With one or several held-out items: scikit-learn's ndcg_score of unseen items, and counting."""
+    """With one or several held-out items: scikit-learn's ndcg_score of unseen items, and counting; the same
+    of what is popular, if the artifact knows."""
     task = recommender(folder)
     held_out = {
         0: [expected(0)[2]],
         1: [expected(1)[0], expected(1, count=12)[11]],
-        2: ["i4", "i17"],
+        2: ["i4", "i24"],
         3: ["i8"],
     }
-    gains, hits = [], []
+    gains, hits, popular_gains, popular_hits = [], [], [], []
     for user, items in held_out.items():
         left = [i for i in range(ITEMS) if i not in SEEN[user]]
         truth = [[float(f"i{i}" in items) for i in left]]
         gains.append(ndcg_score(truth, [[SCORES[user, i] for i in left]], k=10))
         hits.append(any(item in expected(user, count=10) for item in items))
+        popular_gains.append(ndcg_score(truth, [left], k=10))  # popularity rises with the place
+        popular_hits.append(any(f"i{i}" in items for i in left[-10:]))
     assert 0 < sum(hits) < len(hits)
     found = evaluate_task(task, Dataset("x", [f"u{i}" for i in held_out], list(held_out.values())))
     assert found.count == 4
     assert found.metrics["hit_rate_at_10"] == pytest.approx(np.mean(hits))
     assert found.metrics["ndcg_at_10"] == pytest.approx(np.mean(gains), rel=1e-12)
+    assert 0 < sum(popular_hits) < len(popular_hits)
+    assert found.metrics["popularity_hit_rate_at_10"] == pytest.approx(np.mean(popular_hits))
+    assert found.metrics["popularity_ndcg_at_10"] == pytest.approx(np.mean(popular_gains), rel=1e-12)
     rows = [(f"u{user}", item) for user, items in held_out.items() for item in items]
     pd.DataFrame(rows, columns=["user_id", "film"]).to_csv(tmp_path / "x.csv", index=False)
     users, items = (np.array(side, object) for side in zip(*rows, strict=True))
@@ -432,7 +438,7 @@ def test_hit_rate_and_ndcg_are_those_of_their_definitions(folder: Path, tmp_path
         (["i5", "i99"], "row 2 holds out 'i99', which is no item of the model"),
         (["i5", []], "row 2 holds out nothing"),
         (["i5", [{}]], "row 2 holds out {}, which is no item"),
-        (["i5"], "has 2 users, but held-out items of 1"),
+        (["i5"], "the data 'x' has 2 inputs, but answers for 1"),
     ],
 )
 def test_held_out_items_must_be_items_that_can_be_recommended(
@@ -538,6 +544,7 @@ def test_trained_recommenders_beat_popularity(name: str, tmp_path: Path) -> None
         baseline = popular(movielens.data())
         assert baseline == pytest.approx({"hit_rate_at_10": 0.086, "ndcg_at_10": 0.045}, abs=0.003)
         for metric, value in baseline.items():
+            assert found[f"popularity_{metric}"] == pytest.approx(value, rel=1e-9)
             assert found[metric] > 1.1 * value
         stranger = {"age": 9, "gender": "F", "occupation": "student"}
         if name == "dlrm":  # knows users by their columns, too

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_curve
 from transformers import audio_utils
 
 import converters
@@ -134,6 +135,23 @@ def test_one_voice_is_told_from_another(artifact: Path) -> None:
         assert same.similarity == pytest.approx(task.compare(reader[2], reader[0]), abs=1e-6)
         first, second = session([reader[0], reader[2]])
         assert same.similarity == pytest.approx(float(first @ second), abs=1e-6)
+
+
+def test_the_zoos_threshold_was_chosen_on_other_recordings(artifact: Path) -> None:
+    """It is where both errors are equally frequent on two recordings of each voice, and the data it is
+    judged on has none of their samples."""
+    chosen, voices = zoo.pieces(range(2))
+    with infer.load(artifact) as session:
+        vectors = session(chosen)
+    first, second = np.triu_indices(len(chosen), 1)
+    scores = np.sum(vectors[first] * vectors[second], axis=1)
+    same = np.array(voices)[first] == np.array(voices)[second]
+    wrong, right, thresholds = roc_curve(same, scores, drop_intermediate=False)
+    assert thresholds[np.argmin(np.abs(wrong - (1 - right)))] == pytest.approx(zoo.THRESHOLD, abs=5e-3)
+    known = {samples.tobytes() for samples, _ in chosen}
+    judged = {samples.tobytes() for pair in zoo.dataset().inputs for samples, _ in pair}
+    assert len(judged) > 10
+    assert not known & judged
 
 
 def test_vectors_do_not_depend_on_their_company(artifact: Path) -> None:

@@ -634,7 +634,7 @@ def test_regression_is_evaluated_against_true_values(regressor: Path, tmp_path: 
         for wrong, words in (
             ([[1.0, 2.0], [1.0, "x"]], "row 2, target 'size' must be a finite number, but is 'x'"),
             ([[1.0, 2.0], [1.0]], "row 2 has 1 targets, but the model gives weight, size"),
-            ([[1.0, 2.0]], "the data has 2 rows, but targets for 1"),
+            ([[1.0, 2.0]], "the data 'x' has 2 inputs, but answers for 1"),
         ):
             with pytest.raises(InputError, match=words):
                 evaluate_task(session.task, Dataset("x", [[1, 2, 3]] * 2, wrong))

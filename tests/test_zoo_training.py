@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from bench.zoo.training import fit, trained
+import bench.zoo
+from bench.zoo import training
+from bench.zoo.training import fit, kept_at, sources, trained
 
 TRAININGS: list[int] = []
 
@@ -42,3 +44,21 @@ def test_training_is_repeatable_and_done_once(tmp_path: Path, monkeypatch: pytes
     assert len(TRAININGS) == 2
     for state in states[1:]:
         assert all(torch.equal(state[name], states[0][name]) for name in state)
+
+
+def test_weights_are_kept_for_the_data_and_model_they_belong_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of anything that a training imports from the zoo is another place in the cache."""
+    zoo = Path(bench.zoo.__file__).parent
+    names = {path.name for path in sources(zoo / "unet_nuclei_3d.py")}
+    assert names == {"unet_nuclei_3d.py", "unet_nuclei.py", "unet.py", "training.py", "debian.py"}
+    assert {"movielens.py", "ncf.py"} <= {path.name for path in sources(zoo / "ncf.py")}
+    assert {"minilm.py", "sentiment.py"} <= {path.name for path in sources(zoo / "sentiment.py")}
+    monkeypatch.setenv("INFER_ZOO_CACHE", str(tmp_path))
+    before = kept_at(train, "")
+    assert kept_at(train, "") == before
+    changed = tmp_path / "training.py"
+    changed.write_text(Path(training.__file__).read_text() + "\n")
+    monkeypatch.setattr(training, "__file__", str(changed))
+    assert kept_at(train, "") != before

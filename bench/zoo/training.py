@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,9 +32,10 @@ def trained(make: Callable[[], Model], train: Callable[[Model], None]) -> Model:
     """What `make` makes, in eval mode, with the weights that `train` gives it, from the cache if they are
     there.
 
-    The key covers the file that `train` is in, so that changing it trains again.
+    The key covers the file that `train` is in and what it imports of the zoo, so that changing the model,
+    the data's split or the training trains again: weights of another split may have seen the test data.
     """
-    path = _place(train, ".safetensors")
+    path = kept_at(train, ".safetensors")
     torch.manual_seed(0)  # the first weights are part of the training
     model = make()
     if path.exists():
@@ -50,7 +52,7 @@ def trained_folder(train: Callable[[Path], None]) -> Path:
 
     The key is that of `trained`.
     """
-    path = _place(train, "")
+    path = kept_at(train, "")
     if not path.is_dir():
         torch.manual_seed(0)
         with tempfile.TemporaryDirectory(dir=cache()) as scratch:
@@ -60,10 +62,28 @@ def trained_folder(train: Callable[[Path], None]) -> Path:
     return path
 
 
-def _place(train: Callable[..., None], ending: str) -> Path:
+def kept_at(train: Callable[..., None], ending: str) -> Path:
+    """Where the cache has what `train` makes. The path changes with the files that `trained` speaks of."""
     file = Path(inspect.getfile(train))
-    key = hashlib.sha256(file.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    return cache() / f"{file.stem}-{train.__name__}-{key}{ending}"
+    key = hashlib.sha256(torch.__version__.encode())
+    for source in sources(file):
+        key.update(source.read_bytes())
+    return cache() / f"{file.stem}-{train.__name__}-{key.hexdigest()[:16]}{ending}"
+
+
+def sources(file: Path) -> list[Path]:
+    """`file`, this file, and the files of the zoo that these import, and theirs."""
+    found: list[Path] = []
+    waiting = [file, Path(__file__)]
+    while waiting:
+        source = waiting.pop()
+        if source not in found and source.is_file():
+            found.append(source)
+            names = re.findall(
+                r"^from bench\.zoo(?:\.| import )(\w+)", source.read_text("utf-8"), re.MULTILINE
+            )
+            waiting += [Path(__file__).with_name(f"{name}.py") for name in names]
+    return sorted(found)
 
 
 def fit(

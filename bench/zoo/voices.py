@@ -7,7 +7,6 @@ try the way from sound to label, and says nothing about how well voices are told
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 import transformers
 
 from bench.zoo.recordings import SAMPLE_RATE, cards, librivox
-from bench.zoo.training import cache, fit, trained
+from bench.zoo.training import cache, fit, kept_at, trained
 from infer.evaluation import Dataset
 from infer.signature import Array
 
@@ -30,8 +29,8 @@ FRAMES = 98  # of 25 ms, every 10 ms: what one second holds
 
 
 def folder() -> Path:
-    """A transformers folder: config, weights and feature extractor, kept until this file changes."""
-    path = cache() / f"voices-{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
+    """A transformers folder: config, weights and feature extractor, kept as long as the weights are."""
+    path = kept_at(train, "")
     if not path.exists():
         model = trained(_model, train)
         transformers.utils.logging.disable_progress_bar()

@@ -19,6 +19,7 @@ import torch
 
 from converters.patches.adaptive_pool import ADAPTIVE_POOL
 from converters.patches.attention_mask_rows import attention_mask_rows
+from converters.patches.causal_mask_check import CAUSAL_MASK_CHECK
 from converters.patches.float_minus_int import FLOAT_MINUS_INT
 from converters.patches.grouped_mm import grouped_mm
 from converters.patches.mobilevit_patches import MOBILEVIT_PATCHES, MOBILEVITV2_PATCHES
@@ -40,6 +41,7 @@ TORCH_PATCHES: tuple[TorchPatch, ...] = (
     OPEN_LINSPACE,
     FLOAT_MINUS_INT,
     ADAPTIVE_POOL,
+    CAUSAL_MASK_CHECK,
     SAME_PADDING,
     SWIN_PATCHES,
     SWIN_WINDOWS,

@@ -4,7 +4,8 @@ A function of torch is replaced by a function mode, which sees every call of it,
 assignment: torch keeps tables of its own functions, made when they are first asked for, and a
 table made during an export would hold the replacement for the rest of the process. (`torch.device`
 as a context then misses `torch.tensor`, and models loaded later start from memory that nobody
-filled.) Functions of other packages are replaced by assignment.
+filled.) Functions of other packages are replaced by assignment, and so are those of torch.nn.modules,
+which no table holds and no function mode sees.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class _Replaced(TorchFunctionMode):
 
 
 def _is_torchs(owner: Any) -> bool:
-    return getattr(owner, "__module__", owner.__name__).partition(".")[0] == "torch"
+    name = f"{getattr(owner, '__module__', owner.__name__)}."
+    return name.startswith("torch.") and not name.startswith("torch.nn.modules.")
 
 
 def _places(target: str) -> Iterator[tuple[Any, str]]:

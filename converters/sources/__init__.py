@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from converters.source import Source
@@ -67,6 +68,23 @@ def open_source(request: SourceRequest) -> Source:
                 files={**source.files, **request.files},
             )
     raise ConversionError(_unknown(request.source))
+
+
+def as_tensors(value: Any) -> Any:
+    """`value` with its numpy arrays as tensors, at whatever depth. Raises `ConversionError`."""
+    if isinstance(value, np.ndarray):
+        try:
+            return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+        except TypeError as error:
+            raise ConversionError(
+                f"an example input is an array of {value.dtype}, which torch has no tensors of; give one"
+                f" of numbers"
+            ) from error
+    if isinstance(value, Mapping):
+        return {key: as_tensors(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return type(value)(as_tensors(item) for item in value)
+    return value
 
 
 def _unknown(source: Any) -> str:

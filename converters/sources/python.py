@@ -20,7 +20,7 @@ import torch
 from converters.flat import parameter_names
 from converters.scaffolding import unwrap
 from converters.source import Source
-from converters.sources import SourceRequest
+from converters.sources import SourceRequest, as_tensors
 from converters.sources.weights import load_weights
 from infer.errors import ConversionError
 
@@ -72,7 +72,7 @@ def make_source(request: SourceRequest, module: Any, described: str, example: An
     notes += stripped
     if request.weights is not None:
         notes += load_weights(module, request.weights)
-    given = example if request.example_inputs is None else request.example_inputs
+    given = as_tensors(example) if request.example_inputs is None else request.example_inputs
     if given is None:
         names = parameter_names(module) or ["x"]
         raise ConversionError(
@@ -82,6 +82,11 @@ def make_source(request: SourceRequest, module: Any, described: str, example: An
         )
     if isinstance(given, torch.Tensor):
         given = (given,)
+    if not isinstance(given, (Mapping, list, tuple)):
+        raise ConversionError(
+            f"the example inputs of {described} are a {type(given).__name__}; give a tensor, a list of the"
+            f" arguments of forward, or a dict of them by name"
+        )
     args, kwargs = ((), dict(given)) if isinstance(given, Mapping) else (tuple(given), {})
     return Source(
         name=request.name,

@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+
 from infer.errors import InputError
 from infer.session import Session
 from infer.signature import Array
 from infer.tasks.rows import Join, Part, answer_parts
+from infer.tasks.table import rows_of
 
 Progress = Callable[[str], None]
 
@@ -110,10 +113,34 @@ def read_dataset(task: Any, path: Path, columns: Mapping[str, str] | None = None
 
 
 def evaluate_task(task: Any, dataset: Dataset, progress: Progress = lambda _: None) -> Evaluation:
-    """Metrics of a task, whatever runs its graph: a session, or the PyTorch original."""
-    if not dataset.inputs:
+    """Metrics of a task, whatever runs its graph: a session, or the PyTorch original.
+
+    Raises `InputError`.
+    """
+    # lists, so that arrays and data frames will do
+    dataset = Dataset(dataset.name, list(rows_of(dataset.inputs)), list(dataset.expected))
+    count, answers = len(dataset.inputs), len(dataset.expected)
+    if not count:
         raise InputError(f"the data '{dataset.name}' is empty")
+    if count != answers:
+        raise InputError(
+            f"the data '{dataset.name}' has {count} inputs, but answers for {answers}; it must have one for"
+            f" each"
+        )
     return _evaluator(task).measure(task, dataset, progress)
+
+
+def numbers(rows: Sequence[Array]) -> Array:
+    """What the model gives for each input, as one array. Raises `InputError` if it is NaN somewhere: no
+    metric can count that."""
+    found = np.stack(rows)
+    if np.isnan(found).any():
+        first = int(np.isnan(found).reshape(len(found), -1).any(axis=1).argmax())
+        raise InputError(
+            f"the model's answer for input {first + 1} is NaN, which no metric can count; is there NaN in"
+            f" the input, or infinity in the model?"
+        )
+    return np.asarray(found)
 
 
 def gather(

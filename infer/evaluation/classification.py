@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infer.errors import InputError, missing_package
-from infer.evaluation import ClassMetrics, Dataset, Evaluation, Progress, gather
-from infer.evaluation.tables import column, columns_named, read_records
-from infer.npz import load_npz
+from infer.evaluation import ClassMetrics, Dataset, Evaluation, Progress, gather, numbers
+from infer.evaluation.tables import column, columns_named, read_arrays, read_records
 from infer.signature import Array
 from infer.tasks.labels import Classes
 
@@ -28,18 +28,18 @@ _INPUTS = {
 }
 """Columns that usually hold the input. A row of a table is itself the input of the tabular tasks."""
 
+_ROUNDED = 1e-3  # so far from 1 may the probabilities of an input add up, for what float16 rounds
+
 
 def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
     """A folder with a folder of files for each class; a .csv or .jsonl with a column for the label (several
     are joined by `|`), and for pairs of texts one called text_pair; or an .npz with `inputs` and
-    `labels`."""
+    `labels`, of shape (inputs,), or (inputs, classes) of 0 and 1."""
     if path.is_dir():
         inputs, labels = _class_folders(path)
     elif path.suffix == ".npz":
-        arrays = load_npz(path)
-        if not {"inputs", "labels"} <= arrays.keys():
-            raise InputError(f"'{path}' must hold 'inputs' and 'labels', but holds {', '.join(arrays)}")
-        inputs, labels = list(arrays["inputs"]), arrays["labels"].tolist()
+        arrays = read_arrays(path, "inputs", "labels")
+        inputs, labels = list(arrays[0]), list(arrays[1])
     else:
         inputs, labels = _table(path, task.setting.name, columns)
     return Dataset(path.name, inputs, labels)
@@ -70,24 +70,43 @@ def _table(path: Path, task: str, columns: Mapping[str, str]) -> tuple[list[Any]
 
 def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
     """With softmax: accuracy, top-5 accuracy, precision, recall, F1 (of the second class if there are two,
-    else the mean over classes), ROC AUC, log loss. With sigmoid, where an input may have
-    several labels: F1 and the like, average precision, and the share of inputs with all labels right."""
+    else the mean over classes), ROC AUC, log loss; the last two only of scores that are probabilities.
+    With sigmoid, where an input may have several labels: F1 and the like, average precision, and the
+    share of inputs with all labels right. A single class with sigmoid is two: it, and not it."""
     classes: Classes = task.classes
     scored = gather(task, dataset, lambda outputs, _: list(task.scores(outputs)), progress, classes.join)
-    scores = np.stack(scored)
-    many = classes.activation == "sigmoid" and scores.shape[1] > 1
-    compare = _several_labels if many else _one_label
-    metrics, per_class, confusion = compare(classes, scores, dataset)
-    return Evaluation(task.setting.name, dataset.name, len(scores), metrics, per_class, confusion)
+    scores = numbers(scored)
+    if scores.shape[1] == 1:
+        if classes.activation != "sigmoid":
+            raise InputError(
+                "the model gives one number an input, which tells no classes apart; with the activation"
+                " 'sigmoid' it is the probability of a class, and for values there is tabular-regression"
+            )
+        compared = _one_label(*_two_classes(classes, scores), dataset)
+    elif classes.activation == "sigmoid":
+        compared = _several_labels(classes, scores, dataset)
+    else:
+        compared = _one_label(classes, scores, scores.argmax(axis=1), dataset)
+    return Evaluation(task.setting.name, dataset.name, len(scores), *compared)
 
 
 _Compared = tuple[dict[str, float], tuple[ClassMetrics, ...], tuple[tuple[int, ...], ...]]
 
 
-def _one_label(classes: Classes, scores: Array, dataset: Dataset) -> _Compared:
+def _two_classes(classes: Classes, scores: Array) -> tuple[Classes, Array, Array]:
+    """A single class with its opposite before it, the scores of both, and which each input was called."""
+    labels = tuple(name for label in classes.labels for name in (f"not {label}", label))
+    called = scores[:, 0] >= _threshold(classes)
+    return replace(classes, labels=labels), np.hstack([1.0 - scores, scores]), called.astype(np.int64)
+
+
+def _threshold(classes: Classes) -> float:
+    return 0.5 if classes.threshold is None else classes.threshold
+
+
+def _one_label(classes: Classes, scores: Array, called: Array, dataset: Dataset) -> _Compared:
     count = scores.shape[1]
-    truth = np.array([_index(classes, label, count, i) for i, label in enumerate(dataset.expected)])
-    called = scores.argmax(axis=1)
+    truth = np.array([_only(classes, label, count, i) for i, label in enumerate(dataset.expected)])
     everything = list(range(count))
     precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
         truth, called, labels=everything, zero_division=0.0
@@ -100,13 +119,16 @@ def _one_label(classes: Classes, scores: Array, dataset: Dataset) -> _Compared:
         metrics["top5_accuracy"] = float(np.mean((best == truth[:, None]).any(axis=1)))
     for name, values in (("precision", precision), ("recall", recall), ("f1", f1)):
         metrics[name] = float(values[1] if count == 2 else values[present].mean())
-    if present.all():
-        metrics["roc_auc"] = float(
-            sklearn_metrics.roc_auc_score(truth, scores[:, 1])
-            if count == 2
-            else sklearn_metrics.roc_auc_score(truth, scores, multi_class="ovr", labels=everything)
-        )
-    metrics["log_loss"] = float(sklearn_metrics.log_loss(truth, scores, labels=everything))
+    sums = scores.sum(axis=1)
+    if (scores >= 0).all() and np.allclose(sums, 1.0, atol=_ROUNDED):
+        shares = scores / sums[:, None]  # float32's probabilities add up to 1 but for rounding
+        if present.all():
+            metrics["roc_auc"] = float(
+                sklearn_metrics.roc_auc_score(truth, shares[:, 1])
+                if count == 2
+                else sklearn_metrics.roc_auc_score(truth, shares, multi_class="ovr", labels=everything)
+            )
+        metrics["log_loss"] = float(sklearn_metrics.log_loss(truth, shares, labels=everything))
     return (
         metrics,
         _per_class(classes, precision, recall, f1, support),
@@ -117,9 +139,10 @@ def _one_label(classes: Classes, scores: Array, dataset: Dataset) -> _Compared:
 def _several_labels(classes: Classes, scores: Array, dataset: Dataset) -> _Compared:
     truth = np.zeros(scores.shape, bool)
     for i, label in enumerate(dataset.expected):
-        for each in _labels_of(label):
-            truth[i, _index(classes, each, scores.shape[1], i)] = True
-    called = scores >= (0.5 if classes.threshold is None else classes.threshold)
+        truth[i, _places(classes, label, scores.shape[1], i)] = True
+    if not truth.any():
+        raise InputError(f"no input of the data '{dataset.name}' has a label; some must have one")
+    called = scores >= _threshold(classes)
     precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
         truth, called, zero_division=0.0
     )
@@ -136,10 +159,38 @@ def _several_labels(classes: Classes, scores: Array, dataset: Dataset) -> _Compa
     return metrics, _per_class(classes, precision, recall, f1, support), ()
 
 
-def _labels_of(label: Any) -> Sequence[Any]:
-    if isinstance(label, str):
-        return [part for part in label.split("|") if part]
-    return label if isinstance(label, (list, tuple)) else [label]
+def _only(classes: Classes, label: Any, count: int, row: int) -> int:
+    """The place of the one class that an input has."""
+    if not isinstance(label, (list, tuple, np.ndarray)):
+        return _index(classes, label, count, row)
+    places = _places(classes, label, count, row)
+    if len(places) != 1:
+        raise InputError(f"row {row + 1} must have one label, but has {len(places)}: {label!r:.60}")
+    return places[0]
+
+
+def _places(classes: Classes, label: Any, count: int, row: int) -> list[int]:
+    """The places of an input's classes: names or numbers in a list, names joined by `|`, or an array with
+    1 for each class it has and 0 for each other."""
+    if isinstance(label, np.ndarray) and label.ndim == 1 and len(label) > 1:
+        if len(label) != count or not np.isin(label, (0, 1)).all():
+            raise InputError(
+                f"row {row + 1} of the labels must have a 0 or a 1 for each of {count} classes, but is"
+                f" {label.tolist()!r:.60}"
+            )
+        return np.flatnonzero(label).tolist()
+    each = label.tolist() if isinstance(label, np.ndarray) else label
+    if isinstance(each, str):
+        each = [part for part in each.split("|") if part]
+    places = [
+        _index(classes, one, count, row) for one in (each if isinstance(each, (list, tuple)) else [each])
+    ]
+    if len(set(places)) < len(places):
+        raise InputError(
+            f"row {row + 1} has a label twice: {label!r:.60}; a list holds an input's labels, and only an"
+            f" array a 0 or a 1 for each class"
+        )
+    return places
 
 
 def _per_class(
@@ -155,12 +206,19 @@ def _index(classes: Classes, label: Any, count: int, row: int) -> int:
         return classes.labels.index(label)
     try:
         index = int(label)
-    except (TypeError, ValueError):
+        if not isinstance(label, str) and index != label:
+            index = -1
+    except (TypeError, ValueError, OverflowError):
         index = -1
     if not 0 <= index < count:
         known = ", ".join(classes.labels[:10]) + (", …" if len(classes.labels) > 10 else "")
         raise InputError(
             f"row {row + 1} has the label {label!r:.60}, which the model does not know; it knows"
             f" {known or 'no names'} and the numbers 0 to {count - 1}"
+        )
+    if str(index) in classes.labels and classes.labels[index] != str(index):
+        raise InputError(
+            f"row {row + 1} has the label {label!r:.60}, which is the number of the class"
+            f" {classes.labels[index]!r:.60} and the name of another; give names, as text"
         )
     return index

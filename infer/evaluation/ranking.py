@@ -9,9 +9,9 @@ from typing import Any
 
 from infer.errors import InputError
 from infer.evaluation import Dataset, Evaluation, Progress, gather
-from infer.evaluation.tables import column, columns_named, read_records
-from infer.npz import load_npz
-from infer.tasks.recommendation import best
+from infer.evaluation.tables import column, columns_named, read_arrays, read_records
+from infer.signature import Array
+from infer.tasks.recommendation import Asked, best
 
 TOP = 10
 
@@ -23,10 +23,7 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
     """A .csv or .jsonl with the columns `user` and `item`, a row for each held-out item; further columns
     are the user's. Or an .npz with `users` and `items`, of the same length."""
     if path.suffix == ".npz":
-        arrays = load_npz(path)
-        if not {"users", "items"} <= arrays.keys():
-            raise InputError(f"'{path}' must hold 'users' and 'items', but holds {', '.join(arrays)}")
-        users, items = arrays["users"].tolist(), arrays["items"].tolist()
+        users, items = (array.tolist() for array in read_arrays(path, "users", "items"))
         if len(users) != len(items):
             raise InputError(
                 f"'{path}' has {len(users)} users and {len(items)} items; it must have as many"
@@ -49,15 +46,13 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
 
 def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
     """Among the ten best of all items a user has not seen: the share of users with a held-out item there
-    (HitRate@10), and how high it ranks (NDCG@10: Järvelin and Kekäläinen 2002, gains of 0 and 1)."""
-    if len(dataset.expected) != len(dataset.inputs):
-        raise InputError(
-            f"the data has {len(dataset.inputs)} users, but held-out items of {len(dataset.expected)}; it"
-            f" must have as many"
-        )
+    (HitRate@10), and how high it ranks (NDCG@10: Järvelin and Kekäläinen 2002, gains of 0 and 1). Where
+    the artifact records how popular items are, the same of the most popular ones: what a model must beat.
+    """
+    users = [task.asked(user, row) for row, user in enumerate(dataset.inputs, 1)]
     wanted = [
         _held_out(task, user, expected, row)
-        for row, (user, expected) in enumerate(zip(dataset.inputs, dataset.expected, strict=True), 1)
+        for row, (user, expected) in enumerate(zip(users, dataset.expected, strict=True), 1)
     ]
     ranked = gather(
         task,
@@ -65,23 +60,34 @@ def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
         lambda outputs, about: [best(row, TOP).tolist() for row in task.scores(outputs, about)],
         progress,
     )
-    hits = [bool(items & set(places)) for items, places in zip(wanted, ranked, strict=True)]
-    gains = [_ndcg(items, places) for items, places in zip(wanted, ranked, strict=True)]
-    metrics = {
-        "hit_rate_at_10": sum(hits) / len(hits),
-        "ndcg_at_10": math.fsum(gains) / len(gains),
-    }
+    metrics = _metrics(wanted, ranked)
+    if task.popularity is not None:
+        popular = _metrics(wanted, [_most_popular(task.popularity, user.seen) for user in users])
+        metrics.update({f"popularity_{name}": value for name, value in popular.items()})
     return Evaluation(task.setting.name, dataset.name, len(ranked), metrics)
 
 
-def _held_out(task: Any, user: Any, expected: Any, row: int) -> set[int]:
+def _metrics(wanted: Sequence[set[int]], ranked: Sequence[Sequence[int]]) -> dict[str, float]:
+    hits = [bool(items & set(places)) for items, places in zip(wanted, ranked, strict=True)]
+    gains = [_ndcg(items, places) for items, places in zip(wanted, ranked, strict=True)]
+    return {"hit_rate_at_10": sum(hits) / len(hits), "ndcg_at_10": math.fsum(gains) / len(gains)}
+
+
+def _most_popular(popularity: Array, seen: Array) -> list[int]:
+    scores = popularity.copy()
+    scores[seen] = -math.inf
+    found: list[int] = best(scores, TOP).tolist()
+    return found
+
+
+def _held_out(task: Any, user: Asked, expected: Any, row: int) -> set[int]:
     """Places of the held-out items of a user, of which there must be one, and none may have been seen."""
     keys = expected if isinstance(expected, (list, tuple)) else [expected]
     places = [task.item(key) for key in keys]
     if not places or None in places:
         strange = repr(keys[places.index(None)]) if places else "nothing"
         raise InputError(f"row {row} holds out {strange:.60}, which is no item of the model")
-    seen = set(task.asked(user, row).seen.tolist())
+    seen = set(user.seen.tolist())
     if left_out := [key for key, place in zip(keys, places, strict=True) if place in seen]:
         raise InputError(
             f"row {row} holds out the item {left_out[0]!r:.60}, which the user has seen and so is never"

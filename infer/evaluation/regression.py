@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InputError, missing_package
-from infer.evaluation import Dataset, Evaluation, Progress, gather
-from infer.evaluation.tables import column, columns_named, read_records
-from infer.npz import load_npz
+from infer.evaluation import Dataset, Evaluation, Progress, gather, numbers
+from infer.evaluation.tables import column, columns_named, read_arrays, read_records
 from infer.signature import Array
 
 try:
@@ -27,10 +26,8 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
     """A .csv or .jsonl with the model's columns and one for each target; or an .npz with `inputs` and
     `targets`. What is expected of a row is its targets, in the order of the spec."""
     if path.suffix == ".npz":
-        arrays = load_npz(path)
-        if not {"inputs", "targets"} <= arrays.keys():
-            raise InputError(f"'{path}' must hold 'inputs' and 'targets', but holds {', '.join(arrays)}")
-        return Dataset(path.name, list(arrays["inputs"]), arrays["targets"].tolist())
+        inputs, targets = read_arrays(path, "inputs", "targets")
+        return Dataset(path.name, list(inputs), targets.tolist())
     records = read_records(path)
     usual = _TARGET if len(task.names) == 1 else ()
     found = [
@@ -48,15 +45,10 @@ def read(path: Path, task: Any, columns: Mapping[str, str]) -> Dataset:
 def measure(task: Any, dataset: Dataset, progress: Progress) -> Evaluation:
     """Root mean squared error, mean absolute error, and the share of the variance explained (R2). With
     several targets, each one's own error follows, and the first three are means over targets."""
-    if len(dataset.expected) != len(dataset.inputs):
-        raise InputError(
-            f"the data has {len(dataset.inputs)} rows, but targets for {len(dataset.expected)}; it must"
-            f" have as many"
-        )
     truth = np.array(
         [_targets(task.names, expected, row) for row, expected in enumerate(dataset.expected, 1)]
     )
-    values = np.stack(gather(task, dataset, lambda outputs, _: list(task.values(outputs)), progress))
+    values = numbers(gather(task, dataset, lambda outputs, _: list(task.values(outputs)), progress))
     return Evaluation(task.setting.name, dataset.name, len(values), _metrics(task.names, truth, values))
 
 

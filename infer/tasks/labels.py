@@ -54,8 +54,8 @@ class Classes:
     def check(self, output: TensorSpec) -> None:
         """Raise `ArtifactError` unless `output` may have a column for each class."""
         count = output.dims[1]
-        if self.labels and isinstance(count, int) and count != len(self.labels):
-            raise ArtifactError(_wrong_count(len(self.labels), count))
+        if isinstance(count, int):
+            self._check_count(count)
 
     def scores(self, logits: Array) -> Array:
         """Scores, float64, of logits of the same shape = (batch, classes). Raises `ArtifactError`."""
@@ -63,9 +63,20 @@ class Classes:
             raise ArtifactError(
                 f"a classifier's output must have shape (batch, classes), but has {list(logits.shape)}"
             )
-        if self.labels and len(self.labels) != logits.shape[1]:
-            raise ArtifactError(_wrong_count(len(self.labels), logits.shape[1]))
+        self._check_count(logits.shape[1])
         return activate(logits.astype(np.float64), self.activation)
+
+    def _check_count(self, count: int) -> None:
+        if self.labels and len(self.labels) != count:
+            raise ArtifactError(
+                f"the artifact has {len(self.labels)} labels, but the model gives {count} classes; convert"
+                f" it again with one label for each class"
+            )
+        if count == 1 and self.activation == "softmax":
+            raise ArtifactError(
+                "the model gives one class, of which softmax always makes 1; convert it again with the"
+                " activation 'sigmoid', for the probability of that class"
+            )
 
     def join(self, rows: Sequence[Array]) -> Array:
         """The scores of one input, shape = (classes,), from those of its windows."""
@@ -81,13 +92,6 @@ class Classes:
     def label(self, index: int) -> str:
         """The name of a class; its number if it has none."""
         return self.labels[index] if self.labels else str(index)
-
-
-def _wrong_count(labels: int, classes: int) -> str:
-    return (
-        f"the artifact has {labels} labels, but the model gives {classes} classes; convert it again with"
-        f" one label for each class"
-    )
 
 
 def activate(logits: Array, activation: str) -> Array:

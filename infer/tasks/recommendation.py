@@ -103,7 +103,7 @@ class Recommendation:
         self._count = len(self.items.rows)
         self._ids = self.items.ids
         self._titles = self.items.column("title") or self._ids
-        self._popularity = read_popularity(self.items, path)
+        self.popularity = read_popularity(self.items, path)
         self._seen = None
         if spec.seen is not None:
             self._seen = read_seen(setting.file(spec.seen), self._user_count, self._count)
@@ -150,7 +150,7 @@ class Recommendation:
         scores = activate(logits, self.spec.activation)
         for row, asked, by_popularity in zip(scores, about, popular, strict=True):
             if by_popularity:
-                row[:] = self._popularity
+                row[:] = self.popularity
             row[asked.seen] = -math.inf
             row[np.isnan(row)] = -math.inf  # what has no score is not recommended
         return scores
@@ -309,7 +309,7 @@ class Recommendation:
             raise _unfit("neither user_input nor user_columns say what the graph takes of a user")
         if self.users is None and (spec.user_input or spec.unknown_user == "popularity"):
             raise _unfit("user_input, and unknown_user 'popularity', need a file of users")
-        if spec.unknown_user == "popularity" and self._popularity is None:
+        if spec.unknown_user == "popularity" and self.popularity is None:
             raise _unfit("unknown_user is 'popularity', but the items have no column 'popularity'")
         if taken := [column.name for column in spec.user_columns if column.name in ("user", "seen")]:
             raise _unfit(f"a column of users may not be called '{taken[0]}', which inputs use")
