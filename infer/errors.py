@@ -64,7 +64,7 @@ class MissingPackageError(InferError):
     """An optional package is needed; the message ends with the command that installs it."""
 
 
-_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+_MODULES = {"mlcommons-loadgen": "mlperf_loadgen", "pillow": "PIL", "scikit-learn": "sklearn"}
 """What packages are imported as, where that is not their own name."""
 
 

@@ -17,6 +17,7 @@ from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.cli.records import show_change, show_gate, show_record, show_records
 from infer.machine import this_machine
+from infer.measure import loadgen
 from infer.measure.cold_start import cold_starts
 from infer.measure.comparison import Asked, Found, compare
 from infer.measure.gate import changes, changes_within, parse_condition
@@ -54,6 +55,13 @@ THREADS = "threads"
     type=click.FloatRange(0, min_open=True),
     metavar="MS",
     help="Of the server scenario's p99.",
+)
+@click.option(
+    "--harness",
+    type=click.Choice(["built-in", "loadgen"]),
+    default="built-in",
+    show_default=True,
+    help="Who asks: infer itself, or MLPerf's LoadGen (results are unofficial).",
 )
 @click.option(
     "--samples",
@@ -126,6 +134,7 @@ def command(
     scenarios: tuple[str, ...],
     seconds: float,
     latency_bound: float | None,
+    harness: str,
     samples: int,
     sizes: tuple[str, ...],
     sweep: tuple[str, ...],
@@ -163,6 +172,8 @@ def command(
       infer bench net.infer -o new.json --baseline old.json --fail-if "p99 > +10%"
       infer bench today.infer yesterday.infer --fail-if "p50 > +5%"
     """
+    if harness == "loadgen":
+        loadgen.check_installed()
     asked = Asked(
         scenarios=tuple(dict.fromkeys(scenarios)),
         seconds=seconds,
@@ -170,6 +181,7 @@ def command(
         samples=samples,
         sizes=dict(map(_size, sizes)),
         sweep={name: values for name, values in map(_sweep, sweep) if name != THREADS},
+        loadgen=harness == "loadgen",
     )
     wanted = [parse_condition(text) for text in conditions]
     if any(text.endswith(".json") for text in candidates):
@@ -253,7 +265,7 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
     return Record(
         conditions=Conditions(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            harness="built-in",
+            harness=loadgen.harness() if asked.loadgen else "built-in",
             seconds=asked.seconds,
             threads=threads,
             noise=max(part.found.noise for part in parts),

@@ -18,7 +18,10 @@ _UNDECIDED = "too noisy to say; measure for longer with --seconds"
 def show_record(record: Record) -> None:
     """Conditions, candidates, and a table for each scenario at each point."""
     conditions = record.conditions
-    heading(f"{conditions.cpu}, threads {conditions.threads}, noise ±{conditions.noise:.0%}")
+    heading(
+        f"{conditions.cpu}, threads {conditions.threads}, noise ±{conditions.noise:.0%},"
+        f" asked by {conditions.harness}"
+    )
     for entry in record.candidates:
         left_out = f"; left out: {entry.excluded}" if entry.excluded else ""
         click.echo(f"  {shown(entry.name)}: {shown(entry.described + left_out)}")
@@ -43,6 +46,10 @@ def show_record(record: Record) -> None:
                 for s in record.cold_starts
             ],
         )
+    for series in record.series:
+        if series.validity not in (None, "VALID"):
+            said = f"{series.candidate} in {series.scenario}: {series.validity}"
+            click.echo(f"\nLoadGen on {shown(said)}")
     if any(not series.stable for series in record.series):
         click.echo("\nsome candidates had not come to rest after 3 s of warming up; see `stable` in --json")
     if conditions.interrupted:

@@ -11,10 +11,12 @@ import numpy as np
 from infer.errors import InferError, InputError
 from infer.measure.candidates import Candidate, difference
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
+from infer.measure.loadgen import Tested, loadgen_probe
 from infer.measure.queries import Query
 from infer.measure.record import Exclusion, Limit, Series, ServedRate
-from infer.measure.rounds import Measured, Progress, Times, take_turns
+from infer.measure.rounds import MIN_ROUNDS, TURN_S, Measured, Progress, Times, take_turns
 from infer.measure.scenarios import (
+    MIN_QUERIES,
     MULTI_STREAM_SAMPLES,
     OFFLINE_BATCHES,
     RATE_STEP,
@@ -30,6 +32,9 @@ from infer.parity import Tolerance
 LimitOf = Callable[[Candidate, Feeds, float], Limit | None]
 """How close a query with these feeds and this median latency, in milliseconds, comes to the limit."""
 
+_LOADGEN_TEST_S = 0.2
+"""The shortest test of LoadGen: starting one, and reading what it wrote, takes some milliseconds."""
+
 _LONE_QUERIES_S = 2.0
 _SERVED_ROUNDS = 15
 """Latencies of the server scenario are cut into so many stretches, to be drawn again for intervals."""
@@ -37,7 +42,8 @@ _SERVED_ROUNDS = 15
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure. `sizes` hold at every point; `sweep` gives some dims several sizes in turn."""
+    """What to measure. `sizes` hold at every point; `sweep` gives some dims several sizes in turn. With
+    `loadgen`, MLPerf's LoadGen asks; candidates must then be of this process."""
 
     scenarios: Sequence[str] = ("single-stream",)
     seconds: float = 10.0
@@ -45,6 +51,7 @@ class Asked:
     samples: int = MULTI_STREAM_SAMPLES
     sizes: Mapping[str, int] = field(default_factory=dict)
     sweep: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    loadgen: bool = False
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.scenarios if name not in SCENARIOS]:
@@ -199,7 +206,15 @@ def _in_turns(
     limit_of: LimitOf,
 ) -> Found:
     plans = {c.name: _plan(scenario, c, feeds, point, asked) for c in candidates}
-    measured = take_turns({name: plan.query for name, plan in plans.items()}, asked.seconds, progress)
+    turn_s = TURN_S
+    queries: dict[str, Query] = {name: plan.query for name, plan in plans.items()}
+    if asked.loadgen:
+        turn_s = max(_LOADGEN_TEST_S, asked.seconds / (MIN_ROUNDS * len(candidates)))
+        queries = {
+            c.name: Tested(scenario, _answering(c, plans[c.name]), plans[c.name].samples, turn_s)
+            for c in candidates
+        }
+    measured = take_turns(queries, asked.seconds, progress, turn_s)
 
     def per_sample(name: str) -> list[float]:
         return [median / plans[name].samples for median in measured.times[name].medians]
@@ -215,8 +230,20 @@ def _in_turns(
         if candidate.name != first:
             ratio = paired_ratio(per_sample(candidate.name), per_sample(first))
             each = replace(each, ratio=ratio, verdict=verdict(ratio))
-        series.append(replace(each, limit=limit))
+        query = queries[candidate.name]
+        validity = query.validity if isinstance(query, Tested) else None
+        series.append(replace(each, limit=limit, validity=validity))
     return Found(tuple(series), (), measured.noise, measured.work_ms, measured.interrupted)
+
+
+def _answering(candidate: Candidate, plan: _Plan) -> Callable[[int], object]:
+    """Answers one query, which has as many samples as the plan says."""
+
+    def answer(_: int) -> None:
+        for _ in range(plan.repeat):
+            candidate.run(plan.feeds)
+
+    return answer
 
 
 def _series(
@@ -258,8 +285,13 @@ def _server(
     first: Estimate | None = None
     for candidate in candidates:
         query, times = plans[candidate.name].query, alone.times[candidate.name]
+        if asked.loadgen:
+            answering = _answering(candidate, plans[candidate.name])
+            probe = loadgen_probe(answering, asked.bound_ms, asked.seconds / 4, MIN_QUERIES)
+        else:
+            probe = built_in_probe(query, asked.bound_ms, asked.seconds / 4)
         served = highest_rate(
-            built_in_probe(query, asked.bound_ms, asked.seconds / 4),
+            probe,
             np.concatenate(times.rounds),
             asked.bound_ms,
             _headed(progress, candidate.name),

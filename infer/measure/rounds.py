@@ -22,7 +22,7 @@ Progress = Callable[[str], None]
 
 MIN_ROUNDS, MAX_ROUNDS = 15, 400
 
-_TURN_S = 0.02
+TURN_S = 0.02
 """A turn lasts at least this long, or one query: shorter ones measure the change of turns."""
 
 _MAX_QUERIES = 500
@@ -66,7 +66,10 @@ class Measured:
 
 
 def take_turns(
-    queries: Mapping[str, Query], seconds: float, progress: Progress = lambda _: None
+    queries: Mapping[str, Query],
+    seconds: float,
+    progress: Progress = lambda _: None,
+    turn_s: float = TURN_S,
 ) -> Measured:
     """Ask the candidates in turn until `seconds` have passed, but in at least `MIN_ROUNDS` rounds.
 
@@ -76,8 +79,8 @@ def take_turns(
     lengths: dict[str, int] = {}
     for name, query in queries.items():
         progress(f"warming up {name}")
-        typical_s, times[name].stable = _warm_up(query)
-        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(_TURN_S / typical_s)))
+        typical_s, times[name].stable = _warm_up(query, turn_s)
+        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
     rng = np.random.default_rng(0)
     work: list[float] = []
     interrupted = False
@@ -110,11 +113,11 @@ def _left(passed: float, seconds: float, rounds: int) -> str:
     return f"about {left:.0f} s left"
 
 
-def _warm_up(query: Query) -> tuple[float, bool]:
+def _warm_up(query: Query, turn_s: float) -> tuple[float, bool]:
     """Ask until two medians in a row are alike; the last one in seconds, and whether that was reached."""
     start = time.perf_counter()
     first_ms = float(query.turn(1)[0])
-    count = max(1, min(_MAX_QUERIES, math.ceil(1e3 * _TURN_S / first_ms)))
+    count = max(1, min(_MAX_QUERIES, math.ceil(1e3 * turn_s / first_ms)))
     before, calm = math.inf, 0
     while True:
         median = float(np.median(query.turn(count)))
