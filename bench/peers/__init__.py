@@ -36,6 +36,7 @@ class Peer:
     """One way to run a model.
 
     Attributes:
+        module: what its worker imports.
         takes: "source" (what `converters.convert` takes), "graph" (the plain export of that),
             "transformers" or "sentence-transformers" (a folder of that kind).
         settings: for its `load`; strings.
@@ -59,7 +60,7 @@ class Peer:
     texts: bool = False
 
 
-OURS = Peer("infer", "the artifact", "ours", "artifact", "README.md", texts=True)
+OURS = Peer("infer", "the artifact", "bench.peers.ours", "artifact", "README.md", texts=True)
 
 _SBERT = "https://sbert.net/docs/sentence_transformer/usage/efficiency.html"
 _OPTIMIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/optimization"
@@ -70,28 +71,28 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "torch-eager",
         "PyTorch in inference mode",
-        "torch_eager",
+        "bench.peers.torch_eager",
         "source",
         "https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html",
     ),
     Peer(
         "torch-compile",
         "PyTorch compiled by Inductor: frozen weights, max-autotune",
-        "torch_compile",
+        "bench.peers.torch_compile",
         "source",
         "https://docs.pytorch.org/tutorials/unstable/max_autotune_on_CPU_tutorial.html",
     ),
     Peer(
         "onnxruntime",
         "ONNX Runtime on the plain export",
-        "onnxruntime_plain",
+        "bench.peers.onnxruntime_plain",
         "graph",
         "https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
     ),
     Peer(
-        "openvino",
+        "bench.peers.openvino",
         "OpenVINO on the plain export, latency hint",
-        "openvino",
+        "bench.peers.openvino",
         "graph",
         "https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-inference/high-level-performance-hints.html",
         {"precision": "float32"},
@@ -100,7 +101,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "openvino-int8",
         "OpenVINO on the plain export, quantized after training by NNCF",
-        "openvino",
+        "bench.peers.openvino",
         "graph",
         _PTQ,
         {"precision": "int8"},
@@ -110,7 +111,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "optimum-O3",
         "Optimum's export and its optimization O3, which approximates GELU",
-        "optimum",
+        "bench.peers.optimum",
         "transformers",
         _OPTIMIZATION,
         {"optimization": "O3"},
@@ -121,7 +122,7 @@ PEERS: tuple[Peer, ...] = (
         Peer(
             f"optimum-int8-{preset}",
             f"Optimum's export and its dynamic quantization for {preset}",
-            "optimum",
+            "bench.peers.optimum",
             "transformers",
             _QUANTIZATION,
             {"quantization": preset},
@@ -134,7 +135,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "sentence-transformers",
         "sentence-transformers, its torch backend",
-        "sentence_transformers",
+        "bench.peers.sentence_transformers",
         "sentence-transformers",
         _SBERT,
         {"backend": "torch"},
@@ -143,7 +144,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "sentence-transformers-onnx",
         "sentence-transformers, its ONNX backend",
-        "sentence_transformers",
+        "bench.peers.sentence_transformers",
         "sentence-transformers",
         _SBERT,
         {"backend": "onnx"},
@@ -153,7 +154,7 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "sentence-transformers-O3",
         "sentence-transformers, its ONNX backend, optimized as O3",
-        "sentence_transformers",
+        "bench.peers.sentence_transformers",
         "sentence-transformers",
         _SBERT,
         {"backend": "onnx", "optimization": "O3"},
@@ -165,7 +166,7 @@ PEERS: tuple[Peer, ...] = (
         Peer(
             f"sentence-transformers-int8-{preset}",
             f"sentence-transformers, its ONNX backend, dynamically quantized for {preset}",
-            "sentence_transformers",
+            "bench.peers.sentence_transformers",
             "sentence-transformers",
             _SBERT,
             {"backend": "onnx", "quantization": preset},

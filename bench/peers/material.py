@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+import converters
 import infer
 from bench.peers import Peer
 from bench.peers.model import Given
@@ -33,7 +34,14 @@ CALIBRATION, JUDGED = 300, 64
 
 _EXPORT_S = 900.0
 # what the artifact and the plain export depend on
-_FOLDERS = ("converters", "infer/tasks", "infer/manifest.py", "bench/zoo", "bench/peers/plain_export.py")
+_PLACES = (
+    Path(converters.__file__).parent,
+    Path(infer.__file__).parent / "tasks",
+    Path(infer.__file__).parent / "manifest.py",
+    ROOT / "bench/zoo",
+    ROOT / "bench/peers/plain_export.py",
+    ROOT / "bench/peers/material.py",
+)
 _PACKAGES = ("torch", "onnx", "onnxscript", "transformers", "numpy")
 
 
@@ -70,7 +78,7 @@ class Material:
         """What the peer's worker is to load."""
         path = {"artifact": self.artifact, "graph": self.graph}.get(peer.takes, self.source)
         told = [*peer.requirements, *(f"{key} {value}" for key, value in peer.settings.items())]
-        key = sources_hash([f"bench/peers/{peer.module}.py"], told)
+        key = sources_hash([ROOT / f"{peer.module.replace('.', '/')}.py"], told)
         made = self.folder / "made" / f"{peer.name}-{key}"
         return Given(str(path), threads, dict(peer.settings), str(feeds), str(self.calibration), str(made))
 
@@ -79,7 +87,7 @@ def material(name: str, progress: Progress = lambda _: None) -> Material:
     """Of a family; what is missing is made. Raises `InferError`, `NoDataError`."""
     module = family(name)
     told = [f"{package} {version(package)}" for package in _PACKAGES]
-    folder = cache() / "families" / name / sources_hash(_FOLDERS, told)
+    folder = cache() / "families" / name / sources_hash(_PLACES, told)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.infer"
     if not path.exists():

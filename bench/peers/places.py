@@ -21,11 +21,10 @@ def cache() -> Path:
     return path
 
 
-def sources_hash(folders: Sequence[str], also: Sequence[str] = ()) -> str:
-    """Changes with any Python file in these folders of the repository, and with any text of `also`."""
+def sources_hash(places: Sequence[Path], also: Sequence[str] = ()) -> str:
+    """Changes with any Python file there, of folders and of files named, and with any text of `also`."""
     told = hashlib.sha256("\n".join(also).encode())
-    for folder in folders:
-        where = ROOT / folder
-        for file in sorted(where.rglob("*.py")) if where.is_dir() else [where]:
-            told.update(str(file.relative_to(ROOT)).encode() + b"\0" + file.read_bytes())
+    for place in places:
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            told.update(str(file.relative_to(place.parent)).encode() + b"\0" + file.read_bytes())
     return told.hexdigest()[:16]

@@ -70,8 +70,7 @@ def side_by_side(
         def opened(peer: Peer) -> Remote:
             progress(f"loading {peer.name}")
             python = prepare(peer.requirements, progress) if peer.requirements else Path(sys.executable)
-            module = f"bench.peers.{peer.module}"
-            remote = stack.enter_context(started(peer.name, module, python, found.signature, threads))
+            remote = stack.enter_context(started(peer.name, peer.module, python, found.signature, threads))
             remote.load(found.given(peer, threads, feeds))
             return remote
 
