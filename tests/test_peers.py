@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import threading
 import time
@@ -222,12 +223,26 @@ def test_cosines_of_vectors_and_of_numbers() -> None:
 def test_the_table_of_peers() -> None:
     """Names differ, files are there, requirements are pinned, settings come from a page one can read."""
     assert len({peer.name for peer in PEERS}) == len(PEERS)
+    assert all(re.fullmatch(r"[a-zA-Z0-9_-]+", peer.name) for peer in PEERS)
     for peer in PEERS:
         file = ROOT / f"{peer.module.replace('.', '/')}.py"
         assert "\ndef load(given: Given) -> Loaded:" in file.read_text(encoding="utf-8")
         assert all("==" in requirement for requirement in peer.requirements)
         assert peer.documentation.startswith("https://")
         assert peer.takes in ("source", "graph", "transformers", "sentence-transformers")
+
+
+def test_the_readme_tells_of_every_peer_and_its_commands_are_ones() -> None:
+    """Where settings are documented is said there, and what it shows can be typed."""
+    from bench.peers.__main__ import peers
+
+    text = (ROOT / "bench/README.md").read_text(encoding="utf-8")
+    assert all(peer.documentation in text for peer in PEERS)
+    commands = re.findall(r"^\$ python -m bench\.peers (.*?)(?:#.*)?$", text, re.MULTILINE)
+    assert len(commands) >= 5
+    for command in commands:
+        name, *arguments = command.split()
+        peers.commands[name].make_context(name, arguments)  # raises for what it does not know
 
 
 def test_a_peer_for_another_processor_is_unfit(material: Material) -> None:

@@ -65,7 +65,7 @@ OURS = Peer("infer", "the artifact", "bench.peers.ours", "artifact", "README.md"
 _SBERT = "https://sbert.net/docs/sentence_transformer/usage/efficiency.html"
 _OPTIMIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/optimization"
 _QUANTIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization"
-_PTQ = "https://docs.openvino.ai/2026/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html"
+_PTQ = "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html"
 
 PEERS: tuple[Peer, ...] = (
     Peer(
@@ -90,11 +90,11 @@ PEERS: tuple[Peer, ...] = (
         "https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
     ),
     Peer(
-        "bench.peers.openvino",
+        "openvino",
         "OpenVINO on the plain export, latency hint",
         "bench.peers.openvino",
         "graph",
-        "https://docs.openvino.ai/2026/openvino-workflow/running-inference/optimize-inference/high-level-performance-hints.html",
+        "https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/high-level-performance-hints.html",
         {"precision": "float32"},
         OPENVINO,
     ),
