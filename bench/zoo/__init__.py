@@ -8,6 +8,8 @@ A family's file has
     task()      what the model is for; not needed with folder()
     files()     files the task names, if it names any: `files/NAME` → path
     samples()   a few real inputs
+    calibration()
+                other inputs, to calibrate quantization with; not where dataset() has enough
     dataset()   held-out inputs with their answers; not where there are none
     pipeline()  the model as its own library runs it, a function of one sample; where there is one
 

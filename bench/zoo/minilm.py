@@ -31,6 +31,17 @@ def samples() -> list[str]:
     return SENTENCES
 
 
+def calibration() -> list[str]:
+    """Sentences of reviews, to calibrate quantization with; those above where they cannot be had."""
+    from bench.zoo import sentiment
+    from bench.zoo.debian import NoDataError
+
+    try:
+        return list(sentiment.data()[0].texts)
+    except NoDataError:
+        return SENTENCES
+
+
 def pipeline() -> Callable[[str], Any]:
     """sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer

@@ -1,0 +1,165 @@
+"""python -m bench.peers: the one way to compare."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from bench.peers import PEERS, Peer
+from bench.peers.environment import EnvironmentFailedError, place, prepare, python
+from bench.peers.places import ROOT
+from bench.zoo import FAMILIES
+from infer.cli.progress import Progress
+from infer.errors import InferError
+from infer.machine import this_machine
+from infer.measure.comparison import Asked
+from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
+
+_NAMES = [peer.name for peer in PEERS]
+
+
+@click.group()
+def peers() -> None:
+    """What a user would pick instead of infer, side by side with it."""
+
+
+@peers.command("list")
+def list_peers() -> None:
+    """Name the peers, what they take, and where their environments are."""
+    for peer in PEERS:
+        ready = python(peer.requirements) is not None
+        where = "the project's own" if not peer.requirements else place(peer.requirements).name
+        click.echo(f"{peer.name:<38} {peer.takes:<21} {peer.about}")
+        click.echo(f"{'':<38} settings: {peer.documentation}")
+        click.echo(f"{'':<38} environment: {where}{'' if ready else ', not prepared'}")
+
+
+@peers.command("prepare")
+@click.argument("names", nargs=-1, type=click.Choice(_NAMES))
+def prepare_peers(names: tuple[str, ...]) -> None:
+    """Install the environments of peers, of all of them by default."""
+    failed = False
+    for requirements in dict.fromkeys(peer.requirements for peer in _chosen(names) if peer.requirements):
+        try:
+            with Progress() as progress:
+                click.echo(f"{prepare(requirements, progress)}: {', '.join(requirements)}")
+        except EnvironmentFailedError as error:
+            click.echo(f"Error: {error}", err=True)
+            failed = True
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+@peers.command()
+@click.argument("families", nargs=-1, type=click.Choice(list(FAMILIES)))
+@click.option("--peer", "names", multiple=True, type=click.Choice(_NAMES), help="Default: all. Repeatable.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0, 3600),
+    default=20.0,
+    show_default=True,
+    help="For each scenario of a family, all candidates together.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(list(SCENARIOS)),
+    default=("single-stream",),
+    show_default=True,
+    help="How to ask. Repeatable.",
+)
+@click.option(
+    "--latency-bound",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Of the server scenario's p99.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1, 4096),
+    default=MULTI_STREAM_SAMPLES,
+    show_default=True,
+    help="In a query of the multi-stream scenario.",
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Default: the cores this process may use.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=ROOT / "bench/results/peers",
+    help="Where FAMILY.json goes; default: bench/results/peers.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def compare(
+    context: click.Context,
+    families: tuple[str, ...],
+    names: tuple[str, ...],
+    seconds: float,
+    scenarios: tuple[str, ...],
+    latency_bound: float | None,
+    samples: int,
+    threads: int | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Measure the artifact of each family beside its peers, and write a record each."""
+    # these import torch, which `list` can do without
+    from bench.peers.material import from_sentences, material
+    from bench.peers.side_by_side import Compared, side_by_side
+    from bench.peers.table import lines, summary
+    from bench.zoo.debian import NoDataError
+
+    asked = Asked(tuple(dict.fromkeys(scenarios)), seconds, latency_bound, samples)
+    budget = threads or this_machine().cores
+    output.mkdir(parents=True, exist_ok=True)
+    done: list[Compared] = []
+    failed = interrupted = False
+    for family in families or FAMILIES:
+        try:
+            with Progress(quiet=as_json) as progress:
+
+                def told(sentence: str, family: str = family, progress: Progress = progress) -> None:
+                    progress(f"{family}: {sentence}")
+
+                whole = material(family, told)
+                texts = from_sentences(whole)
+                for each in [whole] if texts is None else [whole, texts]:
+                    chosen = [peer for peer in _chosen(names) if peer.texts or each is whole]
+                    compared = side_by_side(each, chosen, asked, budget, told)
+                    compared.record.write(output / f"{each.name.replace(', ', '-').replace(' ', '-')}.json")
+                    done.append(compared)
+                    if not as_json:
+                        click.echo("\n".join([*lines(compared), ""]))
+                    interrupted = interrupted or compared.record.conditions.interrupted
+                    if interrupted:
+                        break
+        except KeyboardInterrupt:
+            interrupted = True
+        except NoDataError as error:
+            click.echo(f"{family}: {error}", err=True)
+        except InferError as error:
+            failed = True
+            click.echo(f"Error: {family}: {error}", err=True)
+        if interrupted:
+            break
+    if as_json:
+        records = {compared.name: compared.record.to_data() for compared in done}
+        click.echo(json.dumps({"schema_version": 1, "records": records}, indent=1))
+    else:
+        click.echo("\n".join(summary(done)))
+    if interrupted:
+        context.exit(130)
+    if failed:
+        context.exit(1)
+
+
+def _chosen(names: tuple[str, ...]) -> list[Peer]:
+    return [peer for peer in PEERS if not names or peer.name in names]
+
+
+if __name__ == "__main__":
+    peers()

@@ -1,0 +1,133 @@
+"""The process a peer runs in: `python -m bench.peers.worker MODULE IN OUT`, with the peer's own Python.
+
+Requests come as lines of JSON through the file descriptor IN, answers go through OUT; whatever libraries
+print goes to stdout and stderr and disturbs neither. Arrays travel in `.npz` files that a request names.
+
+    {"do": "load", …the fields of Given}                   {"described": "…"}
+    {"do": "run", "feeds": PATH, "outputs": PATH}          {}
+    {"do": "query", "feeds": PATH, "repeat": 1}            {"query": 0}
+    {"do": "turn", "query": 0, "count": 50}                {"latencies_ms": […]}
+    {"do": "serve", "query": 0, "due_s": […]}              {"latencies_ms": […]}
+
+An error is {"error": "…"}, and the next request is awaited. The process ends when IN does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.peers.model import Given, Loaded
+from infer.measure.queries import Call
+from infer.npz import load_npz, save_npz
+
+_CALM, _CALM_STEPS = 0.05, 2
+_STEP_S = 0.002
+_LONGEST_SETTLING_S = 0.25
+"""Seen after a query of MiniLM on 2 cores: ONNX Runtime's threads spin for 30 to 90 ms, OpenVINO's for 15,
+OpenMP's (PyTorch) for 5 to 15. A fixed pause would be too short for one or waste the time of all."""
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    module, requests, replies = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    os.set_inheritable(requests, False)  # a peer may start processes, which must not keep them open
+    os.set_inheritable(replies, False)
+    worker = _Worker(module)
+    with os.fdopen(requests, encoding="utf-8") as lines, os.fdopen(replies, "w", encoding="utf-8") as out:
+        for line in lines:
+            request = json.loads(line)
+            try:
+                reply = worker.answer(request)
+            except Exception as error:  # the peer's own, of any kind; whoever asked decides what it means
+                reply = {"error": _told(error)}
+            out.write(json.dumps(reply) + "\n")
+            out.flush()
+
+
+def _told(error: Exception) -> str:
+    # long ones tell a backtrace or a whole graph after their first lines
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 400 else text[:200] + ' … ' + text[-200:]}"
+
+
+class _Worker:
+    def __init__(self, module: str) -> None:
+        self._module = module
+        self._loaded: Loaded | None = None
+        self._queries: list[Call] = []
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        do: Callable[[dict[str, Any]], dict[str, Any]] = {
+            "load": self._load,
+            "run": self._run,
+            "query": self._query,
+            "turn": self._turn,
+            "serve": self._serve,
+        }[request["do"]]
+        return do(request)
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._loaded = importlib.import_module(self._module).load(Given.from_json(request))
+        return {"described": self._loaded.described}
+
+    @property
+    def _model(self) -> Loaded:
+        if self._loaded is None:
+            raise RuntimeError("nothing was loaded")
+        return self._loaded
+
+    def _run(self, request: dict[str, Any]) -> dict[str, Any]:
+        outputs = self._model.run(load_npz(Path(request["feeds"])))
+        save_npz(Path(request["outputs"]), {name: np.asarray(array) for name, array in outputs.items()})
+        settle()
+        return {}
+
+    def _query(self, request: dict[str, Any]) -> dict[str, Any]:
+        call = self._model.prepare(load_npz(Path(request["feeds"])))
+        repeat = int(request["repeat"])
+
+        def several() -> None:
+            for _ in range(repeat):
+                call()
+
+        self._queries.append(Call(several if repeat > 1 else call))
+        return {"query": len(self._queries) - 1}
+
+    def _turn(self, request: dict[str, Any]) -> dict[str, Any]:
+        latencies = self._queries[request["query"]].turn(request["count"])
+        settle()
+        return {"latencies_ms": latencies.tolist()}
+
+    def _serve(self, request: dict[str, Any]) -> dict[str, Any]:
+        latencies = self._queries[request["query"]].serve(np.array(request["due_s"], np.float64))
+        settle()
+        return {"latencies_ms": latencies.tolist()}
+
+
+def settle() -> None:
+    """Wait until this process has come to rest, so that the next candidate finds the cores free.
+
+    Threads of a pool look for more work for a while before they sleep. Told by the processor time that
+    this process still takes.
+    """
+    until = time.perf_counter() + _LONGEST_SETTLING_S
+    calm = 0
+    while calm < _CALM_STEPS and time.perf_counter() < until:
+        wall, worked = time.perf_counter(), time.process_time()
+        time.sleep(_STEP_S)
+        # one calm step may be a spinning thread that another process has pushed aside
+        idle = time.process_time() - worked <= _CALM * (time.perf_counter() - wall)
+        calm = calm + 1 if idle else 0
+
+
+if __name__ == "__main__":
+    main()
