@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +18,12 @@ from bench.peers.material import Material, unfit
 from infer.errors import FeedError, InferError
 from infer.machine import this_machine
 from infer.measure.candidates import disagreement
-from infer.measure.comparison import Asked, Found, compare
+from infer.measure.comparison import Asked, Found, compare, conditions
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized
-from infer.measure.record import Conditions, Entry, Record
+from infer.measure.record import Entry, Record
 from infer.measure.rounds import Progress
 from infer.npz import save_npz
 from infer.signature import Array
-
-_VERSIONS = ("infer-onnx", "numpy", "onnxruntime", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ def _measure(
     remotes = list(remotes)
     while True:
         try:
-            return compare(remotes, found.feeds, asked, progress)
+            return compare(remotes, found.feeds, asked, None, progress)
         except PeerError as error:
             if error.name == OURS.name:
                 raise
@@ -171,19 +167,6 @@ def _cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
 
 
 def _record(measured: Found, entries: dict[str, Entry], asked: Asked, threads: int) -> Record:
-    machine = this_machine()
-    conditions = Conditions(
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        harness="built-in",
-        seconds=asked.seconds,
-        threads=threads,
-        noise=measured.noise,
-        interrupted=measured.interrupted,
-        cpu=machine.cpu,
-        isa=machine.isa,
-        cores=machine.cores,
-        memory_bytes=machine.memory_bytes,
-        system=machine.system,
-        versions={package: version(package) for package in _VERSIONS},
+    return Record(
+        conditions(measured, asked, threads), tuple(entries.values()), measured.series, measured.exclusions
     )
-    return Record(conditions, tuple(entries.values()), measured.series)

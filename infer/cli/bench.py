@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
@@ -19,9 +16,9 @@ from infer.cli.records import show_change, show_gate, show_record, show_records
 from infer.machine import this_machine
 from infer.measure import loadgen
 from infer.measure.cold_start import cold_starts
-from infer.measure.comparison import Asked, Found, compare
+from infer.measure.comparison import Asked, Found, compare, conditions
 from infer.measure.gate import changes, changes_within, parse_condition
-from infer.measure.record import ColdStart, Conditions, Entry, Record, read_record
+from infer.measure.record import ColdStart, Entry, Record, read_record
 from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
 from infer.npz import load_npz
 from infer.options import PlanOptions
@@ -120,7 +117,7 @@ THREADS = "threads"
 )
 @click.option(
     "--fail-if",
-    "conditions",
+    "fail_if",
     multiple=True,
     metavar="CONDITION",
     help='Exit 1 if it surely holds, against the baseline or else the first candidate: "p99 > +10%".'
@@ -147,7 +144,7 @@ def command(
     cold_start: bool,
     output: Path | None,
     baseline: Path | None,
-    conditions: tuple[str, ...],
+    fail_if: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Say how fast candidates answer, beside each other.
@@ -183,7 +180,7 @@ def command(
         sweep={name: values for name, values in map(_sweep, sweep) if name != THREADS},
         loadgen=harness == "loadgen",
     )
-    wanted = [parse_condition(text) for text in conditions]
+    wanted = [parse_condition(text) for text in fail_if]
     if any(text.endswith(".json") for text in candidates):
         _show(candidates, as_json)
         return
@@ -247,7 +244,7 @@ class _Part:
 
 
 def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, threads: int) -> Record:
-    machine, last = this_machine(), parts[-1]
+    last = parts[-1]
     swept = len({part.threads for part in parts}) > 1 or last.threads != threads
     series = [
         replace(each, sizes={**each.sizes, THREADS: part.threads}) if swept else each
@@ -263,34 +260,14 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
         entries.append(Entry(name, described, reason))
     left_out = {entry.name for entry in entries if entry.excluded}
     return Record(
-        conditions=Conditions(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            harness=loadgen.harness() if asked.loadgen else "built-in",
-            seconds=asked.seconds,
-            threads=threads,
-            noise=max(part.found.noise for part in parts),
-            work_ms=last.found.work_ms,
-            interrupted=last.found.interrupted,
-            cpu=machine.cpu,
-            isa=machine.isa,
-            cores=machine.cores,
-            memory_bytes=machine.memory_bytes,
-            system=machine.system,
-            versions=_versions(),
+        conditions=conditions(
+            replace(last.found, noise=max(part.found.noise for part in parts)), asked, threads
         ),
         candidates=tuple(entries),
         series=tuple(series),
         exclusions=tuple(each for each in exclusions if each.candidate not in left_out),
         cold_starts=tuple(starts),
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("infer-onnx", "onnxruntime", "onnxruntime-gpu", "numpy", "torch"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 def _sweep(text: str) -> tuple[str, tuple[int, ...]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from infer.errors import InferError, InputError
+from infer.machine import this_machine
 from infer.measure.candidates import Candidate, difference
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
-from infer.measure.loadgen import Tested, loadgen_probe
+from infer.measure.loadgen import Tested, harness, loadgen_probe
 from infer.measure.queries import Query
-from infer.measure.record import Exclusion, Limit, Series, ServedRate
+from infer.measure.record import Conditions, Exclusion, Limit, Series, ServedRate
 from infer.measure.rounds import MIN_ROUNDS, TURN_S, Measured, Progress, Times, take_turns
 from infer.measure.scenarios import (
     MIN_QUERIES,
@@ -120,6 +124,33 @@ def compare(
                 raise
             return replace(found, interrupted=True)
     return found
+
+
+_PACKAGES = ("infer-onnx", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
+
+
+def conditions(found: Found, asked: Asked, threads: int) -> Conditions:
+    """Those under which `found` was measured, just now and on this machine."""
+    machine = this_machine()
+    versions = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return Conditions(
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        harness=harness() if asked.loadgen else "built-in",
+        seconds=asked.seconds,
+        threads=threads,
+        noise=found.noise,
+        work_ms=found.work_ms,
+        interrupted=found.interrupted,
+        cpu=machine.cpu,
+        isa=machine.isa,
+        cores=machine.cores,
+        memory_bytes=machine.memory_bytes,
+        system=machine.system,
+        versions=versions,
+    )
 
 
 def _headed(progress: Progress, head: str) -> Progress:
