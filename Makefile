@@ -42,7 +42,7 @@ wheel-test: $(INSTALLED)
 	$(BIN)/pip install -q --no-deps --target build/wheel/site build/wheel/*.whl
 	cp -r tests bench pyproject.toml README.md CHANGELOG.md Makefile build/wheel/work/
 	cd build/wheel/work && PYTHONPATH=$(abspath build/wheel/site):. INFER_INSTALLED_IN=$(abspath build/wheel/site) \
-	  $(abspath $(BIN))/python -m pytest -n $(WORKERS) -q -m slow
+	  $(abspath $(BIN))/python -m pytest -n $(WORKERS) -q -m slow --durations 12
 
 $(INSTALLED): pyproject.toml requirements/test.txt requirements/models.txt
 	$(PYTHON) -m venv $(VENV)

@@ -16,6 +16,7 @@ from infer.measure.scenarios import (
     built_in_probe,
     fastest_batch,
     highest_rate,
+    probed,
     waited,
 )
 from tests.simulated import SimulatedQuery
@@ -42,9 +43,9 @@ def test_the_search_finds_the_rate_that_theory_gives() -> None:
     rng = np.random.default_rng(0)
 
     def probe(rate: float) -> Probe:
-        latencies = 1e3 * waited(rng.exponential(1 / rate, 100_000), rng.exponential(1e-3, 100_000))
-        p99 = float(np.percentile(latencies, 99))
-        return Probe(rate, latencies, p99, p99 <= 20)
+        gaps = rng.exponential(1 / rate, 100_000)
+        latencies = 1e3 * waited(gaps, rng.exponential(1e-3, 100_000))
+        return probed(rate, np.cumsum(gaps), latencies, 20.0)
 
     service_ms = rng.exponential(1.0, 2000)
     served = highest_rate(probe, service_ms, 20.0)
@@ -53,6 +54,14 @@ def test_the_search_finds_the_rate_that_theory_gives() -> None:
     assert served.best.rate < served.broken.rate <= 1.05 * served.best.rate
     assert served.best.rate == pytest.approx(truth, rel=0.07)
     assert all(p.met == (p.p99_ms <= 20) for p in served.tried)
+
+
+def test_time_in_the_queue_is_what_service_does_not_explain() -> None:
+    """Queries due at 0, 1 and 10 s that take 3, 2 and 1 s: the second waits for two."""
+    due_s = np.array([0.0, 1.0, 10.0])
+    latencies = 1e3 * waited(np.diff(due_s, prepend=0.0), np.array([3.0, 2.0, 1.0]))
+    np.testing.assert_allclose(latencies, [3000, 4000, 1000])
+    np.testing.assert_allclose(probed(1.0, due_s, latencies, 5000.0).queued, [0, 2000, 0], atol=1e-9)
 
 
 def test_an_impossible_bound_says_the_best_reachable() -> None:
@@ -67,6 +76,13 @@ def test_an_impossible_bound_says_the_best_reachable() -> None:
     with pytest.raises(ImpossibleBoundError, match=r"within 1 ms; the best reachable is 5\.\d"):
         highest_rate(probe, query.turn(500), 1.0)
     assert len(asked) < 6
+
+
+def test_outliers_among_lone_queries_do_not_end_the_search_before_it_begins() -> None:
+    """Two of a hundred lone queries took longer than the bound; served queries do not."""
+    service_ms = np.concatenate([np.full(98, 0.02), np.full(2, 30.0)])
+    served = highest_rate(built_in_probe(SimulatedQuery(0.02, 0), 5.0, 0.1), service_ms, 5.0)
+    assert served.best.met
 
 
 def test_a_probe_asks_at_least_so_often_that_two_queries_lie_beyond_the_percentile() -> None:

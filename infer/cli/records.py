@@ -78,8 +78,17 @@ def _show_series(series: Sequence[Series]) -> None:
     for each in series:
         cells = [_cell(each.latency_ms.get(name)) for name in columns]
         ratio = "" if each.ratio is None else f"×{_cell(each.ratio)} {each.verdict}"
-        rows.append([each.candidate, *cells, _cell(each.throughput), str(each.samples), ratio])
-    _table(["", *(f"{name} ms" for name in columns), "samples/s", "a query", "time to the first's"], rows)
+        waiting = [_waiting(each)] if each.rates else []
+        rows.append([each.candidate, *cells, *waiting, _cell(each.throughput), str(each.samples), ratio])
+    waiting = ["of it queued"] if series[0].rates else []
+    header = ["", *(f"{name} ms" for name in columns), *waiting, "samples/s", "a query"]
+    _table([*header, "time to the first's"], rows)
+
+
+def _waiting(series: Series) -> str:
+    """How much of a query's time, on average, was spent waiting for others at the rate that was reached."""
+    reached = next(rate for rate in series.rates if rate.rate == series.throughput.value)
+    return f"{reached.queued_ms / series.mean_ms.value:.0%}"
 
 
 def _cell(estimate: Estimate | None) -> str:

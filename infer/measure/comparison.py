@@ -334,7 +334,8 @@ def _server(
             throughput=rate,
             bound_ms=asked.bound_ms,
             rates=tuple(
-                ServedRate(p.rate, float(np.median(p.latencies)), p.p99_ms, p.met) for p in served.tried
+                ServedRate(p.rate, float(np.median(p.latencies)), p.p99_ms, p.met, float(p.queued.mean()))
+                for p in served.tried
             ),
         )
         if first is not None:

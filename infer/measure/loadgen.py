@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InputError, missing_package
-from infer.measure.scenarios import SCENARIOS, Probe
+from infer.measure.scenarios import SCENARIOS, Probe, probed
 from infer.signature import Array
 
 Run = Callable[[int], object]
@@ -138,8 +138,7 @@ def loadgen_probe(
 
     def probe(rate: float) -> Probe:
         found = run_test("server", run, seconds, rate=rate, bound_ms=bound_ms, min_queries=min_queries)
-        assert found.percentile_ms is not None
-        return Probe(rate, found.latencies, found.percentile_ms, found.percentile_ms <= bound_ms)
+        return probed(rate, found.arrivals_s, found.latencies, bound_ms)
 
     return probe
 

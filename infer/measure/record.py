@@ -99,12 +99,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class ServedRate:
-    """A rate that the server scenario tried, in samples a second, and whether its p99 met the bound."""
+    """A rate that the server scenario tried, in samples a second, and whether its p99 met the bound;
+    `queued_ms` is the mean time that queries spent waiting for others."""
 
     rate: float
     p50_ms: float
     p99_ms: float
     met: bool
+    queued_ms: float = 0.0
 
 
 @dataclass(frozen=True)

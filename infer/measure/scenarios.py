@@ -43,12 +43,22 @@ class ImpossibleBoundError(InferError):
 
 @dataclass(frozen=True)
 class Probe:
-    """One rate that was tried: samples a second, and the latencies in milliseconds."""
+    """One rate that was tried: samples a second, the latencies and how much of each was spent in the
+    queue, in milliseconds."""
 
     rate: float
     latencies: Array
+    queued: Array
     p99_ms: float
     met: bool
+
+
+def probed(rate: float, due_s: Array, latencies: Array, bound_ms: float) -> Probe:
+    """What queries that were due at `due_s` and took `latencies` say of their rate."""
+    done_s = due_s + latencies / 1e3
+    begun_s = np.maximum(due_s, np.concatenate([[-np.inf], done_s[:-1]]))
+    p99 = float(np.percentile(latencies, 99.0, method="inverted_cdf"))
+    return Probe(rate, latencies, 1e3 * (begun_s - due_s), p99, p99 <= bound_ms)
 
 
 @dataclass(frozen=True)
@@ -68,10 +78,8 @@ def built_in_probe(
 
     def probe(rate: float) -> Probe:
         count = max(MIN_QUERIES, int(seconds * rate))
-        gaps = np.random.default_rng(seed).exponential(size=count)
-        latencies = query.serve(np.cumsum(gaps) / rate)
-        p99 = _p99(latencies)
-        return Probe(rate, latencies, p99, p99 <= bound_ms)
+        due_s = np.cumsum(np.random.default_rng(seed).exponential(size=count)) / rate
+        return probed(rate, due_s, query.serve(due_s), bound_ms)
 
     return probe
 
@@ -95,19 +103,19 @@ def highest_rate(
         tried.append(probe(rate))
         return tried[-1]
 
-    rate = _simulated_rate(service_ms, bound_ms)
-    # at a rate of a tenth of what can be served, hardly any query waits for another
+    # at a tenth of what can be served, hardly any query waits for another
     least = 100.0 / float(service_ms.mean())
+    rate = max(least, _simulated_rate(service_ms, bound_ms))
     met: Probe | None = None
     broken: Probe | None = None
     while met is None or (broken is None and len(tried) < _MAX_OUTWARD):
-        if rate < least:
-            break
         found = ask(rate)
         if found.met:
             met, rate = found, rate * _OUTWARD
+        elif rate == least:
+            break
         else:
-            broken, rate = found, rate / _OUTWARD
+            broken, rate = found, max(least, rate / _OUTWARD)
     if met is None:
         best = min([_p99(service_ms), *(p.p99_ms for p in tried)])
         raise ImpossibleBoundError(
