@@ -105,7 +105,9 @@ def highest_rate(
 
     # at a tenth of what can be served, hardly any query waits for another
     least = 100.0 / float(service_ms.mean())
-    rate = max(least, _simulated_rate(service_ms, bound_ms))
+    rate = least
+    if np.median(service_ms) < bound_ms:
+        rate = max(least, _simulated_rate(service_ms, bound_ms))
     met: Probe | None = None
     broken: Probe | None = None
     while met is None or (broken is None and len(tried) < _MAX_OUTWARD):
@@ -117,10 +119,14 @@ def highest_rate(
         else:
             broken, rate = found, max(least, rate / _OUTWARD)
     if met is None:
-        best = min([_p99(service_ms), *(p.p99_ms for p in tried)])
+        alone, best = _p99(service_ms), min(p.p99_ms for p in tried)
         raise ImpossibleBoundError(
-            f"no rate has a 99th percentile within {bound_ms:g} ms; the best reachable is {best:.3g} ms,"
-            f" that of {'lone queries' if best == _p99(service_ms) else 'the lowest rate tried'}"
+            f"no rate has a 99th percentile within {bound_ms:g} ms; the best reachable is"
+            f" {min(alone, best):.3g} ms"
+            if alone > bound_ms
+            else f"no rate was seen to have a 99th percentile within {bound_ms:g} ms, the best had"
+            f" {best:.3g} ms; but that of lone queries was {alone:.3g} ms, so the machine may be too busy"
+            f" to say: measure again, or for longer with --seconds"
         )
     while broken is not None and broken.rate / met.rate > 1 + RATE_STEP:
         found = ask(math.sqrt(met.rate * broken.rate))
