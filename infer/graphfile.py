@@ -1,30 +1,32 @@
 """Reads what we must know of an `.onnx` file without the onnx package: signature, opset, operators,
 and which external data files it points to.
 
-It walks the protobuf wire format (protobuf.dev/programming-guides/encoding) and looks only at the
-fields below, numbered as in onnx.proto. Weights are skipped over, not read. It is a check
-before a backend sees the file: sizes and nesting are bounded and every fault is an `ArtifactError`.
-So is whatever parsers of protobuf read in different ways, because the backend's is another one.
+It walks protobuf's wire format and looks only at the fields below, numbered as in onnx.proto. Weights are
+skipped over, not read. It is a check before a backend sees the file: sizes and nesting are bounded and
+every fault is an `ArtifactError`. So is whatever parsers of protobuf read in different ways, because the
+backend's is another one.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from infer.errors import ArtifactError
 from infer.signature import Dim, Signature, TensorSpec
+from infer.wire import WireError, as_bytes, as_int, as_text, fields, fields_once
+
+T = TypeVar("T")
 
 _ELEMENT_TYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64",
     8: "string", 9: "bool", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64",
 }  # fmt: skip
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_MAX_SHORT_BYTES, _MAX_VARINT_BYTES = 5, 10  # of 32 and of 64 bits, 7 to a byte
-_MAX_NESTING = 32  # graphs inside nodes inside graphs
+MAX_NESTING = 32  # graphs inside nodes inside graphs
 _NO_NAMES = ("None", "none")  # what exporters write for a dim without a name, though it could be one
 
 
@@ -61,6 +63,11 @@ class _Value:
 
 def read_graph_file(path: Path) -> GraphFile:
     """Read the outline of the ONNX model at `path`. Raises `ArtifactError` if it is not one."""
+    return read_model(path, _read)
+
+
+def read_model(path: Path, read: Callable[[memoryview], T]) -> T:
+    """What `read` makes of the bytes of the ONNX model at `path`. Raises `ArtifactError`."""
     try:
         if path.exists() and not path.is_file():
             raise ArtifactError(f"'{path}' is not a file; expected an ONNX model")
@@ -68,42 +75,38 @@ def read_graph_file(path: Path) -> GraphFile:
             if path.stat().st_size == 0:
                 raise ArtifactError(f"'{path}' is empty; it is not an ONNX model")
             # unmapped once the last view of it is gone, which a traceback may keep for a while
-            return _read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+            return read(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
     except FileNotFoundError as error:
         raise ArtifactError(f"there is no file '{path}'; check the path") from error
     except OSError as error:
         raise ArtifactError(f"cannot read '{path}': {error.strerror}") from error
-    except (_WireError, UnicodeDecodeError) as error:
+    except (WireError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"'{path}' is not an ONNX model, or is damaged ({error}); export it again"
         ) from error
 
 
-class _WireError(ValueError):
-    pass
-
-
 def _read(view: memoryview) -> GraphFile:
     found = _Found()
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 7:  # ModelProto.graph; a repeated one is merged, as protobuf does
             found.has_graph = True
-            _read_graph(_bytes(value), found, top=True, depth=0)
+            _read_graph(as_bytes(value), found, top=True, depth=0)
         elif number == 8:  # ModelProto.opset_import
-            domain, version = _read_pair(_bytes(value))
+            domain, version = _read_pair(as_bytes(value))
             found.opsets[domain] = version
         elif number == 25:  # ModelProto.functions
-            for inner, part in _fields(_bytes(value)):
+            for inner, part in fields(as_bytes(value)):
                 if inner == 7:
-                    _read_node(_bytes(part), found, 0)
+                    _read_node(as_bytes(part), found, 0)
                 elif inner == 11:  # attribute_proto: attributes with default values
-                    _read_attribute(_bytes(part), found, 0)
+                    _read_attribute(as_bytes(part), found, 0)
         elif number == 20:  # ModelProto.training_info: its initialization and algorithm are graphs
-            for inner, part in _fields(_bytes(value)):
+            for inner, part in fields(as_bytes(value)):
                 if inner in (1, 2):
-                    _read_graph(_bytes(part), found, top=False, depth=1)
+                    _read_graph(as_bytes(part), found, top=False, depth=1)
     if not found.has_graph or not found.opsets:
-        raise _WireError("it has no graph" if not found.has_graph else "it imports no opset")
+        raise WireError("it has no graph" if not found.has_graph else "it imports no opset")
     # before IR version 4 every initializer was also listed as an input
     inputs = [v for v in found.inputs if _name(v) not in found.initializers]
     values = [_read_value(v, needs_shape=True) for v in inputs]
@@ -115,66 +118,66 @@ def _read(view: memoryview) -> GraphFile:
 
 
 def _read_graph(view: memoryview, found: _Found, *, top: bool, depth: int) -> None:
-    if depth > _MAX_NESTING:
-        raise _WireError(f"graphs are nested more than {_MAX_NESTING} deep")
-    for number, value in _fields(view):
+    if depth > MAX_NESTING:
+        raise WireError(f"graphs are nested more than {MAX_NESTING} deep")
+    for number, value in fields(view):
         if number == 1:  # node
-            _read_node(_bytes(value), found, depth)
+            _read_node(as_bytes(value), found, depth)
         elif number == 5:  # initializer
-            name = _read_tensor(_bytes(value), found)
+            name = _read_tensor(as_bytes(value), found)
             if top:
                 found.initializers.add(name)
         elif number == 15:  # sparse_initializer
-            name = _read_sparse(_bytes(value), found)
+            name = _read_sparse(as_bytes(value), found)
             if top:
                 found.initializers.add(name)
         elif number == 11 and top:  # input
-            found.inputs.append(_bytes(value))
+            found.inputs.append(as_bytes(value))
         elif number == 12 and top:  # output
-            found.outputs.append(_bytes(value))
+            found.outputs.append(as_bytes(value))
 
 
 def _read_node(view: memoryview, found: _Found, depth: int) -> None:
     op_type = domain = ""
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 4:
-            op_type = _text(value)
+            op_type = as_text(value)
         elif number == 7:
-            domain = _text(value)
+            domain = as_text(value)
         elif number == 5:
-            _read_attribute(_bytes(value), found, depth)
+            _read_attribute(as_bytes(value), found, depth)
     found.operators[f"{domain}.{op_type}" if domain not in ("", "ai.onnx") else op_type] += 1
 
 
 def _read_attribute(view: memoryview, found: _Found, depth: int) -> None:
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number in (5, 10):  # t, tensors
-            _read_tensor(_bytes(value), found)
+            _read_tensor(as_bytes(value), found)
         elif number in (6, 11):  # g, graphs
-            _read_graph(_bytes(value), found, top=False, depth=depth + 1)
+            _read_graph(as_bytes(value), found, top=False, depth=depth + 1)
         elif number in (22, 23):  # sparse_tensor, sparse_tensors
-            _read_sparse(_bytes(value), found)
+            _read_sparse(as_bytes(value), found)
 
 
 def _read_sparse(view: memoryview, found: _Found) -> str:
     """SparseTensorProto: values, which bear the name, and indices."""
     name = ""
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 1:
-            name = _read_tensor(_bytes(value), found)
+            name = _read_tensor(as_bytes(value), found)
         elif number == 2:
-            _read_tensor(_bytes(value), found)
+            _read_tensor(as_bytes(value), found)
     return name
 
 
 def _read_tensor(view: memoryview, found: _Found) -> str:
     """Note where the tensor's external data lies; its name."""
     name = ""
-    for number, value in _fields(view):
+    for number, value in fields(view):
         if number == 8:
-            name = _text(value)
+            name = as_text(value)
         elif number == 13:  # external_data, a key and a value
-            entry = {inner: _text(item) for inner, item in _fields_once(_bytes(value)).items()}
+            entry = {inner: as_text(item) for inner, item in fields_once(as_bytes(value)).items()}
             if entry.get(1) == "location":
                 found.external_files.add(entry.get(2, ""))
     return name
@@ -182,23 +185,23 @@ def _read_tensor(view: memoryview, found: _Found) -> str:
 
 def _read_pair(view: memoryview) -> tuple[str, int]:
     """OperatorSetIdProto: domain, version."""
-    fields = _fields_once(view)
-    return _text(fields.get(1, memoryview(b""))), _signed(fields.get(2, 0))
+    found = fields_once(view)
+    return as_text(found.get(1, memoryview(b""))), as_int(found.get(2, 0))
 
 
 def _name(view: memoryview) -> str:
     """The name of a ValueInfoProto."""
-    return _text(_fields_once(view, repeated=(4,)).get(1, memoryview(b"")))
+    return as_text(fields_once(view, repeated=(4,)).get(1, memoryview(b"")))
 
 
 def _read_value(view: memoryview, *, needs_shape: bool) -> _Value:
     """ValueInfoProto with a tensor type."""
     name = _name(view)
-    kind = _fields_once(_bytes(_fields_once(view, repeated=(4,)).get(2, memoryview(b""))))
+    kind = fields_once(as_bytes(fields_once(view, repeated=(4,)).get(2, memoryview(b""))))
     if 1 not in kind or kind.keys() & {4, 5, 7, 8, 9}:  # sequence, map, opaque, sparse, optional
         raise ArtifactError(f"tensor '{name}' of the model is not a plain tensor; infer runs only those")
-    tensor = _fields_once(_bytes(kind[1]))
-    code = _signed(tensor.get(1, 0))
+    tensor = fields_once(as_bytes(kind[1]))
+    code = as_int(tensor.get(1, 0))
     if code not in _ELEMENT_TYPES:
         raise ArtifactError(
             f"tensor '{name}' has ONNX element type {code}, which infer cannot feed from numpy;"
@@ -210,8 +213,8 @@ def _read_value(view: memoryview, *, needs_shape: bool) -> _Value:
             f" cannot be checked; give it a shape, with names for sizes that vary, and save it again"
         )
     dims = [
-        _read_dim(_bytes(dim))
-        for number, dim in _fields(_bytes(tensor.get(2, memoryview(b""))))
+        _read_dim(as_bytes(dim))
+        for number, dim in fields(as_bytes(tensor.get(2, memoryview(b""))))
         if number == 1
     ]
     return _Value(name, _ELEMENT_TYPES[code], dims)
@@ -219,10 +222,10 @@ def _read_value(view: memoryview, *, needs_shape: bool) -> _Value:
 
 def _read_dim(view: memoryview) -> Dim | None:
     """TensorShapeProto.Dimension; None for one without a size or a name, such as "?" or -1."""
-    fields = _fields_once(view)
-    if 1 in fields and 2 in fields:
-        raise _WireError("a dim has a size and a name")
-    size, label = _signed(fields.get(1, -1)), _text(fields.get(2, memoryview(b"")))
+    found = fields_once(view)
+    if 1 in found and 2 in found:
+        raise WireError("a dim has a size and a name")
+    size, label = as_int(found.get(1, -1)), as_text(found.get(2, memoryview(b"")))
     if size >= 0:
         return size
     return label if label.isidentifier() and label not in _NO_NAMES else None
@@ -246,74 +249,3 @@ def _name_dims(values: Sequence[_Value]) -> tuple[TensorSpec, ...]:
         )
         for v in values
     )
-
-
-def _fields_once(view: memoryview, repeated: tuple[int, ...] = ()) -> dict[int, int | memoryview]:
-    """The fields of a message by number. One given twice, which protobuf would merge, is refused."""
-    found: dict[int, int | memoryview] = {}
-    for number, value in _fields(view):
-        if number in found and number not in repeated:
-            raise _WireError(f"field {number} is given twice")
-        found[number] = value
-    return found
-
-
-def _fields(view: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The (field number, value) pairs of one message; numbers for varints, views for bytes.
-
-    Values of 32 and 64 bits are passed over: no field that is looked at has one, and a parser takes a
-    known field of another wire type for an unknown one.
-    """
-    position, end = 0, len(view)
-    while position < end:
-        # some parsers cut tags and lengths to 32 bits, and others do not
-        key, position = _varint(view, position, _MAX_SHORT_BYTES)
-        number, kind = key >> 3, key & 7
-        if number == 0 or key >= 2**32:
-            raise _WireError(f"field number {number}")
-        if kind == _VARINT:
-            value, position = _varint(view, position, _MAX_VARINT_BYTES)
-            yield number, value
-            continue
-        if kind == _BYTES:
-            length, position = _varint(view, position, _MAX_SHORT_BYTES)
-        elif kind in (_FIXED32, _FIXED64):
-            length = 4 if kind == _FIXED32 else 8
-        else:
-            raise _WireError(f"wire type {kind}")
-        if length > end - position:
-            raise _WireError("it is cut short")
-        if kind == _BYTES:
-            yield number, view[position : position + length]
-        position += length
-
-
-def _varint(view: memoryview, position: int, max_bytes: int) -> tuple[int, int]:
-    value = 0
-    for place in range(max_bytes):
-        if position >= len(view):
-            raise _WireError("it is cut short")
-        byte = view[position]
-        position += 1
-        value |= (byte & 0x7F) << (7 * place)
-        if byte < 0x80:
-            return value, position
-    raise _WireError(f"a number has more than {max_bytes} bytes")
-
-
-def _signed(value: int | memoryview) -> int:
-    """A varint as the int64 it stands for."""
-    if not isinstance(value, int):
-        raise _WireError("bytes where a number should be")
-    value &= 2**64 - 1
-    return value - 2**64 if value >= 2**63 else value
-
-
-def _bytes(value: int | memoryview) -> memoryview:
-    if isinstance(value, int):
-        raise _WireError("a number where a message should be")
-    return value
-
-
-def _text(value: int | memoryview) -> str:
-    return bytes(_bytes(value)).decode("utf-8")

@@ -122,12 +122,15 @@ class _Verification(threading.Thread):
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
-    _check_graph(artifact, graph)
+    check_graph(artifact, graph)
     return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
 
 
-def _check_graph(artifact: Artifact, graph: Path) -> None:
-    """A graph must be what the manifest says, and read weights only from files of its own artifact."""
+def check_graph(artifact: Artifact, graph: Path) -> None:
+    """A graph must be what the manifest says, and read weights only from files of its own artifact.
+
+    Raises `ArtifactError` and `IntegrityError`.
+    """
     found, manifest = read_graph_file(graph), artifact.manifest
     said = (*manifest.inputs, *manifest.outputs)
     for has, says in zip_longest((*found.signature.inputs, *found.signature.outputs), said):

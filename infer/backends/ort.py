@@ -54,36 +54,90 @@ class OrtBackend:
         return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
-        if any("\ud800" <= character <= "\udfff" for character in str(graph)):
-            raise BackendError(
-                f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
-            )
-        kind, _, index = plan.device.partition(":")
-        options = ort.SessionOptions()
-        options.log_severity_level = 4  # its messages come to us as exceptions
-        options.intra_op_num_threads = plan.num_threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.graph_optimization_level = _OPTIMIZATION[plan.graph_optimization]
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
-        # whatever the file is called: its own format .ort was not looked at by infer.graphfile
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        provider = _PROVIDERS[kind]
-        wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
-        try:
-            session = ort.InferenceSession(
-                graph, options, providers=wanted, enable_fallback=0, disabled_optimizers=None
-            )
-        except Exception as error:  # its exceptions share no base class
-            raise BackendError(f"ONNX Runtime cannot load '{graph}': {_words(error)}") from error
-        # a provider that fails to initialise is dropped with a mere warning
-        if session.get_providers()[0] != provider:
-            raise DeviceError(
-                f"device '{plan.device}' was asked for, but ONNX Runtime gave"
-                f" {session.get_providers()[0]}; its libraries (CUDA, cuDNN) do not load here,"
-                f" see: infer doctor"
-            )
-        return OrtExecutable(session, signature, bind=kind == "cpu")
+        session = _open(graph, plan, _options(plan))
+        return OrtExecutable(session, signature, bind=plan.device == "cpu")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The file of events that ONNX Runtime wrote, and the outputs of the last run."""
+
+    events: Path
+    outputs: dict[str, Array]
+
+
+def record(
+    graph: Path,
+    plan: Plan,
+    feeds: Feeds,
+    runs: int,
+    folder: Path,
+    *,
+    saved: Path | None,
+    prepack: bool = True,
+) -> Recording:
+    """Run `graph` as `plan` says, and let ONNX Runtime write into `folder` what it did.
+
+    The graph that it made of the file's goes to `saved`. Without `prepack`, all weights stay inputs of the
+    nodes that use them. Raises `BackendError` and `DeviceError`.
+    """
+    options = _options(plan)
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    if saved is not None:
+        options.optimized_model_filepath = str(saved)
+        # beside it, because protobuf holds no more than 2 GiB
+        data = f"{saved.stem}.data"
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
+    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    session = _open(graph, plan, options)
+    names = [output.name for output in session.get_outputs()]
+    results = []
+    try:
+        for _ in range(runs):
+            results = session.run(names, feeds)
+    except Exception as error:  # its exceptions share no base class
+        raise BackendError(f"ONNX Runtime failed while running the graph: {_words(error)}") from error
+    finally:
+        events = session.end_profiling()
+    return Recording(Path(events), dict(zip(names, results, strict=True)))
+
+
+def _options(plan: Plan) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # its messages come to us as exceptions
+    options.intra_op_num_threads = plan.num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = _OPTIMIZATION[plan.graph_optimization]
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+    # whatever the file is called: its own format .ort was not looked at by infer.graphfile
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
+
+
+def _open(graph: Path, plan: Plan, options: Any) -> Any:
+    if any("\ud800" <= character <= "\udfff" for character in str(graph)):
+        raise BackendError(
+            f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
+        )
+    kind, _, index = plan.device.partition(":")
+    provider = _PROVIDERS[kind]
+    wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
+    try:
+        session = ort.InferenceSession(
+            graph, options, providers=wanted, enable_fallback=0, disabled_optimizers=None
+        )
+    except Exception as error:  # its exceptions share no base class
+        raise BackendError(f"ONNX Runtime cannot load '{graph}': {_words(error)}") from error
+    # a provider that fails to initialise is dropped with a mere warning
+    if session.get_providers()[0] != provider:
+        raise DeviceError(
+            f"device '{plan.device}' was asked for, but ONNX Runtime gave"
+            f" {session.get_providers()[0]}; its libraries (CUDA, cuDNN) do not load here,"
+            f" see: infer doctor"
+        )
+    return session
 
 
 @dataclass(slots=True)
