@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -120,6 +122,30 @@ def test_a_peer_that_hangs_is_ended(start: Start) -> None:
     with pytest.raises(PeerError, match="no answer"):
         remote.run({"x": X})
     assert time.perf_counter() - before < 0.2
+
+
+def test_a_worker_ends_with_what_started_it() -> None:
+    """Even in the middle of a call, when its parent is killed."""
+    program = """
+import sys, time, os
+from pathlib import Path
+from bench.peers.candidate import started
+from bench.peers.model import Given
+from tests.test_peers import DOUBLES, X
+with started("fake", "tests.fake_peer", Path(sys.executable), DOUBLES, 1) as remote:
+    remote.load(Given("", 1, {"does": "hangs"}, "", "", ""))
+    print(remote._process.pid, flush=True)
+    remote.run({"x": X})
+"""
+    with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        assert psutil.pid_exists(worker)
+        parent.kill()
+    until = time.perf_counter() + 10
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
+        assert time.perf_counter() < until, "the worker lives on"
+        time.sleep(0.05)
 
 
 def test_threads_that_spin_are_waited_for() -> None:

@@ -14,9 +14,12 @@ An error is {"error": "…"}, and the next request is awaited. The process ends 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +32,8 @@ from bench.peers.model import Given, Loaded
 from infer.measure.queries import Call
 from infer.npz import load_npz, save_npz
 
+_PR_SET_PDEATHSIG = 1
+
 _CALM, _CALM_STEPS = 0.05, 2
 _STEP_S = 0.002
 _LONGEST_SETTLING_S = 0.25
@@ -38,6 +43,7 @@ OpenMP's (PyTorch) for 5 to 15. A fixed pause would be too short for one or wast
 
 def main() -> None:
     """Answer requests until there are no more."""
+    _end_with_parent()
     module, requests, replies = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     os.set_inheritable(requests, False)  # a peer may start processes, which must not keep them open
     os.set_inheritable(replies, False)
@@ -51,6 +57,12 @@ def main() -> None:
                 reply = {"error": _told(error)}
             out.write(json.dumps(reply) + "\n")
             out.flush()
+
+
+def _end_with_parent() -> None:
+    """A worker whose comparison was killed would go on compiling for minutes before it read the end."""
+    with contextlib.suppress(OSError, AttributeError):  # Linux alone has this
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _told(error: Exception) -> str:
