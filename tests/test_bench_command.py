@@ -14,7 +14,7 @@ from infer.measure.record import Record, read_record
 from infer.measure.statistics import Estimate
 from tests.command import infer_command
 
-QUICK = ("--seconds", "0.1")
+QUICK = ("--seconds", "0.1", "--no-limits")
 
 
 def test_candidates_stand_beside_each_other(net: Path) -> None:
@@ -145,6 +145,25 @@ def test_records_are_shown_and_compared(net: Path, tmp_path: Path) -> None:
     assert "median, now to then" in done.out
     assert len(json.loads(infer_command("bench", path, slower, "--json").out)["records"]) == 2
     assert infer_command("bench", path, net).code == 2
+
+
+def test_limits_are_counted_from_the_graph(
+    net: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work of 10-5-2 at each batch: two operations for each weight, and one for each number that is
+    added or rectified; beside it the machine's peaks, and the part of the limit that was reached."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    arguments = ("--sweep", "batch=1,4", "--seconds", "0.1")
+    found = json.loads(infer_command("bench", net, *arguments, "--json").out)
+    peaks = found["conditions"]["peaks"][0]
+    for series, batch in zip(found["series"], (1, 4), strict=True):
+        limit = series["limit"]
+        assert limit["uncounted"] == []
+        assert 1e9 * limit["gflop"] >= batch * 2 * (10 * 5 + 5 * 2)
+        assert 1e9 * limit["gflop"] <= batch * (2 * (10 * 5 + 5 * 2) + 3 * 7)
+        assert limit["floor_ms"] == pytest.approx(1e3 * limit["gflop"] / peaks["gflops"])
+        assert limit["fraction"] == pytest.approx(limit["floor_ms"] / series["latency_ms"]["p50"]["value"])
+    assert "of the limit" in infer_command("bench", net, *arguments).out
 
 
 def test_cold_starts_are_processes_of_their_own(net: Path) -> None:

@@ -15,11 +15,15 @@ from infer.cli.progress import Progress
 from infer.cli.records import show_change, show_gate, show_record, show_records
 from infer.machine import this_machine
 from infer.measure import loadgen
+from infer.measure.candidates import Candidate, Local
 from infer.measure.cold_start import cold_starts
-from infer.measure.comparison import Asked, Found, compare, conditions
+from infer.measure.comparison import Asked, Found, compare, conditions, no_limit
+from infer.measure.feeds import Feeds
 from infer.measure.gate import changes, changes_within, parse_condition
-from infer.measure.record import ColdStart, Entry, Record, read_record
+from infer.measure.peaks import machine_peaks
+from infer.measure.record import ColdStart, Entry, Limit, Peaks, Record, read_record
 from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
+from infer.measure.work import Work, count_work, limit_of
 from infer.npz import load_npz
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance
@@ -102,6 +106,13 @@ THREADS = "threads"
     help="How far answers may be apart, relative to an output's largest value; default: 2e-5 for float32.",
 )
 @click.option(
+    "--limits/--no-limits",
+    default=True,
+    show_default=True,
+    help="Say how close each comes to what this machine can do: counts the graph's work, and measures the"
+    " machine's peaks if that was not done before.",
+)
+@click.option(
     "--cold-start",
     is_flag=True,
     help="Measure new processes, too: import, load, first answer, peak memory.",
@@ -141,6 +152,7 @@ def command(
     device: str,
     variant: str | None,
     tolerance: float | None,
+    limits: bool,
     cold_start: bool,
     output: Path | None,
     baseline: Path | None,
@@ -199,8 +211,11 @@ def command(
         for count in counts:
             options = PlanOptions(device=device, variant=variant, num_threads=count)
             with stdout_kept_clean(), opened_all(candidates, options, given, weights) as opened:
-                found = compare(opened.candidates, opened.feeds, asked, tolerances, progress)
-                parts.append(_Part(opened, found, count))
+                limit = _Limits(count, progress) if limits else None
+                found = compare(
+                    opened.candidates, opened.feeds, asked, tolerances, progress, limit or no_limit
+                )
+                parts.append(_Part(opened, found, count, limit.peaks if limit else None))
             if found.interrupted:
                 break
         else:
@@ -234,6 +249,24 @@ def _show(texts: Sequence[str], as_json: bool) -> None:
         show_records(found, texts)
 
 
+class _Limits:
+    """The limit of queries of candidates that run a graph on the CPU; each is counted once."""
+
+    def __init__(self, threads: int, progress: Progress) -> None:
+        progress("measuring what the machine can do, once")
+        self.peaks = machine_peaks(threads)
+        self._counted: dict[object, Work] = {}
+
+    def __call__(self, candidate: Candidate, feeds: Feeds, median_ms: float) -> Limit | None:
+        session = candidate.session if isinstance(candidate, Local) else None
+        if session is None or session.plan.device != "cpu":
+            return None
+        key = (candidate.name, *(array.shape for array in feeds.values()))
+        if key not in self._counted:
+            self._counted[key] = count_work(session.artifact, session.plan, feeds)
+        return limit_of(self._counted[key], self.peaks, median_ms)
+
+
 @dataclass(frozen=True)
 class _Part:
     """What was found with one number of threads."""
@@ -241,6 +274,7 @@ class _Part:
     opened: Opened
     found: Found
     threads: int
+    peaks: Peaks | None
 
 
 def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, threads: int) -> Record:
@@ -261,7 +295,10 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
     left_out = {entry.name for entry in entries if entry.excluded}
     return Record(
         conditions=conditions(
-            replace(last.found, noise=max(part.found.noise for part in parts)), asked, threads
+            replace(last.found, noise=max(part.found.noise for part in parts)),
+            asked,
+            threads,
+            tuple(part.peaks for part in parts if part.peaks),
         ),
         candidates=tuple(entries),
         series=tuple(series),

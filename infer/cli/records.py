@@ -22,6 +22,11 @@ def show_record(record: Record) -> None:
         f"{conditions.cpu}, threads {conditions.threads}, noise ±{conditions.noise:.0%},"
         f" asked by {conditions.harness}"
     )
+    for peaks in conditions.peaks:
+        click.echo(
+            f"  the machine, {peaks.threads} threads: {peaks.gflops:.0f} GFLOP/s in float32 products,"
+            f" {peaks.gigabytes_per_s:.0f} GB/s read from memory"
+        )
     for entry in record.candidates:
         left_out = f"; left out: {entry.excluded}" if entry.excluded else ""
         click.echo(f"  {shown(entry.name)}: {shown(entry.described + left_out)}")
@@ -74,15 +79,25 @@ def _show_series(series: Sequence[Series]) -> None:
     columns = [name for name in ("p50", "p90", "p99") if any(name in s.latency_ms for s in series)]
     if judged == "throughput" and "p99" in columns:
         columns.remove("p99")
+    limited = any(each.limit for each in series)
     rows = []
     for each in series:
         cells = [_cell(each.latency_ms.get(name)) for name in columns]
         ratio = "" if each.ratio is None else f"×{_cell(each.ratio)} {each.verdict}"
         waiting = [_waiting(each)] if each.rates else []
-        rows.append([each.candidate, *cells, *waiting, _cell(each.throughput), str(each.samples), ratio])
+        cells += [*waiting, _cell(each.throughput), str(each.samples)]
+        rows.append([each.candidate, *cells, *([_limit(each)] if limited else []), ratio])
     waiting = ["of it queued"] if series[0].rates else []
     header = ["", *(f"{name} ms" for name in columns), *waiting, "samples/s", "a query"]
-    _table([*header, "time to the first's"], rows)
+    _table([*header, *(["of the limit"] if limited else []), "time to the first's"], rows)
+
+
+def _limit(series: Series) -> str:
+    """How much of the machine's limit a query reached, and which of its two limits that is."""
+    if series.limit is None:
+        return "-"
+    uncounted = f", without {', '.join(series.limit.uncounted)}" if series.limit.uncounted else ""
+    return f"{series.limit.fraction:.0%} {series.limit.bound}{uncounted}"
 
 
 def _waiting(series: Series) -> str:

@@ -17,7 +17,7 @@ from infer.measure.candidates import Candidate, difference
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.measure.loadgen import Tested, harness, loadgen_probe
 from infer.measure.queries import Query
-from infer.measure.record import Conditions, Exclusion, Limit, Series, ServedRate
+from infer.measure.record import Conditions, Exclusion, Limit, Peaks, Series, ServedRate
 from infer.measure.rounds import MIN_ROUNDS, TURN_S, Measured, Progress, Times, take_turns
 from infer.measure.scenarios import (
     MIN_QUERIES,
@@ -35,6 +35,11 @@ from infer.parity import Tolerance
 
 LimitOf = Callable[[Candidate, Feeds, float], Limit | None]
 """How close a query with these feeds and this median latency, in milliseconds, comes to the limit."""
+
+
+def no_limit(candidate: Candidate, feeds: Feeds, median_ms: float) -> None:
+    """For who does not ask."""
+
 
 _LOADGEN_TEST_S = 0.2
 """The shortest test of LoadGen: starting one, and reading what it wrote, takes some milliseconds."""
@@ -89,7 +94,7 @@ def compare(
     asked: Asked,
     tolerances: Mapping[str, Tolerance] | None,
     progress: Progress = lambda _: None,
-    limit_of: LimitOf = lambda *_: None,
+    limit_of: LimitOf = no_limit,
 ) -> Found:
     """Measure `candidates` with `feeds`, which fit all of them, at every point.
 
@@ -129,7 +134,7 @@ def compare(
 _PACKAGES = ("infer-onnx", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
 
 
-def conditions(found: Found, asked: Asked, threads: int) -> Conditions:
+def conditions(found: Found, asked: Asked, threads: int, peaks: tuple[Peaks, ...] = ()) -> Conditions:
     """Those under which `found` was measured, just now and on this machine."""
     machine = this_machine()
     versions = {}
@@ -150,6 +155,7 @@ def conditions(found: Found, asked: Asked, threads: int) -> Conditions:
         memory_bytes=machine.memory_bytes,
         system=machine.system,
         versions=versions,
+        peaks=peaks,
     )
 
 
