@@ -104,22 +104,30 @@ def test_candidates_take_turns_in_every_round() -> None:
     assert pairs == {("a", "b"), ("b", "a")}
 
 
-def test_an_interrupt_keeps_the_rounds_that_were_finished() -> None:
-    """Ctrl-C in the middle of a round: those before it count, for both candidates alike."""
-    calls = 0
+class Steady:
+    """Always takes 21 ms, so that warming up takes four turns; the turn `until` is interrupted."""
 
-    def interrupted() -> None:
-        nonlocal calls
-        calls += 1
-        time.sleep(0.021)
-        if calls == 12:
+    def __init__(self, until: int | None = None) -> None:
+        self._until, self._turns = until, 0
+
+    def turn(self, count: int) -> np.ndarray:
+        self._turns += 1
+        if self._turns == self._until:
             raise KeyboardInterrupt
+        return np.full(count, 21.0)
 
-    measured = take_turns({"a": Call(lambda: time.sleep(0.021)), "b": Call(interrupted)}, 60.0)
+    def serve(self, due_s: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+def test_an_interrupt_keeps_the_rounds_that_were_finished() -> None:
+    """Ctrl-C in the sixth round: the five before it count, for both candidates alike; before the third,
+    nothing does."""
+    measured = take_turns({"a": Steady(), "b": Steady(until=4 + 6)}, 60.0)
     assert measured.interrupted
-    lengths = {len(times.rounds) for times in measured.times.values()}
-    assert len(lengths) == 1
-    assert 3 <= lengths.pop() < 12
+    assert [len(times.rounds) for times in measured.times.values()] == [5, 5]
+    with pytest.raises(KeyboardInterrupt):
+        take_turns({"a": Steady(), "b": Steady(until=4 + 2)}, 60.0)
 
 
 def test_an_interrupt_at_a_later_point_keeps_the_earlier_ones() -> None:

@@ -118,7 +118,7 @@ def _warm_up(query: Query, turn_s: float) -> tuple[float, bool]:
     start = time.perf_counter()
     first_ms = float(query.turn(1)[0])
     count = max(1, min(_MAX_QUERIES, math.ceil(1e3 * turn_s / first_ms)))
-    before, calm = math.inf, 0
+    before, calm = math.nan, 0  # nothing is like the first
     while True:
         median = float(np.median(query.turn(count)))
         calm = calm + 1 if abs(median - before) <= _STABLE * before else 0
