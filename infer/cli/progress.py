@@ -9,7 +9,7 @@ from types import TracebackType
 
 import click
 
-from infer.cli.output import shown
+from infer.wording import shown
 
 
 class Progress:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import click
 
-from infer.cli.output import heading, shown, size
+from infer.cli.output import heading
 from infer.measure.gate import Change
 from infer.measure.record import Record, Series
 from infer.measure.scenarios import SCENARIOS
 from infer.measure.statistics import Estimate, unpaired_ratio, verdict
+from infer.wording import shown, size
 
 _UNDECIDED = "too noisy to say; measure for longer with --seconds"
 
