@@ -8,12 +8,12 @@ import click
 
 from infer.cli.output import heading
 from infer.measure.gate import Change
+from infer.measure.labels import at, digits, groups, interval
+from infer.measure.pairs import pairs
 from infer.measure.record import Record, Series
 from infer.measure.scenarios import SCENARIOS
-from infer.measure.statistics import Estimate, unpaired_ratio, verdict
+from infer.measure.statistics import Estimate, verdict
 from infer.wording import shown, size
-
-_UNDECIDED = "too noisy to say; measure for longer with --seconds"
 
 
 def show_record(record: Record) -> None:
@@ -22,7 +22,7 @@ def show_record(record: Record) -> None:
     heading(f"{conditions.cpu}, threads {conditions.threads}, noise ±{conditions.noise:.0%}")
     for entry in record.candidates:
         click.echo(f"  {shown(entry.name)}: {shown(entry.excluded or entry.described)}")
-    for key, group in _groups(record.series):
+    for key, group in groups(record.series):
         click.echo()
         heading(key)
         _show_series(group)
@@ -47,17 +47,8 @@ def show_record(record: Record) -> None:
         click.echo("\ninterrupted: these are the rounds that were finished")
 
 
-def _groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
-    found: dict[str, list[Series]] = {}
-    for each in series:
-        where = ", ".join(f"{dim} {n}" for dim, n in each.sizes.items())
-        bound = f", p99 within {each.bound_ms:g} ms" if each.bound_ms is not None else ""
-        found.setdefault(f"{each.scenario}{bound}{f': {where}' if where else ''}", []).append(each)
-    return list(found.items())
-
-
 def _show_series(series: Sequence[Series]) -> None:
-    judged = SCENARIOS[series[0].scenario]
+    judged = SCENARIOS.get(series[0].scenario)
     columns = [name for name in ("p50", "p90", "p99") if any(name in s.latency_ms for s in series)]
     if judged == "throughput" and "p99" in columns:
         columns.remove("p99")
@@ -70,13 +61,7 @@ def _show_series(series: Sequence[Series]) -> None:
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{_digits(estimate.value)} ({_digits(estimate.low)}–{_digits(estimate.high)})"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if estimate is None else f"{digits(estimate.value)} ({interval(estimate)})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -97,21 +82,19 @@ def show_records(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def show_change(now: Record, before: Record) -> None:
-    """Medians now over those of another record, point by point."""
-    old = {(s.candidate, s.scenario, tuple(sorted(s.sizes.items()))): s for s in before.series}
+    """Times now over those of another record, point by point."""
     rows = []
-    for series in now.series:
-        other = old.get((series.candidate, series.scenario, tuple(sorted(series.sizes.items()))))
-        if other is not None:
-            ratio = unpaired_ratio(series.medians_ms, other.medians_ms)
-            where = ", ".join(f"{dim} {n}" for dim, n in series.sizes.items())
-            rows.append([series.candidate, series.scenario, where, f"×{_cell(ratio)}", verdict(ratio)])
+    for pair in pairs(now, before):
+        found, series = pair.ratio, pair.now
+        rows.append(
+            [series.candidate, series.scenario, at(series.sizes), f"×{_cell(found)}", verdict(found)]
+        )
     click.echo()
     heading(f"against {before.conditions.created}, measured apart")
     if not rows:
         click.echo("  they have no candidate, scenario and sizes in common")
         return
-    _table(["", "scenario", "at", "median, now to then", ""], rows)
+    _table(["", "scenario", "at", "time, now to then", ""], rows)
     if now.conditions.cpu != before.conditions.cpu:
         click.echo(f"  another machine: {shown(before.conditions.cpu)}")
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infer.errors import InputError
+from infer.measure.pairs import pairs
 from infer.measure.record import Record, Series
-from infer.measure.statistics import Estimate
+from infer.measure.statistics import Estimate, quotient
 
 METRICS = ("p50", "p90", "p95", "p99", "p99.9", "mean", "throughput")
 
@@ -56,11 +56,9 @@ def parse_condition(text: str) -> Condition:
 
 def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> list[Change]:
     """Every condition at every point that both records have. Raises `InputError` if they share none."""
-    before = {_key(series): series for series in baseline.series}
     found = [
-        _change(series, before[_key(series)], condition)
-        for series in now.series
-        if _key(series) in before
+        _change(pair.now, pair.before, condition)
+        for pair in pairs(now, baseline)
         for condition in conditions
     ]
     if not found:
@@ -71,30 +69,15 @@ def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> l
     return found
 
 
-def _key(series: Series) -> tuple[object, ...]:
-    return series.candidate, series.scenario, tuple(sorted(series.sizes.items())), series.bound_ms
-
-
 def _change(now: Series, before: Series, condition: Condition) -> Change:
     new, old = _metric(now, condition.metric), _metric(before, condition.metric)
-    ratio = _ratio(new, old)
+    ratio = quotient(new, old)
     edge = 1 + condition.percent / 100
     if condition.percent >= 0:
         failed, possible = ratio.low > edge, ratio.high > edge
     else:
         failed, possible = ratio.high < edge, ratio.low < edge
     return Change(now.candidate, now.scenario, now.sizes, condition, ratio, failed, possible and not failed)
-
-
-def _ratio(new: Estimate, old: Estimate) -> Estimate:
-    """Of two that were measured apart: on a log scale, distances to the ends add like errors do.
-
-    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures", MOVER.
-    """
-    middle = math.log(new.value / old.value)
-    down = math.hypot(math.log(new.value / new.low), math.log(old.high / old.value))
-    up = math.hypot(math.log(new.high / new.value), math.log(old.value / old.low))
-    return Estimate(math.exp(middle), math.exp(middle - down), math.exp(middle + up))
 
 
 def _metric(series: Series, name: str) -> Estimate:
