@@ -15,6 +15,15 @@ def at(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{dim} {size}" for dim, size in sizes.items())
 
 
+def among(group: Sequence[Series]) -> str:
+    """Points from first to last: "sequence 128, batch 1 to 16"."""
+    found = []
+    for dim in dict.fromkeys(dim for series in group for dim in series.sizes):
+        sizes = sorted({series.sizes[dim] for series in group if dim in series.sizes})
+        found.append(f"{dim} {sizes[0]}" if len(sizes) == 1 else f"{dim} {sizes[0]} to {sizes[-1]}")
+    return ", ".join(found)
+
+
 def title(series: Series) -> str:
     """Scenario, bound and point."""
     return ", ".join(filter(None, (scenario(series), at(series.sizes))))
@@ -35,8 +44,8 @@ def groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
 
 
 def digits(value: float) -> str:
-    """Three digits, and whole numbers in full."""
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    """Three digits, zeros at the end among them, and large numbers in full."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}" if value else "0"
 
 
 def interval(estimate: Estimate) -> str:

@@ -85,6 +85,18 @@ class Limit:
     megabytes: float
     uncounted: tuple[str, ...] = ()
 
+    @property
+    def intensity(self) -> float | None:
+        """Floating-point operations for each byte that must be moved; None where they were not counted."""
+        return 1e3 * self.gflop / self.megabytes if self.gflop > 0 and self.megabytes > 0 else None
+
+    @property
+    def gflops(self) -> float | None:
+        """GFLOP/s at the median latency, which is `floor_ms` ÷ `fraction`; None where not counted."""
+        if self.intensity is None or self.floor_ms <= 0 or self.fraction <= 0:
+            return None
+        return 1e3 * self.gflop * self.fraction / self.floor_ms
+
 
 @dataclass(frozen=True)
 class ServedRate:
