@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -97,6 +98,7 @@ CONDITIONS = Conditions(
 )
 
 
+@functools.cache
 def plain() -> Record:
     """One candidate in one scenario at one point, and nothing else."""
     return Record(
@@ -106,6 +108,7 @@ def plain() -> Record:
     )
 
 
+@functools.cache
 def rich() -> Record:
     """Everything there is to show."""
     factors = {FIRST: 1.0, OTHER: 1.83, THIRD: 0.62}
@@ -140,30 +143,17 @@ def rich() -> Record:
             Profile(FIRST, {"sequence": 128, "batch": 1}, shares(_OPERATORS), shares(_MODULES)),
             Profile(THIRD, {"sequence": 128, "batch": 1}, shares(_OPERATORS[::-1]), ()),
         ),
-        waterfalls=(
-            Waterfall(
-                FIRST,
-                "a text of 20 words",
-                dict(zip(_STAGES, (0.11, 0.02, 0.05, 0.03, 1.9, 0.04), strict=True)),
-                30,
-            ),
-            Waterfall(
-                THIRD,
-                "a text of 20 words",
-                dict(zip(_STAGES, (0.11, 0.02, 0.05, 0.03, 1.1, 0.04), strict=True)),
-                30,
-            ),
+        waterfalls=tuple(
+            Waterfall(name, "a text of 20 words", {**_STAGES, "compute": ms}, 30)
+            for name, ms in ((FIRST, 1.9), (THIRD, 1.1))
         ),
     )
 
 
-_STAGES = ("tokenize", "queue", "pad", "copy", "compute", "decode")
+_STAGES = {"tokenize": 0.11, "queue": 0.02, "pad": 0.05, "copy": 0.03, "compute": 0.0, "decode": 0.04}
 _OPERATORS = (
     *("MatMul", "Attention", "SkipLayerNormalization", "FastGelu", "Gather", "Add", "Cast", "Shape"),
-    "Mul",
-    "Sub",
-    "Unsqueeze",
-    "Tanh",
+    *("Mul", "Sub", "Unsqueeze", "Tanh"),
 )
 _MODULES = tuple(
     f"encoder.layer.{i}.{part}"
@@ -192,9 +182,6 @@ def _limited(series: Series, batch: int) -> Series:
 
 def _served(series: Series, top: float) -> Series:
     """The rates that the search tried, up to `top`, at a bound of 20 ms."""
-    rates = [top / 1.05**2, top / 1.05, top, top * 1.05]
-    tried = tuple(
-        ServedRate(rate, 4.0 + i, p99, p99 <= 20)
-        for i, (rate, p99) in enumerate(zip(rates, (11.0, 14.0, 18.5, 26.0), strict=True))
-    )
+    p99s = {top / 1.05**2: 11.0, top / 1.05: 14.0, top: 18.5, top * 1.05: 26.0}
+    tried = tuple(ServedRate(rate, 0.4 * p99, p99, p99 <= 20) for rate, p99 in p99s.items())
     return replace(series, bound_ms=20.0, throughput=Estimate(top, top / 1.05, top * 1.05), rates=tried)

@@ -14,7 +14,7 @@ import click
 
 from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
-from infer.cli.records import show_change, show_gate, show_record, show_records
+from infer.cli.records import page_writer, show_change, show_gate, show_record, show_records
 from infer.errors import missing_package
 from infer.machine import this_machine
 from infer.measure.candidates import Candidate, Local, disagreement, names_of, opened
@@ -108,6 +108,11 @@ from infer.signature import Array, Signature, TensorSpec
     help="Write the record to this .json file.",
 )
 @click.option(
+    "--html",
+    type=click.Path(path_type=Path, readable=False),
+    help="Write a page with plots to this file: of what is measured, or of records.",
+)
+@click.option(
     "--baseline", type=click.Path(path_type=Path, readable=False), help="A record to compare with."
 )
 @click.option(
@@ -136,6 +141,7 @@ def command(
     tolerance: float | None,
     cold_start: bool,
     output: Path | None,
+    html: Path | None,
     baseline: Path | None,
     conditions: tuple[str, ...],
     as_json: bool,
@@ -152,17 +158,21 @@ def command(
       infer bench minilm.infer ./all-MiniLM-L6-v2 --size sequence=128
       infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8,32
       infer bench net.infer --scenario server --latency-bound 50
+      infer bench old.json new.json --html page.html
       infer bench net.infer -o new.json --baseline old.json --fail-if "p99 > +10%"
     """
     wanted = [parse_condition(text) for text in conditions]
     if wanted and baseline is None:
         raise click.UsageError("--fail-if compares with a baseline; name one with --baseline RECORD.json")
     before = read_record(baseline) if baseline else None
+    write_page = None if html is None else page_writer(html)
     records = [text for text in candidates if text.endswith(".json")]
     if records:
         if len(records) < len(candidates):
             raise click.UsageError("records are shown, other candidates are measured; give either")
         found = [read_record(Path(text)) for text in records]
+        if write_page is not None:
+            write_page(found, records)
         if as_json:
             print_json({"records": [record.to_data() for record in found]})
         else:
@@ -200,6 +210,10 @@ def command(
     record = _record(parts, starts, asked, budget)
     if output is not None:
         record.write(output)
+    if write_page is not None:
+        told = [(before, str(baseline))] if before else []
+        told.append((record, str(output) if output else "this measurement"))
+        write_page([each for each, _ in told], [name for _, name in told])
     compared = changes(record, before, wanted) if before and wanted else []
     if as_json:
         print_json({**record.to_data(), "changes": [encode(change) for change in compared]})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
 from infer.cli.output import heading
+from infer.drafts import file_draft
 from infer.measure.gate import Change
 from infer.measure.labels import at, digits, groups, interval
 from infer.measure.pairs import pairs
@@ -97,6 +99,20 @@ def show_change(now: Record, before: Record) -> None:
     _table(["", "scenario", "at", "time, now to then", ""], rows)
     if now.conditions.cpu != before.conditions.cpu:
         click.echo(f"  another machine: {shown(before.conditions.cpu)}")
+
+
+def page_writer(path: Path) -> Callable[[Sequence[Record], Sequence[str]], None]:
+    """What writes records as a page to `path`, whole or not at all.
+
+    To be made before anything is measured, because it raises `MissingPackageError` without matplotlib.
+    """
+    from infer.measure.page import page
+
+    def write(records: Sequence[Record], names: Sequence[str]) -> None:
+        with file_draft(path) as draft:
+            draft.write_text(page(records, names), encoding="utf-8")
+
+    return write
 
 
 def show_gate(found: Sequence[Change]) -> None:

@@ -105,8 +105,7 @@ class _Sheets:
             [entry.name, "excluded" if entry.excluded is not None else "measured", entry.described]
             for entry in record.candidates
         ]
-        yield Table("Candidates", ["candidate", "", "what it is"], rows).html()
-        yield from (table.html() for table in tables(record))
+        yield _tables([Table("Candidates", ["candidate", "", "what it is"], rows), *tables(record)])
 
     def comparison(self, now: Record, name: str, before: Record, other: str) -> Iterator[str]:
         """What changed since another record."""
@@ -119,7 +118,7 @@ class _Sheets:
         if now.conditions.cpu != before.conditions.cpu:
             yield "<p>They come from different machines: ratios say what moved, not why.</p>"
         yield self._plots(changes(found, self._order))
-        yield changed(found, "Now beside then, measured apart").html()
+        yield _tables([changed(found, "Now beside then, measured apart")])
 
     def _plots(self, found: Sequence[Plot]) -> str:
         return f'<div class="plots">\n{"".join(map(self._figure, found))}</div>'
@@ -148,6 +147,10 @@ def _list(sentences: Iterable[str]) -> str:
     return "<ul>\n" + "".join(f"<li>{sentence}</li>\n" for sentence in sentences) + "</ul>"
 
 
+def _tables(found: Iterable[Table]) -> str:
+    return f'<div class="tables">\n{"".join(table.html() for table in found)}</div>'
+
+
 def _conditions(records: Sequence[Record], names: Sequence[str]) -> str:
     """A column for each record; what differs between them is marked."""
     columns = [dict(_stated(record)) for record in records]
@@ -158,7 +161,7 @@ def _conditions(records: Sequence[Record], names: Sequence[str]) -> str:
         values = [column.get(label, "–") for column in columns]
         rows.append([label, *values, *(["differs" if len(set(values)) > 1 else ""] if several else [])])
     header = ["", *(names if several else ["value"]), *([""] if several else [])]
-    return Table("Where, when and how", header, rows).html()
+    return _tables([Table("Where, when and how", header, rows)])
 
 
 def _stated(record: Record) -> Iterator[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from infer.measure.record import Record, Series
 from infer.measure.statistics import Estimate, quotient, unpaired_ratio
@@ -15,7 +16,7 @@ class Pair:
     now: Series
     before: Series
 
-    @property
+    @cached_property
     def ratio(self) -> Estimate:
         """Time per sample now over then, measured apart; below 1 is faster.
 

@@ -65,7 +65,7 @@ class Table:
         # what scrolls must be reachable from a keyboard
         return (
             f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(self.caption)}">'
-            f"<table><caption>{escaped(self.caption)}</caption>\n"
+            f"<table><caption><span>{escaped(self.caption)}</span></caption>\n"
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
         )
 

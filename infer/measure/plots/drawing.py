@@ -21,7 +21,6 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
-    from matplotlib.text import Text
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 except (ImportError, OSError) as _error:
     raise missing_package("matplotlib", "bench", _error) from _error
@@ -165,16 +164,17 @@ def _drawn(draw: Draw, prefix: str, width: float, height: float) -> ET.Element:
     with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
         # widths of letters that its font lacks are guessed; the page has fonts of its own
         warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)
-        figure = Figure((width / 72, height / 72), layout="constrained")  # 72 units of an SVG are an inch
+        # 72 units of an SVG are an inch
+        figure = Figure((width / 72, height / 72), dpi=72, layout="constrained")
         figure.patch.set_visible(False)
-        FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         axes.patch.set_visible(False)
         draw(axes)
-        for each in figure.findobj(Text):
+        # labels of ticks are numbers of ours
+        for each in (*axes.texts, axes.xaxis.label, axes.yaxis.label):
             each.set_text(shortened(shown(each.get_text()), _LETTERS))
         text = io.StringIO()
-        figure.savefig(text, format="svg")
+        FigureCanvasSVG(figure).print_svg(text)  # savefig would draw twice
     return _themed(ET.fromstring(text.getvalue()), prefix)
 
 
