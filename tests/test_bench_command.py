@@ -112,6 +112,7 @@ def scaled(record: Record, factor: float) -> Record:
             each,
             latency_ms={name: times(value, factor) for name, value in each.latency_ms.items()},
             throughput=times(each.throughput, 1 / factor),
+            medians_ms=tuple(factor * median for median in each.medians_ms),
         )
         for each in record.series
     )
@@ -142,7 +143,9 @@ def test_records_are_shown_and_compared(net: Path, tmp_path: Path) -> None:
     scaled(read_record(path), 3).write(slower)
     done = infer_command("bench", path, slower)
     assert done.code == 0
-    assert "median, now to then" in done.out
+    assert "time, now to then" in done.out
+    assert "×3.00" in done.out
+    assert "slower" in done.out
     assert len(json.loads(infer_command("bench", path, slower, "--json").out)["records"]) == 2
     assert infer_command("bench", path, net).code == 2
 
@@ -164,6 +167,16 @@ def test_limits_are_counted_from_the_graph(
         assert limit["floor_ms"] == pytest.approx(1e3 * limit["gflop"] / peaks["gflops"])
         assert limit["fraction"] == pytest.approx(limit["floor_ms"] / series["latency_ms"]["p50"]["value"])
     assert "of the limit" in infer_command("bench", net, *arguments).out
+
+
+def test_a_page_is_written_of_records_and_of_measurements(net: Path, tmp_path: Path) -> None:
+    """One file that stands for itself, with the candidates' names in it."""
+    record, page = tmp_path / "a.json", tmp_path / "page.html"
+    assert infer_command("bench", net, "-o", record, "--html", page, *QUICK).code == 0
+    assert "net.infer" in page.read_text(encoding="utf-8")
+    page.unlink()
+    assert infer_command("bench", record, "--html", page).code == 0
+    assert "net.infer" in page.read_text(encoding="utf-8")
 
 
 def test_cold_starts_are_processes_of_their_own(net: Path) -> None:

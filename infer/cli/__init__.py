@@ -121,7 +121,7 @@ def _interrupted() -> int:
 
 def _fail(message: str) -> int:
     """Say what went wrong in one paragraph on stderr; the exit code for it."""
-    from infer.cli.output import shown
+    from infer.wording import shown
 
     message = shown(re.sub(r"\s*\n\s*", " ", f"Error: {message}"))
     with contextlib.suppress(OSError):

@@ -12,7 +12,7 @@ import click
 from infer.cli.candidates import Opened, opened_all
 from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
-from infer.cli.records import show_change, show_gate, show_record, show_records
+from infer.cli.records import PageWriter, page_writer, show_change, show_gate, show_record, show_records
 from infer.machine import this_machine
 from infer.measure import loadgen
 from infer.measure.candidates import Candidate, Local
@@ -124,6 +124,11 @@ THREADS = "threads"
     help="Write the record to this .json file.",
 )
 @click.option(
+    "--html",
+    type=click.Path(path_type=Path, readable=False),
+    help="Write a page with plots to this file: of what is measured, or of records.",
+)
+@click.option(
     "--baseline", type=click.Path(path_type=Path, readable=False), help="A record to compare with."
 )
 @click.option(
@@ -155,6 +160,7 @@ def command(
     limits: bool,
     cold_start: bool,
     output: Path | None,
+    html: Path | None,
     baseline: Path | None,
     fail_if: tuple[str, ...],
     as_json: bool,
@@ -178,6 +184,7 @@ def command(
       infer bench minilm.infer ./all-MiniLM-L6-v2 --size sequence=128
       infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8,32
       infer bench net.infer --scenario server --latency-bound 50
+      infer bench old.json new.json --html page.html
       infer bench net.infer -o new.json --baseline old.json --fail-if "p99 > +10%"
       infer bench today.infer yesterday.infer --fail-if "p50 > +5%"
     """
@@ -193,8 +200,9 @@ def command(
         loadgen=harness == "loadgen",
     )
     wanted = [parse_condition(text) for text in fail_if]
+    write_page = None if html is None else page_writer(html)
     if any(text.endswith(".json") for text in candidates):
-        _show(candidates, as_json)
+        _show(candidates, as_json, write_page)
         return
     if wanted and baseline is None and len(candidates) < 2:
         raise click.UsageError(
@@ -224,6 +232,10 @@ def command(
     record = _record(parts, starts, asked, cores)
     if output is not None:
         record.write(output)
+    if write_page is not None:
+        told = [(before, str(baseline))] if before else []
+        told.append((record, str(output) if output else "this measurement"))
+        write_page([each for each, _ in told], [name for _, name in told])
     changed = changes(record, before, wanted) if before else changes_within(record, wanted)
     if as_json:
         print_json({**record.to_data(), "changes": [encode(change) for change in changed]})
@@ -239,10 +251,12 @@ def command(
         context.exit(1)
 
 
-def _show(texts: Sequence[str], as_json: bool) -> None:
+def _show(texts: Sequence[str], as_json: bool, write_page: PageWriter | None) -> None:
     if not all(text.endswith(".json") for text in texts):
         raise click.UsageError("records are shown, other candidates are measured; give either")
     found = [read_record(Path(text)) for text in texts]
+    if write_page is not None:
+        write_page(found, texts)
     if as_json:
         print_json({"records": [record.to_data() for record in found]})
     else:

@@ -12,13 +12,14 @@ import click
 import numpy as np
 
 from infer.artifact import Artifact
-from infer.cli.output import print_json, rows, size, stdout_kept_clean
+from infer.cli.output import print_json, rows, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.errors import ConversionError, missing_package
 from infer.manifest import Measured, TaskSpec
 from infer.npz import load_npz
 from infer.parity import Tolerance
 from infer.signature import DTYPES, Array
+from infer.wording import size
 
 
 @click.command("convert")

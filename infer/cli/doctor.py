@@ -10,9 +10,10 @@ import click
 
 from infer import __version__
 from infer.backends import BACKENDS, load_backend
-from infer.cli.output import heading, print_json, rows, size
+from infer.cli.output import heading, print_json, rows
 from infer.errors import MissingPackageError
 from infer.machine import Machine, this_machine
+from infer.wording import size
 
 # the last release for Python 3.10 is older than the one with the fixes to reading models from outside
 _ORT_FLOOR = (1, 28) if sys.version_info >= (3, 11) else (1, 23)

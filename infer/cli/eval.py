@@ -11,11 +11,12 @@ from typing import Any
 
 import click
 
-from infer.cli.output import heading, print_json, shown
+from infer.cli.output import heading, print_json
 from infer.cli.progress import Progress
 from infer.errors import missing_package
 from infer.options import PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
+from infer.wording import shown
 
 
 @click.command("eval")

@@ -10,9 +10,10 @@ import click
 
 from infer.artifact import Artifact
 from infer.cli.convert import parity_line
-from infer.cli.output import heading, print_json, rows, size
+from infer.cli.output import heading, print_json, rows
 from infer.graphfile import GraphFile, read_graph_file
 from infer.session import open_artifact
+from infer.wording import size
 
 _MOST_OPERATORS = 12
 

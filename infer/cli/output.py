@@ -10,28 +10,15 @@ import json
 import math
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
+from infer.wording import shown, unseen
+
 SCHEMA_VERSION = 1
-
-
-# Unicode's categories of what is not visible as itself: controls, newlines among them; marks that format or
-# reorder text, or show nothing; half characters; separators of lines and of paragraphs
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-
-
-def shown(text: str) -> str:
-    """`text` with characters that a terminal would obey, or show nothing of, written as escapes."""
-    return text.translate({ord(c): c.encode("unicode_escape").decode("ascii") for c in _unseen(text)})
-
-
-def _unseen(text: str) -> list[str]:
-    return [c for c in set(text) if unicodedata.category(c) in _UNSEEN]
 
 
 def to_json(document: dict[str, Any], indent: int | None = None) -> str:
@@ -45,7 +32,7 @@ def to_json(document: dict[str, Any], indent: int | None = None) -> str:
     except ValueError:
         text = json.dumps(_finite(document), ensure_ascii=False, indent=indent, allow_nan=False)
     # they occur in strings only, where JSON has an escape for each; its own newlines stay
-    return text.translate({ord(c): _json_escape(c) for c in _unseen(text) if c > "\x7e"})
+    return text.translate({ord(c): _json_escape(c) for c in unseen(text) if c > "\x7e"})
 
 
 def _json_escape(character: str) -> str:
@@ -108,13 +95,3 @@ def rows(pairs: Iterable[tuple[str, str | Sequence[str]]], indent: str = "  ") -
         click.echo(f"{indent}{name:<{width}}  {first}")
         for line in rest:
             click.echo(f"{indent}{'':<{width}}  {line}")
-
-
-def size(size_bytes: int) -> str:
-    """A size for people: 1.0 MiB."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"

@@ -10,7 +10,7 @@ from types import TracebackType
 
 import click
 
-from infer.cli.output import shown
+from infer.wording import shown
 
 _COUNTDOWN_S = 10.0
 """Where lines stay, those that differ from the last in their numbers only come this far apart."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import click
 
-from infer.cli.output import heading, shown, size
+from infer.cli.output import heading
+from infer.drafts import file_draft
 from infer.measure.gate import Change
+from infer.measure.labels import at, digits, groups, interval
+from infer.measure.pairs import pairs
 from infer.measure.record import Record, Series
 from infer.measure.scenarios import SCENARIOS
-from infer.measure.statistics import Estimate, unpaired_ratio, verdict
-
-_UNDECIDED = "too noisy to say; measure for longer with --seconds"
+from infer.measure.statistics import Estimate, verdict
+from infer.wording import shown, size
 
 
 def show_record(record: Record) -> None:
@@ -31,8 +34,8 @@ def show_record(record: Record) -> None:
         left_out = f"; left out: {entry.excluded}" if entry.excluded else ""
         click.echo(f"  {shown(entry.name)}: {shown(entry.described + left_out)}")
     for each in record.exclusions:
-        click.echo(f"  {shown(each.candidate)} was left out at {_at(each.sizes)}: {shown(each.reason)}")
-    for key, group in _groups(record.series):
+        click.echo(f"  {shown(each.candidate)} was left out at {at(each.sizes)}: {shown(each.reason)}")
+    for key, group in groups(record.series):
         click.echo()
         heading(key)
         _show_series(group)
@@ -61,21 +64,8 @@ def show_record(record: Record) -> None:
         click.echo("\ninterrupted: these are the rounds that were finished")
 
 
-def _at(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{dim} {n}" for dim, n in sizes.items())
-
-
-def _groups(series: Sequence[Series]) -> list[tuple[str, list[Series]]]:
-    found: dict[str, list[Series]] = {}
-    for each in series:
-        where = _at(each.sizes)
-        bound = f", p99 within {each.bound_ms:g} ms" if each.bound_ms is not None else ""
-        found.setdefault(f"{each.scenario}{bound}{f': {where}' if where else ''}", []).append(each)
-    return list(found.items())
-
-
 def _show_series(series: Sequence[Series]) -> None:
-    judged = SCENARIOS[series[0].scenario]
+    judged = SCENARIOS.get(series[0].scenario)
     columns = [name for name in ("p50", "p90", "p99") if any(name in s.latency_ms for s in series)]
     if judged == "throughput" and "p99" in columns:
         columns.remove("p99")
@@ -107,13 +97,7 @@ def _waiting(series: Series) -> str:
 
 
 def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{_digits(estimate.value)} ({_digits(estimate.low)}–{_digits(estimate.high)})"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return "-" if estimate is None else f"{digits(estimate.value)} ({interval(estimate)})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -134,29 +118,45 @@ def show_records(records: Sequence[Record], names: Sequence[str]) -> None:
 
 
 def show_change(now: Record, before: Record) -> None:
-    """Medians now over those of another record, point by point."""
-    old = {(s.candidate, s.scenario, tuple(sorted(s.sizes.items()))): s for s in before.series}
+    """Times now over those of another record, point by point."""
     rows = []
-    for series in now.series:
-        other = old.get((series.candidate, series.scenario, tuple(sorted(series.sizes.items()))))
-        if other is not None:
-            ratio = unpaired_ratio(series.medians_ms, other.medians_ms)
-            where = _at(series.sizes)
-            rows.append([series.candidate, series.scenario, where, f"×{_cell(ratio)}", verdict(ratio)])
+    for pair in pairs(now, before):
+        found, series = pair.ratio, pair.now
+        rows.append(
+            [series.candidate, series.scenario, at(series.sizes), f"×{_cell(found)}", verdict(found)]
+        )
     click.echo()
     heading(f"against {before.conditions.created}, measured apart")
     if not rows:
         click.echo("  they have no candidate, scenario and sizes in common")
         return
-    _table(["", "scenario", "at", "median, now to then", ""], rows)
+    _table(["", "scenario", "at", "time, now to then", ""], rows)
     if now.conditions.cpu != before.conditions.cpu:
         click.echo(f"  another machine: {shown(before.conditions.cpu)}")
+
+
+PageWriter = Callable[[Sequence[Record], Sequence[str]], None]
+"""Writes a page of records and their names."""
+
+
+def page_writer(path: Path) -> PageWriter:
+    """What writes records as a page to `path`, whole or not at all.
+
+    To be made before anything is measured, because it raises `MissingPackageError` without matplotlib.
+    """
+    from infer.measure.page import page
+
+    def write(records: Sequence[Record], names: Sequence[str]) -> None:
+        with file_draft(path) as draft:
+            draft.write_text(page(records, names), encoding="utf-8")
+
+    return write
 
 
 def show_gate(found: Sequence[Change]) -> None:
     """A line for each condition at each point."""
     for change in found:
-        where = ", ".join(filter(None, [change.scenario, _at(change.sizes)]))
+        where = ", ".join(filter(None, [change.scenario, at(change.sizes)]))
         said = (
             "fails"
             if change.failed

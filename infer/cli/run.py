@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from infer.artifact import Artifact
-from infer.cli.output import print_json, shown, to_json
+from infer.cli.output import print_json, to_json
 from infer.drafts import file_draft
 from infer.errors import InputError
 from infer.npz import load_npz, save_npz
@@ -18,6 +18,7 @@ from infer.options import MAX_THREADS, PlanOptions, SessionOptions
 from infer.session import Session, open_artifact, open_session
 from infer.tasks import StreamTask, Task
 from infer.tasks.lines import split_lines
+from infer.wording import shown
 
 
 @click.command("run")

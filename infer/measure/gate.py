@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infer.errors import InputError
+from infer.measure.pairs import pairs, where
 from infer.measure.record import Record, Series
-from infer.measure.statistics import Estimate
+from infer.measure.statistics import Estimate, quotient
 
 METRICS = ("p50", "p90", "p95", "p99", "p99.9", "mean", "throughput")
 
@@ -68,9 +69,8 @@ def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> l
             f"the baseline was measured on another machine ({there.cpu}, {there.cores} cores), this is"
             f" {here.cpu} with {here.cores}; measure the baseline here"
         )
-    before = {_key(series): series for series in baseline.series}
-    pairs = [(series, before[_key(series)]) for series in now.series if _key(series) in before]
-    if conditions and not pairs:
+    found = [(pair.now, pair.before) for pair in pairs(now, baseline)]
+    if conditions and not found:
         raise InputError(
             "the baseline has none of the measured candidates, scenarios and sizes; it has"
             f" {'; '.join(sorted({f'{s.candidate}, {s.scenario}' for s in baseline.series}))}"
@@ -78,23 +78,19 @@ def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> l
     drift = math.log(here.work_ms / there.work_ms)
     spread = math.hypot(math.log1p(here.noise), math.log1p(there.noise))
     machine = (min(drift, 0.0) - spread, max(drift, 0.0) + spread)
-    return [_change(new, old, condition, machine) for new, old in pairs for condition in conditions]
+    return [_change(new, old, condition, machine) for new, old in found for condition in conditions]
 
 
 def changes_within(record: Record, conditions: Sequence[Condition]) -> list[Change]:
     """Every condition of each candidate against the first, which took turns with it."""
     first = record.candidates[0].name if record.candidates else ""
-    of_first = {_key(series)[1:]: series for series in record.series if series.candidate == first}
-    pairs = [
-        (series, of_first[_key(series)[1:]])
+    of_first = {where(series): series for series in record.series if series.candidate == first}
+    return [
+        _change(series, of_first[where(series)], condition, (0.0, 0.0))
         for series in record.series
-        if series.candidate != first and _key(series)[1:] in of_first
+        if series.candidate != first and where(series) in of_first
+        for condition in conditions
     ]
-    return [_change(new, old, condition, (0.0, 0.0)) for new, old in pairs for condition in conditions]
-
-
-def _key(series: Series) -> tuple[object, ...]:
-    return series.candidate, series.scenario, tuple(sorted(series.sizes.items())), series.bound_ms
 
 
 _Machine = tuple[float, float]
@@ -115,16 +111,10 @@ def _change(now: Series, before: Series, condition: Condition, machine: _Machine
 
 
 def _ratio(new: Estimate, old: Estimate, machine: _Machine) -> Estimate:
-    """Of two that were measured apart: on a log scale, distances to the ends add like errors do.
-
-    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures", MOVER.
-    """
-    middle = math.log(new.value / old.value)
-    down = math.hypot(math.log(new.value / new.low), math.log(old.high / old.value))
-    up = math.hypot(math.log(new.high / new.value), math.log(old.value / old.low))
-    # had the machine become slower by itself, as much of the ratio would be the machine's
-    low, high = middle - down - machine[1], middle + up - machine[0]
-    return Estimate(math.exp(middle), math.exp(low), math.exp(high))
+    """Of two that were measured apart. Had the machine become slower by itself, as much of it would be
+    the machine's."""
+    found = quotient(new, old)
+    return Estimate(found.value, found.low / math.exp(machine[1]), found.high / math.exp(machine[0]))
 
 
 def _metric(series: Series, name: str) -> Estimate:

@@ -6,7 +6,7 @@ Written and read with `schema`, so that a record of another version is refused, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,18 @@ class Limit:
     gflop: float
     megabytes: float
     uncounted: tuple[str, ...] = ()
+
+    @property
+    def intensity(self) -> float | None:
+        """Floating-point operations for each byte that must be moved; None where they were not counted."""
+        return 1e3 * self.gflop / self.megabytes if self.gflop > 0 and self.megabytes > 0 else None
+
+    @property
+    def gflops(self) -> float | None:
+        """GFLOP/s at the median latency, which is `floor_ms` ÷ `fraction`; None where not counted."""
+        if self.intensity is None or self.floor_ms <= 0 or self.fraction <= 0:
+            return None
+        return 1e3 * self.gflop * self.fraction / self.floor_ms
 
 
 @dataclass(frozen=True)
@@ -223,6 +235,44 @@ def read_record(path: Path) -> Record:
             raise schema.SchemaError(
                 f"its schema_version is {version!r:.20}, and this release reads {SCHEMA_VERSION}"
             )
-        return schema.decode(Record, data, "the record")
+        record = schema.decode(Record, data, "the record")
+        _check(record)
+        return record
     except schema.SchemaError as error:
         raise ArtifactError(f"'{path}' is not a record of infer bench: {error}; measure again") from error
+
+
+def _check(record: Record) -> None:
+    """Refuse what no measurement gives: ratios and logarithms are taken of these numbers. Raises
+    `SchemaError`."""
+    for name, sound in _soundness(record):
+        if not sound:
+            raise schema.SchemaError(f"{name} holds numbers that no measurement gives")
+
+
+def _soundness(record: Record) -> Iterator[tuple[str, bool]]:
+    for s in record.series:
+        estimates = [*s.latency_ms.values(), s.mean_ms, s.throughput, *([s.ratio] if s.ratio else [])]
+        positive = [*s.quantiles_ms, *s.medians_ms, *s.sizes.values(), s.queries, s.samples]
+        positive += [number for rate in s.rates for number in (rate.rate, rate.p50_ms, rate.p99_ms)]
+        positive += [] if s.bound_ms is None else [s.bound_ms]
+        limit = s.limit
+        yield (
+            f"the series of '{s.candidate}'",
+            all(0 < e.low <= e.value <= e.high for e in estimates)
+            and min(positive) > 0
+            and len(s.quantiles_ms) == 101
+            and len(s.medians_ms) > 0
+            and (limit is None or min(limit.floor_ms, limit.fraction, limit.gflop, limit.megabytes) >= 0),
+        )
+    for peaks in record.conditions.peaks:
+        yield "peaks", min(peaks.threads, peaks.gflops, peaks.gigabytes_per_s) > 0
+    for start in record.cold_starts:
+        ascending = 0 < start.imported_ms <= start.loaded_ms <= start.first_answer_ms
+        yield f"the cold start of '{start.candidate}'", ascending and start.peak_memory_bytes > 0
+    for profile in record.profiles:
+        shares = (*profile.operators, *profile.modules)
+        yield f"the profile of '{profile.candidate}'", all(min(s.ms, s.share) >= 0 for s in shares)
+    for waterfall in record.waterfalls:
+        sound = all(ms >= 0 for ms in waterfall.stages_ms.values())
+        yield f"the waterfall of '{waterfall.candidate}'", sound

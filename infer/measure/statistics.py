@@ -75,6 +75,18 @@ def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     return _estimate(float(np.median(a) / np.median(b)), np.array(draws))
 
 
+def quotient(new: Estimate, old: Estimate) -> Estimate:
+    """The ratio of two estimates that were made apart: on a log scale, distances to the ends add like
+    errors do.
+
+    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures", MOVER.
+    """
+    middle = math.log(new.value / old.value)
+    down = math.hypot(math.log(new.value / new.low), math.log(old.high / old.value))
+    up = math.hypot(math.log(new.high / new.value), math.log(old.value / old.low))
+    return Estimate(math.exp(middle), math.exp(middle - down), math.exp(middle + up))
+
+
 def verdict(ratio: Estimate) -> str:
     """What a ratio of times allows to say: "faster", "slower", "alike" (within 2 %), or "undecided"."""
     if ratio.low >= 1 - _ALIKE and ratio.high <= 1 + _ALIKE:
