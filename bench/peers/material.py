@@ -205,8 +205,13 @@ def _inputs(module: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     pool = samples
     if hasattr(module, "dataset"):
         inputs = list(module.dataset().inputs)
-        pool = inputs if type(inputs[0]) is type(samples[0]) else samples
+        # some are pairs of what the task takes, or name where in a file it lies
+        pool = inputs if _form(inputs[0]) == _form(samples[0]) else samples
     return (pool[JUDGED:] if len(pool) >= 2 * JUDGED else pool), pool
+
+
+def _form(value: Any) -> Any:
+    return tuple(map(_form, value)) if isinstance(value, tuple) else type(value)
 
 
 def _encoded(session: infer.Session, inputs: Sequence[Any], most: int) -> Iterator[dict[str, Array]]:
