@@ -169,16 +169,6 @@ def test_limits_are_counted_from_the_graph(
     assert "of the limit" in infer_command("bench", net, *arguments).out
 
 
-def test_a_page_is_written_of_records_and_of_measurements(net: Path, tmp_path: Path) -> None:
-    """One file that stands for itself, with the candidates' names in it."""
-    record, page = tmp_path / "a.json", tmp_path / "page.html"
-    assert infer_command("bench", net, "-o", record, "--html", page, *QUICK).code == 0
-    assert "net.infer" in page.read_text(encoding="utf-8")
-    page.unlink()
-    assert infer_command("bench", record, "--html", page).code == 0
-    assert "net.infer" in page.read_text(encoding="utf-8")
-
-
 def test_cold_starts_are_processes_of_their_own(net: Path) -> None:
     """Import, load and first answer come in this order, and memory is that of a process."""
     found = json.loads(infer_command("bench", net, "--cold-start", "--json", *QUICK).out)
