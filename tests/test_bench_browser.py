@@ -110,7 +110,7 @@ def test_it_renders(open_page: Open, name: str, width: int, theme: str) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1400])
-@pytest.mark.parametrize("name", ["rich", "two"])
+@pytest.mark.parametrize("name", ["rich", "two", "hostile"])
 def test_words_of_drawings_are_whole_and_apart(open_page: Open, name: str, width: int) -> None:
     """With the browser's own fonts, no word leaves its drawing and none lies on another."""
     for drawing in open_page(name, width).evaluate(DRAWINGS):

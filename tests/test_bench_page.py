@@ -286,11 +286,18 @@ def poisoned(record: Record) -> Record:
     return schema.decode(Record, json.loads(json.dumps(data)), "the record")
 
 
+WORDS = ("verdict", "bound")
+"""These are one of a few words, or the record is refused when it is read."""
+
+
 def _with_evil(data: Any) -> Any:
     if isinstance(data, dict):
         keep = {f.name for f in itertools.chain(*map(dataclasses.fields, _classes()))} | {"p50", "p90"}
         keep |= {"p95", "p99", "p99.9"}
-        return {key if key in keep else f"{key}{EVIL}": _with_evil(value) for key, value in data.items()}
+        return {
+            key if key in keep else f"{key}{EVIL}": value if key in WORDS else _with_evil(value)
+            for key, value in data.items()
+        }
     if isinstance(data, list):
         return [_with_evil(item) for item in data]
     return f"{data}{EVIL}" if isinstance(data, str) else data
@@ -481,6 +488,7 @@ UNSOUND: dict[str, Callable[[Record], Record]] = {
     "no rounds": lambda r: _each(r, medians_ms=()),
     "quantiles cut off": lambda r: _each(r, quantiles_ms=(1.0, 2.0)),
     "a size below one": lambda r: _each(r, sizes={"batch": -1}),
+    "a verdict nobody gives": lambda r: _each(r, verdict="<b>"),
     "a start that ends before it began": lambda r: replace(
         r, cold_starts=tuple(replace(s, loaded_ms=1.0) for s in r.cold_starts)
     ),
@@ -488,12 +496,12 @@ UNSOUND: dict[str, Callable[[Record], Record]] = {
 
 
 @pytest.mark.parametrize("case", UNSOUND)
-def test_numbers_that_no_measurement_gives_are_refused(tmp_path: Path, case: str) -> None:
+def test_values_that_no_measurement_gives_are_refused(tmp_path: Path, case: str) -> None:
     """Ratios and logarithms are taken of a record's numbers, so it is refused when it is read."""
     rich().write(tmp_path / "a.json")
     assert read_record(tmp_path / "a.json") == rich()
     UNSOUND[case](rich()).write(tmp_path / "b.json")
-    with pytest.raises(ArtifactError, match="holds numbers that no measurement gives"):
+    with pytest.raises(ArtifactError, match="holds values that no measurement gives"):
         read_record(tmp_path / "b.json")
 
 

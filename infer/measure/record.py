@@ -15,7 +15,7 @@ from infer import schema
 from infer.artifact import reading
 from infer.drafts import file_draft
 from infer.errors import ArtifactError
-from infer.measure.statistics import Estimate
+from infer.measure.statistics import VERDICTS, Estimate
 
 SCHEMA_VERSION = 1
 
@@ -233,7 +233,7 @@ def _check(record: Record) -> None:
     `SchemaError`."""
     for name, sound in _soundness(record):
         if not sound:
-            raise schema.SchemaError(f"{name} holds numbers that no measurement gives")
+            raise schema.SchemaError(f"{name} holds values that no measurement gives")
 
 
 def _soundness(record: Record) -> Iterator[tuple[str, bool]]:
@@ -249,6 +249,8 @@ def _soundness(record: Record) -> Iterator[tuple[str, bool]]:
             and min(positive) > 0
             and len(s.quantiles_ms) == 101
             and len(s.medians_ms) > 0
+            and s.verdict in (None, *VERDICTS)
+            and (limit is None or limit.bound in ("compute", "memory"))
             and (limit is None or min(limit.floor_ms, limit.fraction, limit.gflop, limit.megabytes) >= 0),
         )
     for peaks in record.conditions.peaks:

@@ -17,6 +17,8 @@ from infer.signature import Array
 
 PERCENTILES = (50.0, 90.0, 95.0, 99.0, 99.9)
 
+VERDICTS = ("faster", "slower", "alike", "undecided")
+
 _DRAWS = 1000
 _CONFIDENCE = 0.95
 _ALIKE = 0.02

@@ -218,7 +218,7 @@ def _draw(axes: Axes, rows: Sequence[_Row]) -> None:
             _whisker(axes, y, row.interval)
         across = axes.get_yaxis_transform()
         name = shortened(shown(row.name), _LETTERS - len(row.note))
-        for x, text, side in ((0, name, "left"), (1, row.note, "right")):
+        for x, text, side in ((0, name, "left"), (1, shown(row.note), "right")):
             axes.text(x, y - 0.3, text, transform=across, va="bottom", ha=side, bbox=BEHIND)
     axes.set_ylim(len(rows) - 0.6, -0.8)
     axes.set_yticks([])

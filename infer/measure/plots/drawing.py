@@ -31,8 +31,8 @@ Dash = Literal["-"] | tuple[float, Sequence[float]]
 WIDTH = 400
 """Of every drawing, in the pixels of a page that shows it as it is; letters are 12 of them high."""
 
-_LETTERS = 58
-"""No text is longer: it would not fit."""
+_LETTERS = 44
+"""No label of an axis is longer: it would not fit."""
 
 # matplotlib wants a colour where the page has a variable: each stands for one, and for nothing else
 INK, QUIET, GRID, GROUND = "#0a0a01", "#0a0a02", "#0a0a03", "#0a0a04"
@@ -171,10 +171,11 @@ def _drawn(draw: Draw, prefix: str, width: float, height: float) -> ET.Element:
         axes.patch.set_visible(False)
         draw(axes)
         # labels of ticks are numbers of ours
-        for each in (*axes.texts, axes.xaxis.label, axes.yaxis.label):
-            each.set_text(shortened(shown(each.get_text()), _LETTERS))
+        for label in (axes.xaxis.label, axes.yaxis.label):
+            label.set_text(shortened(shown(label.get_text()), _LETTERS))
         text = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(text)  # savefig would draw twice
+        # savefig would draw twice
+        FigureCanvasSVG(figure).print_svg(text)  # type: ignore[no-untyped-call]
     return _themed(ET.fromstring(text.getvalue()), prefix)
 
 
