@@ -213,6 +213,7 @@ WITHOUT: dict[str, Callable[[Record], Record]] = {
     "p90 over batch": lambda r: replace(
         r, series=tuple(s for s in r.series if s.sizes.get("batch", 1) == 1)
     ),
+    "Throughput against latency, single-stream": lambda r: _each(r, samples=3),
     "Throughput against latency, server": lambda r: _each(r, rates=()),
     "Roofline": lambda r: replace(r, conditions=replace(r.conditions, peaks=())),
     "Roofline, threads 2": lambda r: _each(r, limit=None),

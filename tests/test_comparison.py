@@ -11,7 +11,6 @@ from infer.errors import FeedError, InputError
 from infer.measure.comparison import Asked, Found, compare
 from infer.measure.queries import Call
 from infer.measure.rounds import MIN_ROUNDS, take_turns
-from infer.measure.scenarios import ImpossibleBoundError
 from infer.parity import TOLERANCES
 from tests.simulated import FEEDS, Simulated
 
@@ -78,8 +77,28 @@ def test_scenarios_and_bounds_that_cannot_be_are_refused() -> None:
         Asked(("fastest",))
     with pytest.raises(InputError, match="needs a latency bound"):
         Asked(("server",))
-    with pytest.raises(ImpossibleBoundError, match="best reachable"):
-        compared(Simulated("a"), asked=Asked(("server",), bound_ms=0.1, seconds=1.0))
+
+
+def test_a_bound_that_cannot_be_met_loses_nothing_else() -> None:
+    """Of a slow candidate and a fast one, with 2 ms, the fast one is measured; so is the other scenario."""
+    asked = Asked(("single-stream", "server"), bound_ms=2.0, seconds=1.0)
+    found = compared(Simulated("slow", 5.0), Simulated("fast", 0.5, seed=1), asked=asked)
+    measured = {(series.candidate, series.scenario): series for series in found.series}
+    assert set(measured) == {
+        ("slow", "single-stream"),
+        ("fast", "single-stream"),
+        ("fast", "server"),
+    }
+    assert measured["fast", "server"].ratio is None
+    (left_out,) = found.exclusions
+    assert left_out.candidate == "slow"
+    assert "within 2 ms; the best reachable is 5" in left_out.reason
+
+
+def test_a_batch_that_a_point_names_is_the_batch_of_every_scenario() -> None:
+    """Whatever is best, or how many samples a query has by default."""
+    asked = Asked(("single-stream", "multi-stream", "offline"), seconds=0.0, sizes={"batch": 3})
+    assert [series.samples for series in compared(Simulated("a"), asked=asked).series] == [3, 3, 3]
 
 
 def test_an_unknown_dim_is_an_error_of_every_candidate() -> None:

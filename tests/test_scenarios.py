@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from infer.errors import BackendError
 from infer.measure.queries import Call
 from infer.measure.scenarios import (
     MIN_QUERIES,
@@ -106,4 +107,10 @@ def test_a_probe_asks_at_least_so_often_that_two_queries_lie_beyond_the_percenti
 def test_the_fastest_batch_is_that_of_the_highest_throughput() -> None:
     """Time grows faster than the batch beyond 4; larger batches that fail are not looked at."""
     cost = {1: 4.0, 2: 4.0, 4: 4.0, 8: 20.0}
-    assert fastest_batch(lambda size: time.sleep(cost[size] / 1e3), (1, 2, 4, 8)) == 4
+
+    def query(size: int) -> SimulatedQuery:
+        if size > 8:
+            raise BackendError("too large")
+        return SimulatedQuery(cost[size], 0)
+
+    assert fastest_batch(query, (1, 2, 4, 8, 16)) == 4

@@ -25,6 +25,7 @@ from infer.measure.scenarios import (
     OFFLINE_BATCHES,
     RATE_STEP,
     SCENARIOS,
+    ImpossibleBoundError,
     Served,
     built_in_probe,
     fastest_batch,
@@ -99,8 +100,8 @@ def compare(
     """Measure `candidates` with `feeds`, which fit all of them, at every point.
 
     At each point they answer first: one that fails, or whose answers differ from the first's by more than
-    `tolerances` (None: they may), is left out there. Ctrl-C ends the measurement; what was finished is
-    returned. Raises `ImpossibleBoundError`.
+    `tolerances` (None: they may), is left out there, and so is one that no rate of which meets the bound
+    of the server scenario. Ctrl-C ends the measurement; what was finished is returned.
     """
     found = Found()
     points = asked.points()
@@ -118,6 +119,7 @@ def compare(
                 found = replace(
                     found,
                     series=(*found.series, *some.series),
+                    exclusions=(*found.exclusions, *some.exclusions),
                     noise=max(found.noise, some.noise),
                     work_ms=some.work_ms,
                     interrupted=some.interrupted,
@@ -222,10 +224,12 @@ def _plan(
     def at(size: int) -> Feeds:
         return resized(candidate.signature, feeds, {**_without_batch(point, batch), batch: size})
 
-    count = asked.samples
-    if scenario == "offline":
-        fixed = point.get(BATCH, point.get(batch))
-        count = fixed or fastest_batch(lambda size: candidate.run(at(size)), OFFLINE_BATCHES)
+    # a point that says the batch is taken at its word
+    count = point.get(BATCH, point.get(batch))
+    if count is None and scenario == "multi-stream":
+        count = asked.samples
+    if count is None:
+        count = fastest_batch(lambda size: candidate.query(at(size)), OFFLINE_BATCHES)
     return _Plan(candidate.query(at(count)), at(count), 1, count)
 
 
@@ -319,6 +323,7 @@ def _server(
     lone_s = min(_LONE_QUERIES_S, asked.seconds)
     alone: Measured = take_turns({name: plan.query for name, plan in plans.items()}, lone_s, progress)
     series: list[Series] = []
+    exclusions: list[Exclusion] = []
     first: Estimate | None = None
     for candidate in candidates:
         query, times = plans[candidate.name].query, alone.times[candidate.name]
@@ -327,12 +332,16 @@ def _server(
             probe = loadgen_probe(answering, asked.bound_ms, asked.seconds / 4, MIN_QUERIES)
         else:
             probe = built_in_probe(query, asked.bound_ms, asked.seconds / 4)
-        served = highest_rate(
-            probe,
-            np.concatenate(times.rounds),
-            asked.bound_ms,
-            _headed(progress, candidate.name),
-        )
+        try:
+            served = highest_rate(
+                probe,
+                np.concatenate(times.rounds),
+                asked.bound_ms,
+                _headed(progress, candidate.name),
+            )
+        except ImpossibleBoundError as error:
+            exclusions.append(Exclusion(candidate.name, dict(point), f"server: {error}"))
+            continue
         stretches = Times(np.array_split(served.best.latencies, _SERVED_ROUNDS), times.stable)
         rate = _reached(served, alone.noise)
         each = replace(
@@ -348,9 +357,10 @@ def _server(
             # time for each sample, as everywhere: the first's rate over this one's
             ratio = Estimate(first.value / rate.value, first.low / rate.high, first.high / rate.low)
             each = replace(each, ratio=ratio, verdict=verdict(ratio))
-        first = first or rate
+        if candidate is candidates[0]:
+            first = rate
         series.append(each)
-    return Found(tuple(series), (), alone.noise, alone.work_ms, False)
+    return Found(tuple(series), tuple(exclusions), alone.noise, alone.work_ms, False)
 
 
 def _reached(served: Served, noise: float) -> Estimate:

@@ -129,7 +129,8 @@ def _spaced(steps: Sequence[int]) -> tuple[list[int], list[str]]:
 def batches(record: Record, order: Order) -> Iterator[Plot]:
     """Throughput against latency, where the batch was swept."""
     for name, group in scenarios(record.series).items():
-        if group[0].scenario == "server" or "batch" not in swept(group):
+        # other scenarios have queries of a size of their own
+        if "batch" not in swept(group) or any(s.samples != s.sizes.get("batch") for s in group):
             continue
         for _, each in _panels(group, "batch"):
             yield _throughput(f"{name}, {among(each)}", each, order)
