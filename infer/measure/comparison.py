@@ -22,7 +22,6 @@ from infer.measure.rounds import MIN_ROUNDS, TURN_S, Measured, Progress, Times, 
 from infer.measure.scenarios import (
     MIN_QUERIES,
     MULTI_STREAM_SAMPLES,
-    OFFLINE_BATCHES,
     RATE_STEP,
     SCENARIOS,
     ImpossibleBoundError,
@@ -224,12 +223,13 @@ def _plan(
     def at(size: int) -> Feeds:
         return resized(candidate.signature, feeds, {**_without_batch(point, batch), batch: size})
 
-    # a point that says the batch is taken at its word
-    count = point.get(BATCH, point.get(batch))
-    if count is None and scenario == "multi-stream":
+    named = point.get(BATCH, point.get(batch))
+    if named is not None:  # a point that says the batch is taken at its word
+        count = named
+    elif scenario == "multi-stream":
         count = asked.samples
-    if count is None:
-        count = fastest_batch(lambda size: candidate.query(at(size)), OFFLINE_BATCHES)
+    else:
+        count = fastest_batch(lambda size: candidate.query(at(size)))
     return _Plan(candidate.query(at(count)), at(count), 1, count)
 
 
