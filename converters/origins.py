@@ -34,7 +34,7 @@ def keep_origins(model: ir.Model) -> None:
         for value in (*graph.inputs, *graph.initializers.values()):
             _clear(value)
         for node in graph:
-            module = _module(node.metadata_props.get(_SCOPES, ""))
+            module = _owner(node) or _module(node.metadata_props.get(_SCOPES, ""))
             source = _source(node.metadata_props.get(_TRACE, ""))
             node.metadata_props.clear()
             node.doc_string = None
@@ -58,6 +58,16 @@ def _module(scopes: str) -> str:
         return ""
     inner = next((p for p in reversed(paths[:-1]) if p == _ROOT or p.startswith(f"{_ROOT}.")), "")
     return inner.removeprefix(_ROOT).removeprefix(".")
+
+
+def _owner(node: ir.Node) -> str:
+    """The path of a convolution's module, from the name of its weights; "" of other nodes.
+
+    The exporter folds a batch norm into the convolution before it, and the scopes are then the norm's.
+    """
+    weights = node.inputs[1] if node.op_type in ("Conv", "ConvTranspose") else None
+    name = (weights.name if weights is not None else None) or ""
+    return name.removeprefix(f"{_ROOT}.").rpartition(".")[0] if name.startswith(f"{_ROOT}.") else ""
 
 
 def _source(trace: str) -> str:

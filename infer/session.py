@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from infer.artifact import Artifact
-from infer.backends import Executable, load_backend
+from infer.backends import Executable, Switch, load_backend
 from infer.bare_graph import artifact_of_graph
 from infer.errors import ArtifactError, FeedError, InferError, IntegrityError, SessionClosedError
 from infer.graphfile import read_graph_file
@@ -23,7 +23,7 @@ from infer.plan import Plan
 from infer.planner import make_plan
 from infer.signature import Array, Signature, TensorSpec
 from infer.structure import rebuild
-from infer.tasks import Task, load_task
+from infer.tasks import Run, Task, load_task
 
 
 def load(
@@ -178,7 +178,7 @@ class Session:
         self._executable = executable
         self._guard = Guard(self.signature, refuse_nan=options.refuse_nan)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
-        self._functions = options.encode, options.decode
+        self._options = options
         self._task: Task | None = None
         self._closed = ""  # why, once it is
         self._under_way: list[None] = []
@@ -220,8 +220,17 @@ class Session:
     def task(self) -> Task:
         """The artifact's task, loaded on first use."""
         if self._task is None:
-            self._task = load_task(self.artifact, self.run, *self._functions)
+            self._task = self.task_on(self.run)
         return self._task
+
+    def task_on(self, run: Run) -> Task:
+        """Another one of the artifact's task, on `run` in place of the session's. Raises as `load_task`."""
+        return load_task(self.artifact, run, self._options.encode, self._options.decode)
+
+    def watched(self, switch: Switch) -> Session:
+        """Another session on the same loaded graph, of whose runs `switch` is told; see
+        `infer.backends.Executable.watched`. It ends when this one is closed."""
+        return Session(self.artifact, self.plan, self._executable.watched(switch), self._options)
 
     def rebuild(self, outputs: Mapping[str, Array]) -> Any:
         """`outputs` of `run` in the model's own nesting of tuples, lists and dicts."""

@@ -169,6 +169,21 @@ def test_limits_are_counted_from_the_graph(
     assert "of the limit" in infer_command("bench", net, *arguments).out
 
 
+def test_profiles_and_waterfalls_say_where_time_goes(net: Path) -> None:
+    """By operator and module, which are those of the net; and by stage, for one input of the task."""
+    done = infer_command("bench", net, "--profile", "--json", *QUICK)
+    (profile,) = json.loads(done.out)["profiles"]
+    assert sum(share["share"] for share in profile["operators"]) == pytest.approx(1.0)
+    assert {"Gemm", "FusedGemm", "MatMul"} & {share["name"] for share in profile["operators"]}
+    done = infer_command("bench", net, "--profile", *QUICK)
+    assert "net.infer, time by operator" in done.out
+    feeds = net.parent / "one.npz"
+    np.savez(feeds, x=np.zeros((2, 10), np.float32))
+    done = infer_command("bench", net, "--input", feeds, "--json", *QUICK)
+    (fall,) = json.loads(done.out)["waterfalls"]
+    assert {"copy", "compute"} <= set(fall["stages_ms"])
+
+
 def test_cold_starts_are_processes_of_their_own(net: Path) -> None:
     """Import, load and first answer come in this order, and memory is that of a process."""
     found = json.loads(infer_command("bench", net, "--cold-start", "--json", *QUICK).out)

@@ -59,3 +59,13 @@ def test_no_path_of_this_machine_is_in_the_file(graph: Path) -> None:
     data = graph.read_bytes()
     for folder in (Path(__file__).parent, Path(torch.__file__).parent):
         assert str(folder).encode() not in data
+
+
+def test_a_convolution_keeps_its_module_when_a_norm_is_folded_into_it(tmp_path: Path) -> None:
+    """The exporter notes the norm's module on the node that both become."""
+    net = nn.Sequential()
+    net.add_module("conv", nn.Conv2d(3, 4, 3))
+    net.add_module("norm", nn.BatchNorm2d(4))
+    converters.convert(net.eval(), tmp_path / "net.infer", example_inputs=(torch.randn(2, 3, 8, 8),))
+    (node,) = onnx.load(tmp_path / "net.infer/graphs/fp32.onnx").graph.node
+    assert {entry.key: entry.value for entry in node.metadata_props}[MODULE] == "conv"

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import infer
 from bench.zoo import convert, family, source
 from converters.original import original_task
 from infer.evaluation import Evaluation, evaluate_task
+from infer.measure.waterfall import WatchedTask
 from infer.tasks import Run, load_task
 
 _ROUNDS = 15
@@ -79,8 +81,7 @@ def _splits(
     artifact: infer.Artifact, runs: Mapping[str, Run], pipeline: Callable[[Any], Any] | None, sample: Any
 ) -> tuple[dict[str, Split], float | None]:
     """All take turns, so that a drifting machine hits them alike."""
-    timed = {name: _Timed(run) for name, run in runs.items()}
-    tasks = {name: load_task(artifact, run) for name, run in timed.items()}
+    tasks = {name: WatchedTask(partial(load_task, artifact), run) for name, run in runs.items()}
     found: dict[str, list[Split]] = {name: [] for name in runs}
     whole: list[float] = []
     for _ in range(_ROUNDS):
@@ -89,15 +90,9 @@ def _splits(
             pipeline(sample)
             whole.append(1e3 * (time.perf_counter() - start))
         for name, task in tasks.items():
-            start = time.perf_counter()
-            timed[name].calls.clear()
-            task(sample)
-            end = time.perf_counter()
-            calls = timed[name].calls
-            running = sum(stop - begin for begin, stop in calls)
-            # work between two runs, of a task that runs several times, counts as after
-            before = calls[0][0] - start
-            found[name].append(Split(1e3 * before, 1e3 * running, 1e3 * (end - start - before - running)))
+            spent = task(sample)
+            running, after = spent.pop("compute"), spent.pop("decode")
+            found[name].append(Split(sum(spent.values()), running, after))
     medians = {
         name: Split(
             statistics.median(s.before_ms for s in splits),
@@ -107,20 +102,6 @@ def _splits(
         for name, splits in found.items()
     }
     return medians, statistics.median(whole) if whole else None
-
-
-class _Timed:
-    """A run that notes when it began and ended."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self.calls: list[tuple[float, float]] = []
-
-    def __call__(self, feeds: Mapping[str, object]) -> dict[str, Any]:
-        begin = time.perf_counter()
-        outputs = self._run(feeds)
-        self.calls.append((begin, time.perf_counter()))
-        return outputs
 
 
 def lines(row: Row) -> Iterator[str]:

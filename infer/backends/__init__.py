@@ -6,6 +6,7 @@ Nothing outside a backend's own file imports its library.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -13,12 +14,20 @@ from infer.guard import Feeds
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
+Switch = Callable[[str], str]
+"""Says which stage of a run begins: "copy", "compute", …; gives the one that was under way."""
+
 
 class Executable(Protocol):
     """A graph made ready on a device. `run` may be called from several threads at once."""
 
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
         """The named outputs for `feeds`, in arrays the caller owns. Raises `BackendError`."""
+        ...
+
+    def watched(self, switch: Switch) -> Executable:
+        """Another one of the same loaded graph, which calls `switch("compute")` when its library begins to
+        work, and `switch` with what that gave when it is done. It ends when this one is closed."""
         ...
 
     def close(self) -> None:

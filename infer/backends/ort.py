@@ -9,12 +9,14 @@ time.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infer.backends import Switch
 from infer.errors import BackendError, DeviceError, missing_package
 from infer.guard import Feeds, Shapes
 from infer.plan import Plan
@@ -154,6 +156,7 @@ class OrtExecutable:
 
     def __init__(self, session: Any, signature: Signature, *, bind: bool) -> None:
         self._session = session
+        self._signature = signature
         self._bindable = bind and _can_bind(signature)
         # idle bindings by output names and input shapes; list.pop and append are atomic
         self._idle: dict[_Key, list[_Binding]] = {}
@@ -218,9 +221,32 @@ class OrtExecutable:
             binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
         return _Binding(binding, inputs, results)
 
+    def watched(self, switch: Switch) -> OrtExecutable:
+        return OrtExecutable(_Watched(self._session, switch), self._signature, bind=self._bindable)
+
     def close(self) -> None:
         self._idle.clear()
         self._session = None
+
+
+class _Watched:
+    """The calls of a session that `OrtExecutable` makes, told to `switch`."""
+
+    def __init__(self, session: Any, switch: Switch) -> None:
+        self.io_binding = session.io_binding
+        self.run = _told(session.run, switch)
+        self.run_with_iobinding = _told(session.run_with_iobinding, switch)
+
+
+def _told(call: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+    def told(*arguments: Any) -> Any:
+        before = switch("compute")
+        try:
+            return call(*arguments)
+        finally:
+            switch(before)
+
+    return told
 
 
 def _can_bind(signature: Signature) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,17 +18,20 @@ from infer.machine import this_machine
 from infer.measure import loadgen
 from infer.measure.candidates import Candidate, Local
 from infer.measure.cold_start import cold_starts
-from infer.measure.comparison import Asked, Found, compare, conditions, no_limit
+from infer.measure.comparison import Asked, Found, compare, conditions, no_limit, one_sample
 from infer.measure.feeds import Feeds
 from infer.measure.gate import changes, changes_within, parse_condition
 from infer.measure.peaks import machine_peaks
-from infer.measure.record import ColdStart, Entry, Limit, Peaks, Record, read_record
+from infer.measure.profile import profile
+from infer.measure.record import ColdStart, Entry, Limit, Peaks, Profile, Record, Waterfall, read_record
 from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
+from infer.measure.waterfall import waterfall
 from infer.measure.work import Work, count_work, limit_of
 from infer.npz import load_npz
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance
 from infer.schema import encode
+from infer.session import Session
 
 THREADS = "threads"
 """What `--sweep` calls the number of threads, beside the names of dims."""
@@ -113,6 +117,18 @@ THREADS = "threads"
     " machine's peaks if that was not done before.",
 )
 @click.option(
+    "--profile",
+    "profiled",
+    is_flag=True,
+    help="Say where a query's time goes: by operator, and by the module of the original.",
+)
+@click.option(
+    "--input",
+    "example",
+    metavar="FILE|TEXT",
+    help="One input of the artifacts' task: say where the time of its answer goes, stage by stage.",
+)
+@click.option(
     "--cold-start",
     is_flag=True,
     help="Measure new processes, too: import, load, first answer, peak memory.",
@@ -158,6 +174,8 @@ def command(
     variant: str | None,
     tolerance: float | None,
     limits: bool,
+    profiled: bool,
+    example: str | None,
     cold_start: bool,
     output: Path | None,
     html: Path | None,
@@ -184,6 +202,7 @@ def command(
       infer bench minilm.infer ./all-MiniLM-L6-v2 --size sequence=128
       infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8,32
       infer bench net.infer --scenario server --latency-bound 50
+      infer bench minilm.infer --profile --input "a sentence"
       infer bench old.json new.json --html page.html
       infer bench net.infer -o new.json --baseline old.json --fail-if "p99 > +10%"
       infer bench today.infer yesterday.infer --fail-if "p50 > +5%"
@@ -215,6 +234,8 @@ def command(
     counts = dict(map(_sweep, sweep)).get(THREADS, (cores,))
     parts: list[_Part] = []
     starts: list[ColdStart] = []
+    profiles: list[Profile] = []
+    waterfalls: list[Waterfall] = []
     with Progress(quiet=as_json) as progress:
         for count in counts:
             options = PlanOptions(device=device, variant=variant, num_threads=count)
@@ -224,12 +245,25 @@ def command(
                     opened.candidates, opened.feeds, asked, tolerances, progress, limit or no_limit
                 )
                 parts.append(_Part(opened, found, count, limit.peaks if limit else None))
+                timed = {series.candidate for series in found.series}
+                for candidate in opened.candidates if not found.interrupted else ():
+                    if isinstance(candidate, Local) and candidate.session and candidate.name in timed:
+                        session, name = candidate.session, candidate.name
+                        if profiled:
+                            progress(f"profiling {name}")
+                            feeds_at = one_sample(candidate, opened.feeds, asked.points()[0])
+                            profiles.append(profile(session.artifact, session.plan, feeds_at, name))
+                        if example is not None:
+                            progress(f"following one input through {name}")
+                            waterfalls.append(waterfall(session, _example(session, example), name))
             if found.interrupted:
                 break
         else:
             if cold_start:
                 starts = cold_starts(opened.paths(), opened.feeds, device, cores, progress)
-    record = _record(parts, starts, asked, cores)
+    record = replace(
+        _record(parts, starts, asked, cores), profiles=tuple(profiles), waterfalls=tuple(waterfalls)
+    )
     if output is not None:
         record.write(output)
     if write_page is not None:
@@ -319,6 +353,12 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
         exclusions=tuple(each for each in exclusions if each.candidate not in left_out),
         cold_starts=tuple(starts),
     )
+
+
+def _example(session: Session, text: str) -> Any:
+    """One input of the session's task: of the file of that name, or else what the text says."""
+    path = Path(text)
+    return session.task.read(path)[0] if path.is_file() else session.task.parse(text)
 
 
 def _sweep(text: str) -> tuple[str, tuple[int, ...]]:

@@ -17,6 +17,8 @@ from infer.measure.scenarios import SCENARIOS
 from infer.measure.statistics import Estimate, verdict
 from infer.wording import shown, size
 
+_MOST_SHARES = 12
+
 
 def show_record(record: Record) -> None:
     """Conditions, candidates, and a table for each scenario at each point."""
@@ -54,6 +56,18 @@ def show_record(record: Record) -> None:
                 for s in record.cold_starts
             ],
         )
+    for profile in record.profiles:
+        for what, shares in (("operator", profile.operators), ("module", profile.modules)):
+            if shares:
+                click.echo()
+                heading(f"{profile.candidate}, time by {what}")
+                largest = sorted(shares, key=lambda share: -share.ms)[:_MOST_SHARES]
+                rows = [[s.name, f"{s.ms:.3g}", f"{s.share:.1%}", str(s.nodes)] for s in largest]
+                _table(["", "ms", "of all", "nodes"], rows)
+    for fall in record.waterfalls:
+        click.echo()
+        heading(f"{fall.candidate}, time of one answer, ms")
+        _table(list(fall.stages_ms), [[f"{ms:.3g}" for ms in fall.stages_ms.values()]])
     for series in record.series:
         if series.validity not in (None, "VALID"):
             said = f"{series.candidate} in {series.scenario}: {series.validity}"

@@ -176,7 +176,7 @@ def _agreeing(
     expected: Feeds | None = None
     for candidate in candidates:
         try:
-            found = candidate.run(_one_sample(candidate, feeds, point))
+            found = candidate.run(one_sample(candidate, feeds, point))
             reason = None
             if expected is not None and tolerances is not None:
                 reason = difference(expected, found, tolerances)
@@ -190,7 +190,7 @@ def _agreeing(
     return agreeing, exclusions
 
 
-def _one_sample(candidate: Candidate, feeds: Feeds, point: Mapping[str, int]) -> Feeds:
+def one_sample(candidate: Candidate, feeds: Feeds, point: Mapping[str, int]) -> Feeds:
     """A sample is one row, unless the point says otherwise."""
     batch = batch_dim(candidate.signature)
     if batch is None or batch in point or BATCH in point:
@@ -212,7 +212,7 @@ def _plan(
     scenario: str, candidate: Candidate, feeds: Feeds, point: Mapping[str, int], asked: Asked
 ) -> _Plan:
     batch = batch_dim(candidate.signature)
-    one = _one_sample(candidate, feeds, point)
+    one = one_sample(candidate, feeds, point)
     if scenario in ("single-stream", "server"):
         rows = sizes_of(candidate.signature, one).get(batch, 1) if batch else 1
         return _Plan(candidate.query(one), one, 1, rows)

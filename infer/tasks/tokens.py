@@ -100,15 +100,15 @@ class TextEncoder:
         self._length = fixed[0] if fixed else None
         self._longest = min(spec.max_length, self._length or spec.max_length)
         try:
-            self._tokenizer = Tokenizer.from_file(os.fspath(setting.file(spec.file)))
+            self.tokenizer = Tokenizer.from_file(os.fspath(setting.file(spec.file)))
         except Exception as error:  # the library raises plain Exception
             raise ArtifactError(f"the tokenizer '{spec.file}' cannot be read: {error}") from error
         if spec.lower_case:
-            own = [self._tokenizer.normalizer] if self._tokenizer.normalizer else []
-            self._tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+            own = [self.tokenizer.normalizer] if self.tokenizer.normalizer else []
+            self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._check_lengths()
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(
+        self.tokenizer.no_padding()
+        self.tokenizer.enable_truncation(
             self._longest,
             stride=spec.stride or 0,
             direction="left" if spec.truncate_left else "right",
@@ -147,7 +147,7 @@ class TextEncoder:
         return slice(-count, None) if self.spec.pad_left else slice(count)
 
     def _check_lengths(self) -> None:
-        special = self._tokenizer.num_special_tokens_to_add(False)
+        special = self.tokenizer.num_special_tokens_to_add(False)
         if not special < self._longest <= _MOST_TOKENS:
             raise ArtifactError(
                 f"the tokenizer spec cuts texts to {self._longest} tokens; it must be more than the"
@@ -190,8 +190,8 @@ class TextEncoder:
                 )
         try:
             if len(texts) == 1:  # a batch call starts threads
-                return [self._tokenizer.encode(texts[0], add_special_tokens=special)]
-            batch = self._tokenizer.encode_batch if self._offsets else self._tokenizer.encode_batch_fast
+                return [self.tokenizer.encode(texts[0], add_special_tokens=special)]
+            batch = self.tokenizer.encode_batch if self._offsets else self.tokenizer.encode_batch_fast
             return list(batch(texts, add_special_tokens=special))
         except Exception as error:  # lone surrogates: the library raises whatever its binding does
             raise InputError(
@@ -205,7 +205,7 @@ class TextEncoder:
         Joined by the library itself, a pair of long texts yields every window of one with every window
         of the other: gigabytes for 100 kB.
         """
-        probe = self._tokenizer.encode("a", "a")
+        probe = self.tokenizer.encode("a", "a")
         pieces: list[tuple[int, int, int]] = []
         for side, token, kind in zip(probe.sequence_ids, probe.ids, probe.type_ids, strict=True):
             piece = (-1, token, kind) if side is None else (side, -1, kind)
