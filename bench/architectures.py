@@ -87,7 +87,7 @@ def stock(chosen: list[Architecture]) -> Iterator[str]:
             with ready(open_source(SourceRequest(folder, architecture.name))) as source:
                 flat = FlatModule(source)
                 flat.requires_grad_(True)  # as a model is that was just loaded
-                points = make_points(flat, {}, usual_axes(source, flat))
+                points = make_points(flat, {}, usual_axes(source, flat, {}))
                 for exporter in EXPORTERS:
                     verdict = _verdict(exporter, flat, points, Path(name) / "graphs/model.onnx")
                     counts[str(exporter)][verdict] += 1

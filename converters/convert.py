@@ -18,7 +18,7 @@ from converters.flat import FlatModule
 from converters.options import ConvertOptions, check_tolerances
 from converters.points import BATCH, Points, make_points
 from converters.ready import ready
-from converters.source import USUAL_DIMS, Source
+from converters.source import USUAL_DIMS, Dims, Source
 from converters.writing import now, versions, write_artifact
 from infer.artifact import Artifact
 from infer.drafts import artifact_draft
@@ -59,7 +59,7 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
 
 def _points(source: Source, flat: FlatModule, options: ConvertOptions) -> Points:
     try:
-        return make_points(flat, options.dynamic, usual_axes(source, flat), source.limits)
+        return make_points(flat, options.dynamic, usual_axes(source, flat, options.dynamic), source.limits)
     except ConversionError as error:
         if widened := next((note for note in source.notes if "widened" in note), None):
             raise ConversionError(
@@ -69,17 +69,25 @@ def _points(source: Source, flat: FlatModule, options: ConvertOptions) -> Points
         raise
 
 
-def usual_axes(source: Source, flat: FlatModule) -> dict[str, dict[int, str]]:
+def usual_axes(source: Source, flat: FlatModule, explicit: Dims) -> dict[str, dict[int, str]]:
     """Axes that may vary if nobody says otherwise: the source's own, those its input names tell, or
-    the batch. An axis whose size disagrees with an earlier one of the same name is left out."""
+    the batch. An axis whose size disagrees with an earlier one of the same name is left out, and so is
+    one that `explicit` names."""
+    tensors = list(zip(flat.input_names, flat.example, strict=True))
     sizes: dict[str, int] = {}
+    for name, tensor in tensors:
+        for axis, dim in explicit.get(name, {}).items():
+            if 0 <= axis < tensor.dim():
+                sizes.setdefault(dim, tensor.shape[axis])
     axes: dict[str, dict[int, str]] = {}
-    for name, tensor in zip(flat.input_names, flat.example, strict=True):
+    for name, tensor in tensors:
         usual = source.dims.get(name) or USUAL_DIMS.get(name) or {0: BATCH}
         axes[name] = {
             axis: dim
             for axis, dim in usual.items()
-            if axis < tensor.dim() and sizes.setdefault(dim, tensor.shape[axis]) == tensor.shape[axis]
+            if axis < tensor.dim()
+            and axis not in explicit.get(name, {})
+            and sizes.setdefault(dim, tensor.shape[axis]) == tensor.shape[axis]
         }
     return axes
 

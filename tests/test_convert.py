@@ -150,6 +150,22 @@ def test_extra_dynamic_dims_hold_at_unseen_sizes(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, expected(module, picture), atol=1e-5)
 
 
+def test_a_batch_that_was_named_elsewhere_is_that_of_other_inputs(tmp_path: Path) -> None:
+    """Where --dynamic says that an input has its batch second, the first axis of the others is the same."""
+
+    class TimeFirst(nn.Module):
+        def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(0) * scale[:, None]
+
+    artifact = converters.convert(
+        TimeFirst(),
+        tmp_path / "t.infer",
+        example_inputs={"x": torch.randn(5, 3, 6), "scale": torch.rand(3)},
+        dynamic={"x": {0: "time", 1: "batch"}},
+    )
+    assert [spec.dims for spec in artifact.manifest.inputs] == [("time", "batch", 6), ("batch",)]
+
+
 def test_data_dependent_output_sizes_are_right_every_time(tmp_path: Path) -> None:
     """An output whose length depends on values is not answered from a buffer of the last length."""
     artifact = converters.convert(

@@ -15,14 +15,17 @@ import torch
 from torch import nn
 from transformers.models.swin import modeling_swin
 
+import converters
+import infer
 from converters import patches
 from converters.exporters import INPUT, OUTPUT, quiet
 from converters.patches import GRAPH_PATCHES, TORCH_PATCHES, TRANSLATIONS, Active, torch_patches
 from converters.patches.adaptive_pool import ADAPTIVE_POOL
 from converters.patches.open_linspace import OPEN_LINSPACE
+from converters.patches.packed_states import PACKED_STATES
 from converters.patches.replace import TorchPatch
 from infer.bare_graph import artifact_of_graph
-from infer.errors import InferError
+from infer.errors import ConversionError, InferError
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare_tensor
 from infer.session import open_session
@@ -257,7 +260,7 @@ _PARAMETERS = [pytest.param(name, marks=pytest.mark.slow if name in _SLOW else (
 
 def test_every_torch_patch_has_a_case() -> None:
     """A patch without a proof that it is needed does not land."""
-    assert set(CASES) == {patch.name for patch in TORCH_PATCHES} | set(TRANSLATIONS)
+    assert {*CASES, PACKED_STATES.name} == {patch.name for patch in TORCH_PATCHES} | set(TRANSLATIONS)
 
 
 @pytest.mark.parametrize("name", _PARAMETERS)
@@ -282,6 +285,47 @@ def test_torch_patch_is_needed(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     except torch.onnx.errors.OnnxExporterError:
         return
     assert _problem(model, cases, tmp_path) is not None
+
+
+class LastState(nn.Module):
+    """A recurrent layer that is fed packed sequences, and of which the last state is used."""
+
+    def __init__(self, rnn: nn.RNNBase) -> None:
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(
+            x, lengths, batch_first=self.rnn.batch_first, enforce_sorted=False
+        )
+        _, states = self.rnn(packed)
+        last: torch.Tensor = states[0][-1] if isinstance(states, tuple) else states[-1]
+        return last
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_packed_states_mends(kind: type[nn.RNNBase], tmp_path: Path) -> None:
+    """With the patch, the last state at each row's own length is torch's, also at other batch sizes."""
+    torch.manual_seed(0)
+    module = LastState(kind(6, 4, batch_first=True)).eval()
+    example = {"x": torch.randn(3, 5, 6), "lengths": torch.tensor([2, 5, 3])}
+    artifact = converters.convert(module, tmp_path / "p.infer", example_inputs=example)
+    assert artifact.manifest.provenance.patches == ("packed-states",)
+    x, lengths = torch.randn(4, 5, 6), torch.tensor([1, 5, 4, 2])
+    with infer.load(artifact.path) as session:
+        ours = session.run({"x": x.numpy(), "lengths": lengths.numpy()})["output"]
+    with torch.no_grad():
+        np.testing.assert_allclose(ours, module(x, lengths), atol=1e-6)
+
+
+def test_packed_states_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the patch no exporter converts such a model."""
+    monkeypatch.setattr(patches, "TORCH_PATCHES", tuple(p for p in TORCH_PATCHES if p is not PACKED_STATES))
+    example = {"x": torch.randn(3, 5, 6), "lengths": torch.tensor([2, 5, 3])}
+    with pytest.raises(ConversionError, match="no exporter could convert"):
+        converters.convert(
+            LastState(nn.LSTM(6, 4, batch_first=True)), tmp_path / "p.infer", example_inputs=example
+        )
 
 
 def test_patches_leave_nothing_behind() -> None:

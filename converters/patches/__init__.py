@@ -24,6 +24,7 @@ from converters.patches.float_minus_int import FLOAT_MINUS_INT
 from converters.patches.grouped_mm import grouped_mm
 from converters.patches.mobilevit_patches import MOBILEVIT_PATCHES, MOBILEVITV2_PATCHES
 from converters.patches.open_linspace import OPEN_LINSPACE
+from converters.patches.packed_states import PACKED_STATES
 from converters.patches.replace import TorchPatch
 from converters.patches.rotary_cache_rows import rotary_cache_rows
 from converters.patches.same_padding import SAME_PADDING
@@ -42,6 +43,7 @@ TORCH_PATCHES: tuple[TorchPatch, ...] = (
     FLOAT_MINUS_INT,
     ADAPTIVE_POOL,
     CAUSAL_MASK_CHECK,
+    PACKED_STATES,
     SAME_PADDING,
     SWIN_PATCHES,
     SWIN_WINDOWS,
