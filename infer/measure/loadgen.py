@@ -17,16 +17,16 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from queue import SimpleQueue
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from infer.errors import InputError, missing_package
+from infer.errors import BackendError, InputError, missing_package
 from infer.measure.scenarios import SCENARIOS, Probe, probed
 from infer.signature import Array
 
@@ -71,7 +71,8 @@ class LoadGenResult:
         early_stopping_ms: what a submission would report for that percentile, a bound that holds with 99 %
             confidence; None where there were too few queries, and for server and offline.
         validity: "VALID", or "INVALID: why".
-        remarks: errors and warnings that LoadGen logged.
+        remarks: errors and warnings that LoadGen logged; in a test of less than a second it often takes the
+            rounding of its clocks to milliseconds for a difference between them.
         settings: those in effect, by LoadGen's names ("min_duration_ms").
     """
 
@@ -85,6 +86,14 @@ class LoadGenResult:
     validity: str
     remarks: tuple[str, ...]
     settings: Mapping[str, Any]
+
+
+def installed() -> bool:
+    """Whether LoadGen can be imported, as far as can be told without doing so."""
+    try:
+        return find_spec("mlperf_loadgen") is not None
+    except ValueError:  # what stands in its place is no module
+        return False
 
 
 def check_installed() -> None:
@@ -109,13 +118,13 @@ def run_test(
 ) -> LoadGenResult:
     """One test of LoadGen, of at least `seconds` and `min_queries` queries (offline: samples).
 
-    `run` answers in threads of this function, one call at a time: `samples` at once in the multi-stream
+    `run` answers in a thread of this function, one call at a time: `samples` at once in the multi-stream
     and offline scenarios, else one. The server scenario needs the `rate`, in samples a second, and its
-    latency bound. A process runs one test at a time; others wait for it.
+    latency bound, and does not warm up. A process runs one test at a time; others wait for it.
 
-    Raises `InputError` for settings that do not fit the scenario, `MissingPackageError`, and what `run`
-    raised first, when the test has ended. Ctrl-C ends the call at once: what LoadGen still asks is answered
-    in the background, without `run`.
+    Raises `InputError` for settings that do not fit the scenario, `MissingPackageError`, `BackendError` if
+    results cannot be written, and what `run` raised first, when the test has ended. Ctrl-C ends the call at
+    once: what LoadGen still asks is answered in the background, without `run`.
     """
     if scenario not in SCENARIOS:
         raise InputError(f"there is no scenario '{scenario}'; choose from {', '.join(SCENARIOS)}")
@@ -127,8 +136,7 @@ def run_test(
     call_s = 1 / rate if scenario == "server" and rate else _fastest_s(run, samples)
     seconds = min(seconds, MAX_QUERIES * (call_s / samples if scenario == "offline" else call_s))
     settings = _settings(loadgen, scenario, seconds, samples, call_s, bound_ms or 0.0, min_queries)
-    logs = _Test(loadgen, settings, run, samples, queued=scenario == "server").result()
-    return _result(scenario, samples, logs)
+    return _result(scenario, samples, _Test(loadgen, settings, run, samples).result())
 
 
 def loadgen_probe(
@@ -138,7 +146,10 @@ def loadgen_probe(
 
     def probe(rate: float) -> Probe:
         found = run_test("server", run, seconds, rate=rate, bound_ms=bound_ms, min_queries=min_queries)
-        return probed(rate, found.arrivals_s, found.latencies, bound_ms)
+        assert found.percentile_ms is not None
+        served = probed(rate, found.arrivals_s, found.latencies, bound_ms)
+        # LoadGen's own percentile, which is at most one query beyond ours
+        return replace(served, p99_ms=found.percentile_ms, met=found.percentile_ms <= bound_ms)
 
     return probe
 
@@ -243,33 +254,29 @@ _leaving = False
 class _Test:
     """One test, in a thread of its own, so that Ctrl-C reaches whoever waits for it.
 
+    Queries are answered where LoadGen asks, one at a time in the order of arrival. In the server scenario
+    LoadGen then asks late, but it counts from the arrival that it had scheduled: time in the queue is in.
+
     LoadGen can neither be stopped nor be left by an exception: after Ctrl-C, or an error of `run`, it is
-    answered without work until it ends. `queued`: another thread answers, in the order of arrival, so that
-    LoadGen goes on asking meanwhile.
+    answered without work until it ends.
     """
 
-    def __init__(self, loadgen: ModuleType, settings: Any, run: Run, samples: int, *, queued: bool) -> None:
+    def __init__(self, loadgen: ModuleType, settings: Any, run: Run, samples: int) -> None:
         self._loadgen = loadgen
         self._settings = settings
         self._run = run
         self._samples = samples
-        self._queue: SimpleQueue[list[int] | None] | None = SimpleQueue() if queued else None
         self._ended = threading.Event()
         self._error: BaseException | None = None
         self._logs: _Logs | None = None
         self._given_up = False
-        self._working = False
         self._parked = False
 
     def result(self) -> _Logs:
         """Wait for the end of the test. Raises what `run` raised."""
-        # the end of the process does not wait for daemons, and so not for the end of the test
-        threads = [threading.Thread(target=self._start, name="LoadGen", daemon=True)]
-        if self._queue is not None:
-            threads.append(threading.Thread(target=self._answer_queue, name="answers", daemon=True))
         try:
-            for thread in threads:
-                thread.start()
+            # a daemon, or the end of the process would wait for the end of the test
+            threading.Thread(target=self._start, name="LoadGen", daemon=True).start()
             self._ended.wait()
         except BaseException:
             self._given_up = True
@@ -280,12 +287,10 @@ class _Test:
         return self._logs
 
     def leave(self) -> bool:
-        """Wait, but not for long, until no thread will come back from LoadGen; whether the test ended."""
+        """Wait, but not for long, until the thread will not come back from LoadGen; whether it ended."""
         self._given_up = True
         deadline = time.monotonic() + _PATIENCE_S
-        while not self._ended.is_set() and time.monotonic() < deadline:
-            if self._parked and not self._working:
-                return False
+        while not (self._ended.is_set() or self._parked) and time.monotonic() < deadline:
             time.sleep(0.005)
         return self._ended.is_set()
 
@@ -294,19 +299,19 @@ class _Test:
         try:
             with _turn:
                 _running = self
-                if not (self._given_up or _leaving):
-                    self._logs = self._test()
-                _running = None
+                try:
+                    if not (self._given_up or _leaving):
+                        self._logs = self._test()
+                finally:
+                    _running = None
         except BaseException as error:
             self._error = self._error or error
         finally:
-            if self._queue is not None:
-                self._queue.put(None)
             self._ended.set()
 
     def _test(self) -> _Logs | None:
         loadgen = self._loadgen
-        system = loadgen.ConstructFastSUT(self._issued, lambda: None)
+        system = loadgen.ConstructFastSUT(self._answer, lambda: None)
         library = loadgen.ConstructQSL(1, 1, lambda _: None, lambda _: None)
         try:
             with tempfile.TemporaryDirectory(prefix="infer-") as folder:
@@ -316,29 +321,24 @@ class _Test:
                 # a file of this name overrules the settings, by default one in the working folder
                 nowhere = str(Path(folder) / "audit.config")
                 loadgen.StartTestWithLogSettings(system, library, self._settings, logs, nowhere)
-                return None if self._given_up or self._error else _read_logs(Path(folder))
+                if self._given_up or self._error:
+                    return None
+                try:
+                    return _read_logs(Path(folder))
+                except (ValueError, LookupError) as error:  # LoadGen does not say what it could not write
+                    raise BackendError(
+                        f"LoadGen's results are not whole; is there space in '{Path(folder).parent}'?"
+                    ) from error
         finally:
             loadgen.DestroyQSL(library)
             loadgen.DestroyFastSUT(system)
 
-    def _issued(self, ids: list[int], _indices: list[int]) -> None:
-        """LoadGen asks, in the thread of the test."""
+    def _answer(self, ids: list[int], _indices: list[int]) -> None:
+        """LoadGen asks for these samples."""
         if _leaving:
             self._parked = True
             threading.Event().wait()  # for good
-        if self._queue is not None:
-            self._queue.put(ids)
-        else:
-            self._answer(ids)
-
-    def _answer_queue(self) -> None:
-        assert self._queue is not None
-        for ids in iter(self._queue.get, None):
-            self._answer(ids)
-
-    def _answer(self, ids: list[int]) -> None:
         response, complete = self._loadgen.QuerySampleResponse, self._loadgen.QuerySamplesComplete
-        self._working = True
         for start in range(0, len(ids), self._samples):
             part = ids[start : start + self._samples]
             try:
@@ -347,7 +347,6 @@ class _Test:
             except BaseException as error:  # which must not reach LoadGen
                 self._error = error
             complete([response(sample, 0, 0) for sample in part])
-        self._working = False
 
 
 @atexit.register
@@ -387,6 +386,8 @@ def _read_logs(folder: Path) -> _Logs:
                 if event["ph"] == "b":
                     args = event["args"]
                     rows.append((args["sample_seq"], args["query_seq"], event["ts"], args["complete_ns"]))
+    if len(rows) < detail["result_query_count"]:
+        raise ValueError("the trace is cut off")
     return _Logs(detail, tuple(remarks), np.array(sorted(rows), np.float64)[:, 1:])
 
 
