@@ -33,15 +33,6 @@ from infer.signature import Signature
 
 Progress = Callable[[str], None]
 
-_RANDOM = (
-    "RandomNormal",
-    "RandomNormalLike",
-    "RandomUniform",
-    "RandomUniformLike",
-    "Bernoulli",
-    "Multinomial",
-)
-
 
 def adopt_graph(
     request: SourceRequest, output: Path, options: ConvertOptions, progress: Progress

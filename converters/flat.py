@@ -78,6 +78,9 @@ def _bind(source: Source) -> tuple[dict[str, Any], Call]:
     if names is None or len(args) > len(names):
         # forward(*args): positions are all there is
         named = {f"input_{i}": value for i, value in enumerate(args)}
+        if not args and not _takes_any(module):
+            named = _by_position(module, kwargs)
+            kwargs = {name: value for name, value in kwargs.items() if name not in named}
     else:
         named = dict(zip(names, args, strict=False))
         if unknown := [name for name in kwargs if name not in names and not _takes_any(module)]:
@@ -99,12 +102,20 @@ def parameter_names(module: Any) -> list[str] | None:
     """Names of forward's parameters in order; None if it only has *args."""
     if isinstance(module, torch.jit.ScriptModule):
         schema = typing.cast(Any, module.forward).schema
-        return [argument.name for argument in schema.arguments if argument.name != "self"]
+        return [argument.name for argument in schema.arguments[1:]]  # the first is the module itself
     kinds = inspect.Parameter
     parameters = inspect.signature(module.forward).parameters.values()
     if any(p.kind is kinds.VAR_POSITIONAL for p in parameters):
         return None
     return [p.name for p in parameters if p.kind is not kinds.VAR_KEYWORD]
+
+
+def _by_position(module: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `given` a forward with *args takes by position: its own parameters first, then all that have
+    names of the caller's."""
+    parameters = inspect.signature(module.forward).parameters
+    ahead = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and n in given]
+    return {name: given[name] for name in (*ahead, *(n for n in given if n not in parameters))}
 
 
 def _takes_any(module: Any) -> bool:

@@ -309,6 +309,33 @@ def test_torchscript_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, expected(module, X)["logits"], atol=1e-6)
 
 
+def test_a_program_may_call_itself_what_it_likes(tmp_path: Path) -> None:
+    """The module is no input, also where its forward does not call it self."""
+
+    class Other(nn.Module):
+        def forward(this, x: torch.Tensor) -> torch.Tensor:  # noqa: N805
+            return x * 2
+
+    torch.jit.script(Other()).save(str(tmp_path / "net.pt"))
+    artifact = converters.convert(tmp_path / "net.pt", tmp_path / "net.infer", example_inputs=(X,))
+    assert [spec.name for spec in artifact.manifest.inputs] == ["x"]
+
+
+def test_names_for_inputs_that_have_none(tmp_path: Path) -> None:
+    """Where forward takes *args, examples by name are its arguments in that order, with these names."""
+
+    class Star(nn.Module):
+        def forward(self, x: torch.Tensor, *more: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+            return x * scale - more[0] + 2 * more[1]
+
+    examples = {"a": X + 1, "b": X - 1, "x": X, "scale": 3.0}
+    artifact = converters.convert(Star(), tmp_path / "s.infer", example_inputs=examples)
+    assert [spec.name for spec in artifact.manifest.inputs] == ["x", "a", "b"]
+    with infer.load(artifact.path) as session:
+        ours = session.run({"x": X.numpy(), "a": X.numpy() + 1, "b": X.numpy() - 1})["output"]
+    np.testing.assert_allclose(ours, X * 3 - (X + 1) + 2 * (X - 1), atol=1e-5)
+
+
 def test_onnx_file_is_adopted(tmp_path: Path, net: Path) -> None:
     """An .onnx file becomes an artifact whose oracle is its unoptimized self."""
     artifact = converters.convert(net / "graphs/fp32.onnx", tmp_path / "adopted.infer")
