@@ -305,7 +305,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "output": ({"output": ("batch", 31)}, "so it must have a score for each item"),
     "rank": ({"output": ("batch", 1, ITEMS)}, "so it must have a score for each item"),
     "column": ({"user_columns": [{"name": "seen", "input": "x"}]}, "may not be called 'seen'"),
-    "column input": ({"user_columns": [{"name": "age"}]}, "column 'age' goes to the input 'None'"),
+    "column input": ({"user_columns": [{"name": "age"}]}, "which input column 'age' goes to"),
     "one score": (
         {"inputs": (USER, ITEM), "item_input": "item", "output": ("pairs", 2)},
         "one score for each pair",

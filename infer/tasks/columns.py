@@ -80,6 +80,11 @@ class Columns:
         specs = {spec.name: spec for spec in setting.signature.inputs}
         for index, column in enumerate(columns):
             name = column.input or input
+            if name is None:
+                raise ArtifactError(
+                    f"the spec does not say which input column '{column.name}' goes to; the graph takes"
+                    f' {", ".join(specs)}: add "input": "{next(iter(specs))}" to it'
+                )
             if name not in specs:
                 raise ArtifactError(
                     f"column '{column.name}' goes to the input '{name}', which the graph lacks; it takes"
