@@ -11,6 +11,7 @@ from pathlib import Path
 from infer.graphfile import MAX_NESTING, read_model
 from infer.wire import WireError, as_bytes, as_int, as_text, fields, fields_once, varint
 
+_MAX_DIMS = 64  # numpy's own limit
 _MODULE = "infer.module"  # written by converters/origins.py
 
 # TensorProto.DataType → bits of an element; those that are missing have no fixed size
@@ -170,6 +171,8 @@ def _tensor(view: memoryview) -> tuple[str, Constant]:
             name = as_text(value)
     if any(dim < 0 for dim in dims):
         raise WireError("a tensor has a negative size")
+    if len(dims) > _MAX_DIMS:
+        raise WireError(f"a tensor has {len(dims)} dims")
     return name, Constant(tuple(dims), (math.prod(dims) * bits + 7) // 8)
 
 

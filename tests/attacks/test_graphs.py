@@ -14,6 +14,7 @@ import pytest
 import infer
 from infer.errors import ArtifactError, InferError
 from infer.graphfile import GraphFile, read_graph_file
+from infer.graphnodes import GraphNodes, read_graph_nodes
 from tests.tiny import classifier, parse, reseal, write
 
 
@@ -69,6 +70,8 @@ def test_damaged_graphs_give_a_typed_error_or_an_outline(
         try:
             assert isinstance(read_graph_file(path), GraphFile)
             read += 1
+            with contextlib.suppress(ArtifactError):  # it looks at more
+                assert isinstance(read_graph_nodes(path), GraphNodes)
         except ArtifactError:
             refused += 1
         slowest_s = max(slowest_s, time.perf_counter() - start)
@@ -108,8 +111,18 @@ def test_nesting_of_graphs_is_bounded(tmp_path: Path) -> None:
     path.write_bytes(_nested(10).SerializeToString())
     assert read_graph_file(path).operators["If"] == 11
     path.write_bytes(_wrap(3000))
-    with pytest.raises(ArtifactError, match="nested more than 32 deep"):
-        read_graph_file(path)
+    for read in (read_graph_file, read_graph_nodes):
+        with pytest.raises(ArtifactError, match="nested more than 32 deep"):
+            read(path)
+
+
+def test_a_weight_of_a_million_dims_is_refused(tmp_path: Path) -> None:
+    """Their product would be a number of megabytes."""
+    model = classifier()
+    model.graph.initializer[0].dims.extend([2**62] * 10**6)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ArtifactError, match="1000002 dims"):
+        read_graph_nodes(tmp_path / "m.onnx")
 
 
 def _wrap(depth: int) -> bytes:
