@@ -72,6 +72,15 @@ def test_less_throughput_fails_and_more_does_not() -> None:
     assert not changes(record(Simulated("net", 0.8, seed=2)), baseline, conditions)[0].failed
 
 
+def test_where_nothing_was_measured_a_baseline_says_nothing() -> None:
+    """All candidates were left out; without a condition there is nothing to hold, and no error."""
+    baseline = record(Simulated("net"))
+    nothing = replace(baseline, conditions=replace(baseline.conditions, work_ms=0.0), series=())
+    assert changes(nothing, baseline, []) == []
+    with pytest.raises(InputError, match="it has net, single-stream"):
+        changes(nothing, baseline, TEN_PERCENT)
+
+
 def test_what_the_machine_did_is_not_held_against_a_candidate() -> None:
     """If the fixed work, too, takes 20 % longer, or spreads by as much, nothing can be said."""
     baseline = record(Simulated("net", 1.0, seed=1))

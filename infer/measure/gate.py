@@ -70,7 +70,9 @@ def changes(now: Record, baseline: Record, conditions: Sequence[Condition]) -> l
             f" {here.cpu} with {here.cores}; measure the baseline here"
         )
     found = [(pair.now, pair.before) for pair in pairs(now, baseline)]
-    if conditions and not found:
+    if not found:
+        if not conditions:
+            return []
         raise InputError(
             "the baseline has none of the measured candidates, scenarios and sizes; it has"
             f" {'; '.join(sorted({f'{s.candidate}, {s.scenario}' for s in baseline.series}))}"
