@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from bench.peers import OURS
 from bench.peers.side_by_side import Compared
+from infer.measure.labels import cell, digits
 from infer.measure.record import Series
 from infer.measure.scenarios import SCENARIOS
-from infer.measure.statistics import Estimate
 
 
 def lines(compared: Compared) -> Iterator[str]:
@@ -24,11 +24,11 @@ def lines(compared: Compared) -> Iterator[str]:
         yield f"| {scenario} | p50 ms | p90 ms | p99 ms | samples/s | a query | time to infer's | answers |"
         yield "|---|---|---|---|---|---|---|---|"
         for series in group:
-            cells = [_cell(series.latency_ms.get(name)) for name in ("p50", "p90", "p99")]
-            ratio = "" if series.ratio is None else f"×{_cell(series.ratio)} {series.verdict}"
+            cells = [cell(series.latency_ms.get(name)) for name in ("p50", "p90", "p99")]
+            ratio = "" if series.ratio is None else f"×{cell(series.ratio)} {series.verdict}"
             answers = compared.answers.get(series.candidate, "")
             yield (
-                f"| {series.candidate} | {' | '.join(cells)} | {_cell(series.throughput)}"
+                f"| {series.candidate} | {' | '.join(cells)} | {cell(series.throughput)}"
                 f" | {series.samples} | {ratio} | {answers} |"
             )
     yield ""
@@ -63,9 +63,9 @@ def summary(all_compared: Sequence[Compared]) -> Iterator[str]:
 def _judged(series: Series) -> str:
     metric = SCENARIOS[series.scenario]
     if metric == "throughput" or series.scenario == "server":
-        return f"{_digits(series.throughput.value)}/s"
+        return f"{digits(series.throughput.value)}/s"
     found = series.latency_ms.get(metric)
-    return "-" if found is None else f"{_digits(found.value)} ms"
+    return "-" if found is None else f"{digits(found.value)} ms"
 
 
 def _ratio(series: Series | None, excluded: bool, compared: Compared) -> str:
@@ -76,13 +76,3 @@ def _ratio(series: Series | None, excluded: bool, compared: Compared) -> str:
     half = (series.ratio.high - series.ratio.low) / 2
     told = compared.answers.get(series.candidate, "equal")
     return f"×{series.ratio.value:.2f} ±{half:.2f}{'' if told == 'equal' else f' ({told})'}"
-
-
-def _cell(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{_digits(estimate.value)} ({_digits(estimate.low)}–{_digits(estimate.high)})"
-
-
-def _digits(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -209,13 +209,14 @@ def command(
     """
     if harness == "loadgen":
         loadgen.check_installed()
+    swept = dict(map(_sweep, sweep))
     asked = Asked(
         scenarios=tuple(dict.fromkeys(scenarios)),
         seconds=seconds,
         bound_ms=latency_bound,
         samples=samples,
         sizes=dict(map(_size, sizes)),
-        sweep={name: values for name, values in map(_sweep, sweep) if name != THREADS},
+        sweep={name: values for name, values in swept.items() if name != THREADS},
         loadgen=harness == "loadgen",
     )
     wanted = [parse_condition(text) for text in fail_if]
@@ -231,7 +232,7 @@ def command(
     given = load_npz(feeds) if feeds else None
     tolerances = TOLERANCES if tolerance is None else _tolerances(tolerance)
     cores = threads or this_machine().cores
-    counts = dict(map(_sweep, sweep)).get(THREADS, (cores,))
+    counts = swept.get(THREADS, (cores,))
     parts: list[_Part] = []
     starts: list[ColdStart] = []
     profiles: list[Profile] = []
@@ -245,19 +246,16 @@ def command(
                     opened.candidates, opened.feeds, asked, tolerances, progress, limit or no_limit
                 )
                 parts.append(_Part(opened, found, count, limit.peaks if limit else None))
-                timed = {series.candidate for series in found.series}
-                for candidate in opened.candidates if not found.interrupted else ():
-                    if isinstance(candidate, Local) and candidate.session and candidate.name in timed:
-                        session, name = candidate.session, candidate.name
-                        if profiled:
-                            progress(f"profiling {name}")
-                            feeds_at = one_sample(candidate, opened.feeds, asked.points()[0])
-                            profiles.append(profile(session.artifact, session.plan, feeds_at, name))
-                        if example is not None:
-                            progress(f"following one input through {name}")
-                            waterfalls.append(waterfall(session, _example(session, example), name))
-            if found.interrupted:
-                break
+                if found.interrupted:
+                    break
+                for candidate, session in _timed(opened, found):
+                    if profiled:
+                        progress(f"profiling {candidate.name}")
+                        at = one_sample(candidate, opened.feeds, asked.points()[0])
+                        profiles.append(profile(session.artifact, session.plan, at, candidate.name))
+                    if example is not None:
+                        progress(f"following one input through {candidate.name}")
+                        waterfalls.append(waterfall(session, _example(session, example), candidate.name))
         else:
             if cold_start:
                 starts = cold_starts(opened.paths(), opened.feeds, device, cores, progress)
@@ -353,6 +351,14 @@ def _record(parts: Sequence[_Part], starts: Sequence[ColdStart], asked: Asked, t
         exclusions=tuple(each for each in exclusions if each.candidate not in left_out),
         cold_starts=tuple(starts),
     )
+
+
+def _timed(opened: Opened, found: Found) -> Iterator[tuple[Local, Session]]:
+    """The artifacts and graphs that were not left out, with their sessions."""
+    names = {series.candidate for series in found.series}
+    for candidate in opened.candidates:
+        if isinstance(candidate, Local) and candidate.session and candidate.name in names:
+            yield candidate, candidate.session
 
 
 def _example(session: Session, text: str) -> Any:

@@ -10,11 +10,11 @@ import click
 from infer.cli.output import heading
 from infer.drafts import file_draft
 from infer.measure.gate import Change
-from infer.measure.labels import at, digits, groups, interval
+from infer.measure.labels import at, cell, groups
 from infer.measure.pairs import pairs
 from infer.measure.record import Record, Series
 from infer.measure.scenarios import SCENARIOS
-from infer.measure.statistics import Estimate, verdict
+from infer.measure.statistics import verdict
 from infer.wording import shown, size
 
 _MOST_SHARES = 12
@@ -86,10 +86,10 @@ def _show_series(series: Sequence[Series]) -> None:
     limited = any(each.limit for each in series)
     rows = []
     for each in series:
-        cells = [_cell(each.latency_ms.get(name)) for name in columns]
-        ratio = "" if each.ratio is None else f"×{_cell(each.ratio)} {each.verdict}"
+        cells = [cell(each.latency_ms.get(name)) for name in columns]
+        ratio = "" if each.ratio is None else f"×{cell(each.ratio)} {each.verdict}"
         waiting = [_waiting(each)] if each.rates else []
-        cells += [*waiting, _cell(each.throughput), str(each.samples)]
+        cells += [*waiting, cell(each.throughput), str(each.samples)]
         rows.append([each.candidate, *cells, *([_limit(each)] if limited else []), ratio])
     waiting = ["of it queued"] if series[0].rates else []
     header = ["", *(f"{name} ms" for name in columns), *waiting, "samples/s", "a query"]
@@ -108,10 +108,6 @@ def _waiting(series: Series) -> str:
     """How much of a query's time, on average, was spent waiting for others at the rate that was reached."""
     reached = next(rate for rate in series.rates if rate.rate == series.throughput.value)
     return f"{reached.queued_ms / series.mean_ms.value:.0%}"
-
-
-def _cell(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{digits(estimate.value)} ({interval(estimate)})"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -137,7 +133,7 @@ def show_change(now: Record, before: Record) -> None:
     for pair in pairs(now, before):
         found, series = pair.ratio, pair.now
         rows.append(
-            [series.candidate, series.scenario, at(series.sizes), f"×{_cell(found)}", verdict(found)]
+            [series.candidate, series.scenario, at(series.sizes), f"×{cell(found)}", verdict(found)]
         )
     click.echo()
     heading(f"against {before.conditions.created}, measured apart")

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from infer.errors import InferError
 from infer.measure.feeds import Feeds
-from infer.measure.queries import Call, Query
+from infer.measure.queries import Call, Query, repeated
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
 from infer.session import Session, open_artifact, open_session
@@ -58,12 +58,7 @@ class Local:
 
     def query(self, feeds: Feeds, repeat: int = 1) -> Query:
         run = self.ask
-
-        def several() -> None:
-            for _ in range(repeat):
-                run(feeds)
-
-        return Call(several if repeat > 1 else lambda: run(feeds))
+        return Call(repeated(lambda: run(feeds), repeat))
 
 
 @contextmanager

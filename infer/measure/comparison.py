@@ -16,7 +16,7 @@ from infer.machine import this_machine
 from infer.measure.candidates import Candidate, difference
 from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.measure.loadgen import Tested, harness, loadgen_probe
-from infer.measure.queries import Query
+from infer.measure.queries import Query, repeated
 from infer.measure.record import Conditions, Exclusion, Limit, Peaks, Series, ServedRate
 from infer.measure.rounds import MIN_ROUNDS, TURN_S, Measured, Progress, Times, take_turns
 from infer.measure.scenarios import (
@@ -265,9 +265,7 @@ def _in_turns(
     for candidate in candidates:
         plan, times = plans[candidate.name], measured.times[candidate.name]
         each = _series(candidate, scenario, point, times, plan.samples)
-        limit = limit_of(
-            candidate, plan.feeds, float(np.median(np.concatenate(times.rounds))) / plan.repeat
-        )
+        limit = limit_of(candidate, plan.feeds, each.latency_ms["p50"].value / plan.repeat)
         if candidate.name != first:
             ratio = paired_ratio(per_sample(candidate.name), per_sample(first))
             each = replace(each, ratio=ratio, verdict=verdict(ratio))
@@ -279,12 +277,8 @@ def _in_turns(
 
 def _answering(candidate: Candidate, plan: _Plan) -> Callable[[int], object]:
     """Answers one query, which has as many samples as the plan says."""
-
-    def answer(_: int) -> None:
-        for _ in range(plan.repeat):
-            candidate.run(plan.feeds)
-
-    return answer
+    answer = repeated(lambda: candidate.run(plan.feeds), plan.repeat)
+    return lambda _: answer()
 
 
 def _series(

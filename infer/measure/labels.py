@@ -48,6 +48,11 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:#.3g}" if value else "0"
 
 
+def cell(estimate: Estimate | None) -> str:
+    """A value and its interval, for a table."""
+    return "-" if estimate is None else f"{digits(estimate.value)} ({interval(estimate)})"
+
+
 def interval(estimate: Estimate) -> str:
     """From its low to its high end."""
     return f"{digits(estimate.low)}–{digits(estimate.high)}"

@@ -33,6 +33,18 @@ class Query(Protocol):
         ...
 
 
+def repeated(call: Callable[[], object], count: int) -> Callable[[], object]:
+    """`call`, `count` times in a row."""
+    if count == 1:
+        return call
+
+    def several() -> None:
+        for _ in range(count):
+            call()
+
+    return several
+
+
 class Call:
     """A function of this process as a query."""
 
