@@ -60,7 +60,13 @@ def desk(tmp_path: Path) -> Path:
         example_inputs=(torch.randn(2, 3, 16, 16),),
         task=TaskSpec("image-classification", {"input": "input", "output": "output", "steps": steps}),
     )
-    shutil.copy(artifact.path / "graphs/fp32.onnx", tmp_path / "model.onnx")
+    for name in ("model", "a", "b"):
+        shutil.copy(artifact.path / "graphs/fp32.onnx", tmp_path / f"{name}.onnx")
+    slow_net = torch.nn.Sequential(*(torch.nn.Linear(10, 10) for _ in range(300))).eval()
+    converters.convert(slow_net, tmp_path / "slow/net.infer", example_inputs=(torch.randn(2, 10),))
+    options = ["--seconds", "2", "--no-limits", "--output", str(tmp_path / "old.json")]
+    measured = CliRunner().invoke(cli, ["bench", str(tmp_path / "slow/net.infer"), *options])
+    assert measured.exit_code == 0, measured.output
     return tmp_path
 
 
