@@ -7,13 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from converters import finish
 from converters.exporters import EXPORTERS, INPUT, Exporter, branch_on_values, quiet, why
 from converters.flat import FlatModule
 from converters.options import ConvertOptions
 from converters.origins import keep_origins
 from converters.patches import apply_graph_patches, torch_patches
-from converters.points import BATCH, Point, Points, fix_dims, size_of, traced_elsewhere
+from converters.points import BATCH, Point, Points, fix_dims, size_of, to_numpy, traced_elsewhere
 from converters.pristine import pristine
 from converters.rounding import own_rounding
 from infer.bare_graph import artifact_of_graph
@@ -37,6 +39,7 @@ class Outcome:
         failed_dims: dims it cannot vary, as far as that explains all its failures.
         limits: sizes of dims beyond which the graph would be wrong.
         branch: the line where the model branches on values, if that is why there is no graph.
+        wrong_before: whether what the exporter traced already fails in torch, where its graph does.
         measured: what parity was found to be, where the graph answered.
     """
 
@@ -46,6 +49,7 @@ class Outcome:
     failed_dims: frozenset[str] = frozenset()
     limits: Mapping[str, Range] = field(default_factory=dict)
     branch: str | None = None
+    wrong_before: bool = False
     measured: tuple[Measured, ...] = ()
     patches: tuple[str, ...] = ()
     size_bytes: int = 0
@@ -77,8 +81,8 @@ def export(
     """Write a graph that passes parity at all points to `graph`.
 
     Exporters that fail only where a dim varies trace again where it has another size. If that fails
-    too and nobody demanded the dim, it is fixed and all are tried again. `only` names the exporters
-    that can take this source.
+    too and nobody demanded the dim, it is fixed and all are tried again. A trace that is itself wrong
+    is not written at another opset. `only` names the exporters that can take this source.
 
     Raises `ParityError` if graphs ran but answered wrongly (unless `options.allow_mismatch`),
     `ConversionError` if none ran.
@@ -86,10 +90,18 @@ def export(
     exporters = [e for e in EXPORTERS if not only or e.name in only]
     demanded = {dim for by_axis in options.dynamic.values() for dim in by_axis.values()}
     outcomes: list[Outcome] = []
+    wrong_traces: dict[object, Outcome] = {}
 
     def attempt(exporter: Exporter, points: Points, where: str) -> Outcome:
-        progress(f"exporting with {exporter}{where}")
-        outcome = try_exporter(exporter, flat, points, graph, options, progress)
+        trace = (exporter.name, str(points.axes), *(tensor.shape for tensor in points.example))
+        if (before := wrong_traces.get(trace)) is not None:
+            reason = f"its trace is that of opset {before.exporter.opset}, which is wrong itself"
+            outcome = Outcome(exporter, reason, failed_dims=before.failed_dims)
+        else:
+            progress(f"exporting with {exporter}{where}")
+            outcome = try_exporter(exporter, flat, points, graph, options, progress)
+        if outcome.wrong_before:
+            wrong_traces[trace] = outcome
         outcomes.append(outcome)
         if outcome.reason is not None:
             progress(f"{exporter}: {outcome.reason}")
@@ -187,7 +199,8 @@ def try_exporter(
         return Outcome(exporter, f"the graph draws random numbers ({', '.join(drawn)})")
     if frozen := finish.frozen_axes(model, inputs, given):
         sizes = ", ".join(f"'{dim}' at {size}" for dim, size in sorted(frozen.items()))
-        return Outcome(exporter, f"the exporter froze {sizes}", failed_dims=frozenset(frozen))
+        reason, traced_so = f"the exporter froze {sizes}", traced.program is not None
+        return Outcome(exporter, reason, failed_dims=frozenset(frozen), wrong_before=traced_so)
     patches = (*sorted(active.used), *apply_graph_patches(model))
     finish.name_tensors(model, inputs, points.outputs, given)
     finish.store_weights_once(model)
@@ -195,7 +208,10 @@ def try_exporter(
     size_bytes = finish.save(model, graph)
     del model
     progress(f"checking parity at {len(points.points)} points")
-    checked = _check(exporter, points, graph, options)
+    checked, failed = _check(exporter, points, graph, options)
+    if failed and traced.program is not None:
+        wrong = _wrong_in_torch(traced.program, flat, failed, options)
+        checked = replace(checked, wrong_before=wrong)
     limits = dict(points.limits)
     for dim, limit in (*_not_contradicted(traced.limits, points, checked), *checked.limits.items()):
         limits[dim] = limit & limits.get(dim, Range())
@@ -218,8 +234,32 @@ def _not_contradicted(
     ]
 
 
-def _check(exporter: Exporter, points: Points, graph: Path, options: ConvertOptions) -> Outcome:
-    """Run the graph as a user would, guards and all optimizations on, at every point."""
+def _wrong_in_torch(
+    program: torch.export.ExportedProgram,
+    flat: FlatModule,
+    failed: Sequence[Point],
+    options: ConvertOptions,
+) -> bool:
+    """Whether a trace, run in torch, fails or answers wrongly at each of these points."""
+    module = program.module(check_guards=False)
+    for point in failed:
+        feeds = [torch.from_numpy(point.feeds[name].copy()) for name in flat.input_names]
+        try:
+            with torch.no_grad(), quiet():
+                answers = zip(point.outputs, module(*feeds), strict=True)
+                found = {name: to_numpy(answer, name) for name, answer in answers}
+        except Exception:  # it was made for other sizes, and may fail in any way
+            continue
+        if all(d.within for d in compare(point.outputs, found, options.tolerances)):
+            return False
+    return True
+
+
+def _check(
+    exporter: Exporter, points: Points, graph: Path, options: ConvertOptions
+) -> tuple[Outcome, Sequence[Point]]:
+    """Run the graph as a user would, guards and all optimizations on, at every point; with the points that
+    speak against it."""
     measured: list[Measured] = []
     reasons: list[str] = []
     failed: list[Point] = []
@@ -231,7 +271,7 @@ def _check(exporter: Exporter, points: Points, graph: Path, options: ConvertOpti
             SessionOptions(verify=False, warm_up=False),
         )
     except InferError as error:
-        return Outcome(exporter, f"the graph does not load: {error}")
+        return Outcome(exporter, f"the graph does not load: {error}"), ()
     with session:
         for point in points.points:
             try:
@@ -251,20 +291,22 @@ def _check(exporter: Exporter, points: Points, graph: Path, options: ConvertOpti
         # torch.export takes sizes to be 2 or more
         limits = {dim: Range(least=2) for point in failed for dim in point.varied}
         names = {point.name for point in failed}
-        return Outcome(
+        outcome = Outcome(
             exporter,
             reason=None,
             ran=True,
             limits=limits,
             measured=tuple(m for m in measured if m.point not in names),
         )
-    return Outcome(
+        return outcome, ()
+    outcome = Outcome(
         exporter,
         reason=reasons[0] if reasons else None,
         ran=ran,
         failed_dims=_explains(failed),
         measured=tuple(measured),
     )
+    return outcome, failed
 
 
 def _differences(session: Session, point: Point, options: ConvertOptions) -> tuple[Difference, ...]:

@@ -41,10 +41,15 @@ _UNLIMITED = 2**31
 @dataclass(frozen=True)
 class Traced:
     """A graph as an exporter gave it, and the sizes for which the path it took through the model holds,
-    as far as the exporter knows."""
+    as far as the exporter knows.
+
+    Attributes:
+        program: what the graph was written from, if that can be run in torch.
+    """
 
     model: ir.Model
     limits: Mapping[str, Range]
+    program: torch.export.ExportedProgram | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def _dynamo(
     if program is None:
         raise ConversionError("the exporter gave no program")
     exported = program.exported_program
-    return Traced(program.model, {} if exported is None else _limits(exported, flat, axes))
+    return Traced(program.model, {} if exported is None else _limits(exported, flat, axes), exported)
 
 
 def _limits(program: torch.export.ExportedProgram, flat: FlatModule, axes: Axes) -> dict[str, Range]:

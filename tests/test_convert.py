@@ -106,6 +106,9 @@ def test_a_frozen_batch_is_reported_not_claimed(tmp_path: Path) -> None:
     artifact = converters.convert(module, tmp_path / "f.infer", example_inputs=(torch.randn(4, 6),))
     assert artifact.manifest.inputs[0].dims == (1, 6)
     assert any("dim 'batch' is fixed" in note for note in artifact.manifest.provenance.notes)
+    tried = {(a.exporter, a.opset): a.reason or "" for a in artifact.manifest.provenance.attempts[:3]}
+    assert tried["dynamo", 23].startswith("at batch=1 the graph fails")
+    assert tried["dynamo", 20] == "its trace is that of opset 23, which is wrong itself"
     with infer.load(artifact.path) as session, pytest.raises(infer.FeedError, match="must be 1, not 4"):
         session.run({"x": np.zeros((4, 6), np.float32)})
 
