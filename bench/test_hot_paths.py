@@ -19,6 +19,7 @@ import infer
 from bench.zoo import efficientnet_lite0, minilm
 from infer import schema
 from infer.guard import Guard
+from infer.measure.queries import Call
 from infer.signature import Signature, TensorSpec
 from infer.tasks.pictures import open_picture
 from infer.tasks.pixels import Step, apply_steps
@@ -45,6 +46,13 @@ def test_guard(benchmark: Any, specs: tuple[TensorSpec, ...], shape: tuple[int, 
     feeds = {spec.name: np.ones(shape, spec.numpy_dtype) for spec in specs}
     admitted = benchmark(Guard(Signature(specs, ())).admit, feeds)
     assert all(admitted[name] is array for name, array in feeds.items())
+
+
+def test_harness(benchmark: Any) -> None:
+    """500 queries that do nothing: what measuring itself takes, and how much of it a latency holds."""
+    latencies_ms = benchmark(Call(lambda: None).turn, 500)
+    assert latencies_ms.shape == (500,)
+    benchmark.extra_info["charged_ns"] = float(np.median(latencies_ms)) * 1e6
 
 
 def test_guard_of_fortran_order(benchmark: Any) -> None:
