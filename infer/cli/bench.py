@@ -200,7 +200,7 @@ def command(
     \b
     Examples:
       infer bench minilm.infer ./all-MiniLM-L6-v2 --size sequence=128
-      infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8,32
+      infer bench a.onnx b.onnx --scenario offline --sweep batch=1,8
       infer bench net.infer --scenario server --latency-bound 50
       infer bench minilm.infer --profile --input "a sentence"
       infer bench old.json new.json --html page.html
