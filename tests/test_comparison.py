@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from infer.errors import FeedError, InputError
 from infer.measure.comparison import Asked, Found, compare
 from infer.measure.queries import Call
+from infer.measure.rest import settle
 from infer.measure.rounds import MIN_ROUNDS, take_turns
 from infer.parity import TOLERANCES
 from tests.simulated import FEEDS, Simulated
@@ -121,6 +123,34 @@ def test_candidates_take_turns_in_every_round() -> None:
     turns = log[-2 * MIN_ROUNDS :]
     pairs = {tuple(turns[i : i + 2]) for i in range(0, len(turns), 2)}
     assert pairs == {("a", "b"), ("b", "a")}
+
+
+def test_threads_that_spin_are_waited_for() -> None:
+    """The next candidate finds the cores free: settling lasts until this process's threads are at rest."""
+    done = threading.Event()
+    spinning = threading.Thread(target=lambda: [None for _ in iter(done.is_set, True)])
+    spinning.start()
+    threading.Timer(0.08, done.set).start()
+    settle()
+    assert done.is_set()
+    spinning.join()
+
+
+def test_candidates_rest_between_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one leaves running is not charged to the next; a candidate alone has nobody to wait for."""
+    log: list[str] = []
+    monkeypatch.setattr("infer.measure.rounds.settle", lambda: log.append("rest"))
+
+    def logged(name: str) -> Call:
+        return Call(lambda: log.append(name) or time.sleep(0.021))  # type: ignore[func-returns-value]
+
+    take_turns({"a": logged("a"), "b": logged("b")}, 0.0)
+    assert log[-1] == "rest"
+    asked = "".join(log).replace("rest", "-")
+    assert not {"ab", "ba"} & {asked[i : i + 2] for i in range(len(asked))}
+    log.clear()
+    take_turns({"a": logged("a")}, 0.0)
+    assert "rest" not in log
 
 
 class Steady:

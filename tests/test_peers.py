@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +25,6 @@ from bench.peers.model import Given
 from bench.peers.places import ROOT
 from bench.peers.side_by_side import Distance, _cosines, side_by_side
 from bench.peers.table import lines, summary
-from bench.peers.worker import settle
 from infer.measure.comparison import Asked
 from infer.measure.record import read_record
 from infer.measure.rounds import Progress
@@ -146,17 +144,6 @@ with started("fake", "tests.fake_peer", Path(sys.executable), DOUBLES, 1) as rem
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:
         assert time.perf_counter() < until, "the worker lives on"
         time.sleep(0.05)
-
-
-def test_threads_that_spin_are_waited_for() -> None:
-    """The next candidate finds the cores free: settling lasts until this process's threads are at rest."""
-    done = threading.Event()
-    spinning = threading.Thread(target=lambda: [None for _ in iter(done.is_set, True)])
-    spinning.start()
-    threading.Timer(0.08, done.set).start()
-    settle()
-    assert done.is_set()
-    spinning.join()
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,15 +29,10 @@ import numpy as np
 
 from bench.peers.model import Given, Loaded
 from infer.measure.queries import Call
+from infer.measure.rest import settle
 from infer.npz import load_npz, save_npz
 
 _PR_SET_PDEATHSIG = 1
-
-_CALM, _CALM_STEPS = 0.05, 2
-_STEP_S = 0.002
-_LONGEST_SETTLING_S = 0.25
-"""Seen after a query of MiniLM on 2 cores: ONNX Runtime's threads spin for 30 to 90 ms, OpenVINO's for 15,
-OpenMP's (PyTorch) for 5 to 15. A fixed pause would be too short for one or waste the time of all."""
 
 
 def main() -> None:
@@ -123,22 +117,6 @@ class _Worker:
         latencies = self._queries[request["query"]].serve(np.array(request["due_s"], np.float64))
         settle()
         return {"latencies_ms": latencies.tolist()}
-
-
-def settle() -> None:
-    """Wait until this process has come to rest, so that the next candidate finds the cores free.
-
-    Threads of a pool look for more work for a while before they sleep. Told by the processor time that
-    this process still takes.
-    """
-    until = time.perf_counter() + _LONGEST_SETTLING_S
-    calm = 0
-    while calm < _CALM_STEPS and time.perf_counter() < until:
-        wall, worked = time.perf_counter(), time.process_time()
-        time.sleep(_STEP_S)
-        # one calm step may be a spinning thread that another process has pushed aside
-        idle = time.process_time() - worked <= _CALM * (time.perf_counter() - wall)
-        calm = calm + 1 if idle else 0
 
 
 if __name__ == "__main__":

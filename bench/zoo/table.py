@@ -17,6 +17,7 @@ import infer
 from bench.zoo import convert, family, source
 from converters.original import original_task
 from infer.evaluation import Evaluation, evaluate_task
+from infer.measure.rest import settle
 from infer.measure.waterfall import WatchedTask
 from infer.tasks import Run, load_task
 
@@ -89,8 +90,10 @@ def _splits(
             start = time.perf_counter()
             pipeline(sample)
             whole.append(1e3 * (time.perf_counter() - start))
+            settle()
         for name, task in tasks.items():
             spent = task(sample)
+            settle()
             running, after = spent.pop("compute"), spent.pop("decode")
             found[name].append(Split(sum(spent.values()), running, after))
     medians = {

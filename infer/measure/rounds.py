@@ -1,7 +1,8 @@
 """Candidates take turns: in every round each is asked for a while, in an order drawn anew.
 
-A machine that drifts hits all of them alike, and ratios within a round stay fair. A small fixed piece
-of work takes its turn, too: how far its times spread is the noise of the machine.
+A machine that drifts hits all of them alike, and ratios within a round stay fair. After a turn its threads
+come to rest before the next begins, since a pool that spins takes cores from the next candidate. A small
+fixed piece of work takes its turn, too: how far its times spread is the noise of the machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from infer.measure.queries import Query
+from infer.measure.rest import settle
 from infer.measure.statistics import spread
 from infer.signature import Array
 
@@ -81,6 +83,8 @@ def take_turns(
         progress(f"warming up {name}")
         typical_s, times[name].stable = _warm_up(query, turn_s)
         lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
+        if len(queries) > 1:
+            settle()
     rng = np.random.default_rng(0)
     work: list[float] = []
     interrupted = False
@@ -95,7 +99,11 @@ def take_turns(
                 told = passed
                 progress(_left(passed, seconds, len(work)))
             worked = _work_ms()
-            found = {name: queries[name].turn(lengths[name]) for name in rng.permutation(list(queries))}
+            found = {}
+            for name in rng.permutation(list(queries)):
+                found[name] = queries[name].turn(lengths[name])
+                if len(queries) > 1:
+                    settle()
             for name, latencies in found.items():
                 times[name].rounds.append(latencies)
             work.append(worked)
