@@ -153,6 +153,19 @@ def test_candidates_rest_between_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "rest" not in log
 
 
+def test_candidates_may_be_started_several_times() -> None:
+    """Each start has its share of the rounds, warms up anew, and is told apart in what was measured."""
+    log: list[str] = []
+    measured = take_turns(
+        {"a": Steady(), "b": Steady()}, 0.0, log.append, starts=3, restart=lambda: log.append("restarted")
+    )
+    assert measured.starts == (0,) * 5 + (1,) * 5 + (2,) * 5
+    assert [len(times.rounds) for times in measured.times.values()] == [15, 15]
+    assert log.count("restarted") == 2
+    assert log[0] == "start 1 of 3: warming up a"
+    assert log[log.index("restarted") + 1] == "start 2 of 3: warming up a"
+
+
 class Steady:
     """Always takes 21 ms, so that warming up takes four turns; the turn `until` is interrupted."""
 

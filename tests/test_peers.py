@@ -85,6 +85,19 @@ def test_queries_keep_their_feeds(start: Start) -> None:
     assert one.turn(2).shape == (2,)
 
 
+def test_queries_go_on_in_a_new_worker(start: Start) -> None:
+    """A restart ends the process, and what was loaded and asked before is there again."""
+    remote = start("refuses a batch")
+    one, two = remote.query({"x": X[:1]}), remote.query({"x": X})
+    before = remote._process
+    remote.restart()
+    assert before.poll() is not None
+    assert remote._process.pid != before.pid
+    assert one.turn(2).shape == (2,)
+    with pytest.raises(PeerError, match="the batch must be 1"):
+        two.turn(1)
+
+
 def test_a_noisy_peer_does_not_disturb_the_protocol(start: Start) -> None:
     """What a library prints, even lines that look like answers, is not taken for one."""
     remote = start("prints")

@@ -63,6 +63,13 @@ def prepare_peers(names: tuple[str, ...]) -> None:
     help="For each scenario of a family, all candidates together.",
 )
 @click.option(
+    "--starts",
+    type=click.IntRange(1, 50),
+    default=1,
+    show_default=True,
+    help="How often each candidate's process is started in that time; several make ratios repeatable.",
+)
+@click.option(
     "--scenario",
     "scenarios",
     multiple=True,
@@ -99,6 +106,7 @@ def compare(
     families: tuple[str, ...],
     names: tuple[str, ...],
     seconds: float,
+    starts: int,
     scenarios: tuple[str, ...],
     latency_bound: float | None,
     samples: int,
@@ -113,7 +121,7 @@ def compare(
     from bench.peers.table import lines, summary
     from bench.zoo.debian import NoDataError
 
-    asked = Asked(tuple(dict.fromkeys(scenarios)), seconds, latency_bound, samples)
+    asked = Asked(tuple(dict.fromkeys(scenarios)), seconds, latency_bound, samples, starts=starts)
     budget = threads or this_machine().cores
     output.mkdir(parents=True, exist_ok=True)
     done: list[Compared] = []

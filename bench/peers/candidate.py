@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,33 +52,74 @@ class Remote:
     def __init__(
         self,
         name: str,
-        process: subprocess.Popen[bytes],
-        requests: int,
-        replies: int,
+        command: Sequence[str],
+        threads: int,
         signature: Signature,
         folder: Path,
         run_s: float,
     ) -> None:
         self.name, self.signature, self.described = name, signature, name
-        self._process, self._requests, self._replies = process, requests, replies
+        self._command, self._threads = command, threads
         self._folder, self._run_s = folder, run_s
+        self._given: dict[str, Any] = {}
+        self._load_s = LOAD_S
+        self._queries: list[dict[str, Any]] = []
+        self._start()
+
+    def _start(self) -> None:
+        ours_in, theirs_out = os.pipe()
+        theirs_in, ours_out = os.pipe()
+        environment = {
+            **os.environ,
+            **dict.fromkeys(_THREADS, str(self._threads)),
+            "PYTHONPATH": os.pathsep.join(map(str, _paths())),
+            "PYTHONNOUSERSITE": "1",
+            # no peer may look for newer files, or report, while it is timed
+            "HF_HUB_OFFLINE": "1",
+        }
+        with (self._folder / "printed.txt").open("wb") as printed:
+            self._process = subprocess.Popen(
+                [*self._command, str(theirs_in), str(theirs_out)],
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                cwd=ROOT,
+                env=environment,
+                pass_fds=(theirs_in, theirs_out),
+                start_new_session=True,  # Ctrl-C ends the measurement, and that ends the workers
+            )
+        os.close(theirs_in)
+        os.close(theirs_out)
+        self._requests, self._replies = ours_out, ours_in
         self._unread = b""
-        self._longest_s = 0.0
         self._ended: str | None = None
 
     def load(self, given: Given, load_s: float = LOAD_S) -> None:
         """Raises `PeerError`."""
-        self.described = str(self.ask({"do": "load", **given.to_json()}, load_s)["described"])
+        self._given, self._load_s = {"do": "load", **given.to_json()}, load_s
+        self.described = str(self.ask(self._given, load_s)["described"])
+
+    def restart(self) -> None:
+        """Load in a new worker; queries made before go on there. Raises `PeerError`."""
+        self.end()
+        self._start()
+        self.ask(self._given, self._load_s)
+        for request in self._queries:
+            self.ask(request, self._run_s)
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs for `feeds`, by name. Raises `PeerError`."""
         outputs = self._folder / "outputs.npz"
-        self.ask({"do": "run", "feeds": self._save(feeds), "outputs": str(outputs)}, self._run_s)
+        self.ask(
+            {"do": "run", "feeds": self._save(feeds, "feeds.npz"), "outputs": str(outputs)}, self._run_s
+        )
         return load_npz(outputs)
 
     def query(self, feeds: Mapping[str, Array], repeat: int = 1) -> Query:
         """Asking with `feeds`, `repeat` times in a row. Raises `PeerError`."""
-        request = {"do": "query", "feeds": self._save(feeds), "repeat": repeat}
+        feeds_file = self._save(feeds, f"query-{len(self._queries)}.npz")
+        request = {"do": "query", "feeds": feeds_file, "repeat": repeat}
+        self._queries.append(request)
         return _RemoteQuery(self, int(self.ask(request, self._run_s)["query"]), repeat * self._run_s)
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -97,7 +138,7 @@ class Remote:
         while b"\n" not in self._unread:
             left = until - time.monotonic()
             if left <= 0 or not select.select([self._replies], [], [], left)[0]:
-                self.end()
+                self._kill()
                 self._ended = f"no answer to '{asked}' within {timeout_s:g} s"
                 raise PeerError(self.name, self._ended)
             read = os.read(self._replies, 2**20)
@@ -112,19 +153,24 @@ class Remote:
         try:
             code = self._process.wait(10)
         except subprocess.TimeoutExpired:
-            self.end()
+            self._kill()
             return f"its process closed the pipe at '{asked}'"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         printed = (self._folder / "printed.txt").read_text(encoding="utf-8", errors="replace").split()
         return f"its process ended with {how} at '{asked}': {' '.join(printed)[-300:]}"
 
-    def _save(self, feeds: Mapping[str, Array]) -> str:
-        path = self._folder / "feeds.npz"
+    def _save(self, feeds: Mapping[str, Array], name: str) -> str:
+        path = self._folder / name
         save_npz(path, dict(feeds))
         return str(path)
 
     def end(self) -> None:
         """End the worker, and whatever it started."""
+        self._kill()
+        os.close(self._requests)
+        os.close(self._replies)
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -158,37 +204,12 @@ def started(
 ) -> Iterator[Remote]:
     """A worker that imports `module` when it is told to load; ended with the block."""
     with tempfile.TemporaryDirectory(prefix="infer-peer-") as scratch:
-        folder = Path(scratch)
-        ours_in, theirs_out = os.pipe()
-        theirs_in, ours_out = os.pipe()
-        environment = {
-            **os.environ,
-            **dict.fromkeys(_THREADS, str(threads)),
-            "PYTHONPATH": os.pathsep.join(map(str, _paths())),
-            "PYTHONNOUSERSITE": "1",
-            # no peer may look for newer files, or report, while it is timed
-            "HF_HUB_OFFLINE": "1",
-        }
-        with (folder / "printed.txt").open("wb") as printed:
-            process = subprocess.Popen(
-                [str(python), "-m", "bench.peers.worker", module, str(theirs_in), str(theirs_out)],
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                cwd=ROOT,
-                env=environment,
-                pass_fds=(theirs_in, theirs_out),
-                start_new_session=True,  # Ctrl-C ends the measurement, and that ends the workers
-            )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        remote = Remote(name, process, ours_out, ours_in, signature, folder, run_s)
+        command = [str(python), "-m", "bench.peers.worker", module]
+        remote = Remote(name, command, threads, signature, Path(scratch), run_s)
         try:
             yield remote
         finally:
             remote.end()
-            os.close(ours_in)
-            os.close(ours_out)
 
 
 def _paths() -> list[Path]:

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +110,17 @@ def _measure(
     remotes = list(remotes)
     while True:
         try:
-            return compare(remotes, found.feeds, asked, None, progress)
+            return compare(remotes, found.feeds, asked, None, progress, restart=partial(_restart, remotes))
         except PeerError as error:
             if error.name == OURS.name:
                 raise
             entries[error.name] = Entry(error.name, entries[error.name].described, str(error))
             remotes = [remote for remote in remotes if remote.name != error.name]
+
+
+def _restart(remotes: Sequence[Remote]) -> None:
+    for remote in remotes:
+        remote.restart()
 
 
 def _differs(ours: Remote, remote: Remote, found: Material, asked: Asked) -> str | None:

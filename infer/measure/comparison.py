@@ -52,7 +52,8 @@ _SERVED_ROUNDS = 15
 @dataclass(frozen=True)
 class Asked:
     """What to measure. `sizes` hold at every point; `sweep` gives some dims several sizes in turn. With
-    `loadgen`, MLPerf's LoadGen asks; candidates must then be of this process."""
+    `loadgen`, MLPerf's LoadGen asks; candidates must then be of this process. `starts` is how often the
+    candidates are started in each scenario but the server's, see `compare`."""
 
     scenarios: Sequence[str] = ("single-stream",)
     seconds: float = 10.0
@@ -61,6 +62,7 @@ class Asked:
     sizes: Mapping[str, int] = field(default_factory=dict)
     sweep: Mapping[str, Sequence[int]] = field(default_factory=dict)
     loadgen: bool = False
+    starts: int = 1
 
     def __post_init__(self) -> None:
         if unknown := [name for name in self.scenarios if name not in SCENARIOS]:
@@ -95,8 +97,12 @@ def compare(
     tolerances: Mapping[str, Tolerance] | None,
     progress: Progress = lambda _: None,
     limit_of: LimitOf = no_limit,
+    restart: Callable[[], None] = lambda: None,
 ) -> Found:
     """Measure `candidates` with `feeds`, which fit all of them, at every point.
+
+    `restart` starts all candidates anew, which those can that have processes of their own; it is called
+    between starts if `asked` has several, and their queries must go on as before.
 
     At each point they answer first: one that fails, or whose answers differ from the first's by more than
     `tolerances` (None: they may), is left out there, and so is one that no rate of which meets the bound
@@ -112,9 +118,11 @@ def compare(
             for j, scenario in enumerate(asked.scenarios if agreeing else ()):
                 where = "".join(f", {name} {size}" for name, size in point.items())
                 head = f"{i * len(asked.scenarios) + j + 1}/{steps} {scenario}{where}"
-                measure = _server if scenario == "server" else _in_turns
                 told = _headed(progress, head)
-                some = measure(scenario, agreeing, feeds, point, asked, told, limit_of)
+                if scenario == "server":
+                    some = _server(scenario, agreeing, feeds, point, asked, told)
+                else:
+                    some = _in_turns(scenario, agreeing, feeds, point, asked, told, limit_of, restart)
                 found = replace(
                     found,
                     series=(*found.series, *some.series),
@@ -146,6 +154,7 @@ def conditions(found: Found, asked: Asked, threads: int, peaks: tuple[Peaks, ...
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         harness=harness() if asked.loadgen else "built-in",
         seconds=asked.seconds,
+        starts=asked.starts,
         threads=threads,
         noise=found.noise,
         work_ms=found.work_ms,
@@ -245,6 +254,7 @@ def _in_turns(
     asked: Asked,
     progress: Progress,
     limit_of: LimitOf,
+    restart: Callable[[], None],
 ) -> Found:
     plans = {c.name: _plan(scenario, c, feeds, point, asked) for c in candidates}
     turn_s = TURN_S
@@ -255,7 +265,7 @@ def _in_turns(
             c.name: Tested(scenario, _answering(c, plans[c.name]), plans[c.name].samples, turn_s)
             for c in candidates
         }
-    measured = take_turns(queries, asked.seconds, progress, turn_s)
+    measured = take_turns(queries, asked.seconds, progress, turn_s, asked.starts, restart)
 
     def per_sample(name: str) -> list[float]:
         return [median / plans[name].samples for median in measured.times[name].medians]
@@ -264,10 +274,10 @@ def _in_turns(
     series = []
     for candidate in candidates:
         plan, times = plans[candidate.name], measured.times[candidate.name]
-        each = _series(candidate, scenario, point, times, plan.samples)
+        each = _series(candidate, scenario, point, times, plan.samples, measured.starts)
         limit = limit_of(candidate, plan.feeds, each.latency_ms["p50"].value / plan.repeat)
         if candidate.name != first:
-            ratio = paired_ratio(per_sample(candidate.name), per_sample(first))
+            ratio = paired_ratio(per_sample(candidate.name), per_sample(first), measured.starts)
             each = replace(each, ratio=ratio, verdict=verdict(ratio))
         query = queries[candidate.name]
         validity = query.validity if isinstance(query, Tested) else None
@@ -282,16 +292,21 @@ def _answering(candidate: Candidate, plan: _Plan) -> Callable[[int], object]:
 
 
 def _series(
-    candidate: Candidate, scenario: str, point: Mapping[str, int], times: Times, samples: int
+    candidate: Candidate,
+    scenario: str,
+    point: Mapping[str, int],
+    times: Times,
+    samples: int,
+    starts: Sequence[int] = (),
 ) -> Series:
-    average = mean(times.rounds)
+    average = mean(times.rounds, starts)
     return Series(
         candidate=candidate.name,
         scenario=scenario,
         sizes=dict(point),
         queries=times.queries,
         samples=samples,
-        latency_ms=percentiles(times.rounds),
+        latency_ms=percentiles(times.rounds, starts),
         mean_ms=average,
         throughput=Estimate(
             1e3 * samples / average.value, 1e3 * samples / average.high, 1e3 * samples / average.low
@@ -309,7 +324,6 @@ def _server(
     point: Mapping[str, int],
     asked: Asked,
     progress: Progress,
-    limit_of: LimitOf,
 ) -> Found:
     """One candidate after another: the search for a rate is not the same work for all of them."""
     assert asked.bound_ms is not None

@@ -40,6 +40,7 @@ class Conditions:
         noise: the spread of a fixed piece of work's times, 0.05 for ±5 %.
         work_ms: its median, which tells how fast the machine was.
         peaks: of the machine, for each number of threads that was used; empty if not measured.
+        starts: how often the candidates were started in each scenario but the server's.
     """
 
     created: str
@@ -56,6 +57,7 @@ class Conditions:
     system: str
     versions: dict[str, str]
     peaks: tuple[Peaks, ...] = ()
+    starts: int = 1
 
 
 @dataclass(frozen=True)

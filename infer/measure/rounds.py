@@ -3,6 +3,9 @@
 A machine that drifts hits all of them alike, and ratios within a round stay fair. After a turn its threads
 come to rest before the next begins, since a pool that spins takes cores from the next candidate. A small
 fixed piece of work takes its turn, too: how far its times spread is the noise of the machine.
+
+A process keeps the speed it began with, so candidates that have processes of their own can be started
+several times, with rounds after each start.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,11 +60,13 @@ class Measured:
     """Times of each candidate.
 
     Attributes:
+        starts: of each round, after which start it came: 0, 0, …, 1, 1, …
         noise: the spread of the fixed work's times, 0.05 for ±5 %.
         work_ms: their median, which tells how fast the machine was meanwhile.
     """
 
     times: Mapping[str, Times]
+    starts: tuple[int, ...]
     noise: float
     work_ms: float
     interrupted: bool
@@ -72,53 +77,81 @@ def take_turns(
     seconds: float,
     progress: Progress = lambda _: None,
     turn_s: float = TURN_S,
+    starts: int = 1,
+    restart: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Ask the candidates in turn until `seconds` have passed, but in at least `MIN_ROUNDS` rounds.
 
+    With more than one of `starts`, each takes its share of both, and `restart` is called in between.
     Ctrl-C ends the measurement, and the rounds finished by then count; before the third it is raised.
     """
     times = {name: Times() for name in queries}
-    lengths: dict[str, int] = {}
-    for name, query in queries.items():
-        progress(f"warming up {name}")
-        typical_s, times[name].stable = _warm_up(query, turn_s)
-        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
-        if len(queries) > 1:
-            settle()
-    rng = np.random.default_rng(0)
+    of_round: list[int] = []
     work: list[float] = []
     interrupted = False
-    told = -_TOLD_EVERY_S
-    start = time.perf_counter()
+    rng = np.random.default_rng(0)
     try:
-        while len(work) < MAX_ROUNDS:
-            passed = time.perf_counter() - start
-            if passed >= seconds and len(work) >= MIN_ROUNDS:
-                break
-            if passed - told >= _TOLD_EVERY_S:
-                told = passed
-                progress(_left(passed, seconds, len(work)))
-            worked = _work_ms()
-            found = {}
-            for name in rng.permutation(list(queries)):
-                found[name] = queries[name].turn(lengths[name])
-                if len(queries) > 1:
-                    settle()
-            for name, latencies in found.items():
-                times[name].rounds.append(latencies)
-            work.append(worked)
+        for start in range(starts):
+            head = f"start {start + 1} of {starts}: " if starts > 1 else ""
+            if start:
+                progress(f"{head}loading again")
+                restart()
+            lengths = _warmed_up(queries, times, turn_s, progress, head)
+            for passed in _rounds(seconds / starts, math.ceil(MIN_ROUNDS / starts), MAX_ROUNDS // starts):
+                if passed is not None:
+                    progress(head + passed)
+                worked = _work_ms()
+                found = {}
+                for name in rng.permutation(list(queries)):
+                    found[name] = queries[name].turn(lengths[name])
+                    if len(queries) > 1:
+                        settle()
+                for name, latencies in found.items():
+                    times[name].rounds.append(latencies)
+                of_round.append(start)
+                work.append(worked)
     except KeyboardInterrupt:
         if len(work) < 3:
             raise
         for each in times.values():
             del each.rounds[len(work) :]
         interrupted = True
-    return Measured(times, spread(work), float(np.median(work)), interrupted)
+    return Measured(times, tuple(of_round[: len(work)]), spread(work), float(np.median(work)), interrupted)
 
 
-def _left(passed: float, seconds: float, rounds: int) -> str:
-    left = max(seconds - passed, (MIN_ROUNDS - rounds) * passed / rounds if rounds else 0.0)
-    return f"about {left:.0f} s left"
+def _warmed_up(
+    queries: Mapping[str, Query],
+    times: Mapping[str, Times],
+    turn_s: float,
+    progress: Progress,
+    head: str,
+) -> dict[str, int]:
+    """How many queries a turn of each candidate has."""
+    lengths = {}
+    for name, query in queries.items():
+        progress(f"{head}warming up {name}")
+        typical_s, stable = _warm_up(query, turn_s)
+        times[name].stable = times[name].stable and stable
+        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
+        if len(queries) > 1:
+            settle()
+    return lengths
+
+
+def _rounds(seconds: float, least: int, most: int) -> Iterator[str | None]:
+    """Once for each round: what is to be told of the time left, or None."""
+    told = -_TOLD_EVERY_S
+    start = time.perf_counter()
+    for done in range(most):
+        passed = time.perf_counter() - start
+        if passed >= seconds and done >= least:
+            return
+        if passed - told >= _TOLD_EVERY_S:
+            told = passed
+            left = max(seconds - passed, (least - done) * passed / done if done else 0.0)
+            yield f"about {left:.0f} s left"
+        else:
+            yield None
 
 
 def _warm_up(query: Query, turn_s: float) -> tuple[float, bool]:

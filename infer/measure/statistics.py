@@ -2,7 +2,11 @@
 
 Queries are timed in rounds, in which all candidates take turns. A machine drifts from round to round, so
 queries of one round are alike and rounds are what is drawn again when an interval is computed (a
-bootstrap of clusters); ratios are taken within each round.
+bootstrap of clusters); ratios are taken within each round. Where candidates were started several times,
+each round has the number of its start: a process keeps the speed it began with (where its memory came to
+lie, which cores its threads took), so starts are drawn first, then rounds of each.
+
+Source of the levels: Kalibera and Jones 2013, "Rigorous benchmarking in reasonable time".
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ class Estimate:
     high: float
 
 
-def percentiles(rounds: Sequence[Array]) -> dict[str, Estimate]:
+def percentiles(rounds: Sequence[Array], starts: Sequence[int] = ()) -> dict[str, Estimate]:
     """Each of `PERCENTILES` that the number of queries allows, by name ("p99"), of latencies in rounds.
 
     The percentile is the smallest latency that at least so many queries stay within, as in LoadGen. One
@@ -44,27 +48,39 @@ def percentiles(rounds: Sequence[Array]) -> dict[str, Estimate]:
     ordered = latencies[order]
     owner = np.repeat(np.arange(len(rounds)), [len(r) for r in rounds])[order]
     wanted = [q for q in PERCENTILES if len(latencies) * (1 - q / 100) >= 1]
-    draws = np.array([_at(ordered, weights[owner], wanted) for weights in _draw(len(rounds))])
+    draws = np.array([_at(ordered, weights[owner], wanted) for weights in _draw(len(rounds), starts)])
     whole = _at(ordered, np.ones(len(ordered)), wanted)
     return {
-        f"p{q:g}": _estimate(value, draws[:, i])
+        f"p{q:g}": _estimate(value, draws[:, i], starts)
         for i, (q, value) in enumerate(zip(wanted, whole, strict=True))
     }
 
 
-def mean(rounds: Sequence[Array]) -> Estimate:
+def mean(rounds: Sequence[Array], starts: Sequence[int] = ()) -> Estimate:
     """The mean over all queries."""
     sums = np.array([np.sum(r) for r in rounds], np.float64)
     counts = np.array([len(r) for r in rounds], np.float64)
-    draws = np.array([(w @ sums) / (w @ counts) for w in _draw(len(rounds))])
-    return _estimate(float(sums.sum() / counts.sum()), draws)
+    draws = np.array([(w @ sums) / (w @ counts) for w in _draw(len(rounds), starts)])
+    return _estimate(float(sums.sum() / counts.sum()), draws, starts)
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
-    """How many times as long `ours` takes as `theirs`: the median over rounds of the ratio within each."""
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float], starts: Sequence[int] = ()) -> Estimate:
+    """How many times as long `ours` takes as `theirs`: the median over rounds of the ratio within each; of
+    several starts, the geometric mean of theirs."""
     ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
-    draws = np.array([np.median(np.repeat(ratios, w.astype(int))) for w in _draw(len(ratios))])
-    return _estimate(float(np.median(ratios)), draws)
+    groups = _groups(len(ratios), starts)
+
+    def over_starts(weights: Array) -> float:
+        times = weights.astype(int)
+        # a start drawn twice weighs twice
+        drawn = [(np.repeat(ratios[g], times[g]), int(times[g].sum())) for g in groups]
+        return math.exp(
+            sum(math.log(np.median(some)) * size for some, size in drawn if size)
+            / sum(size for _, size in drawn)
+        )
+
+    draws = np.array([over_starts(weights) for weights in _draw(len(ratios), starts)])
+    return _estimate(over_starts(np.ones(len(ratios))), draws, starts)
 
 
 def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
@@ -105,10 +121,25 @@ def spread(values: Sequence[float]) -> float:
     return float((high - low) / 2 / middle)
 
 
-def _draw(count: int, seed: int = 0) -> list[Array]:
-    """How often each of `count` rounds is in each draw: the same every time, so that results are, too."""
+def _draw(count: int, starts: Sequence[int] = (), seed: int = 0) -> list[Array]:
+    """How often each of `count` rounds is in each draw: the same every time, so that results are, too.
+
+    `starts` has the start of each round; none are one start.
+    """
     rng = np.random.default_rng(seed)
-    return list(rng.multinomial(count, np.full(count, 1 / count), size=_DRAWS).astype(np.float64))
+    groups = _groups(count, starts)
+    found = np.zeros((_DRAWS, count))
+    often = rng.multinomial(len(groups), np.full(len(groups), 1 / len(groups)), size=_DRAWS)
+    for place, group in enumerate(groups):
+        even = np.full(len(group), 1 / len(group))
+        found[:, group] = rng.multinomial(often[:, place] * len(group), even)
+    return list(found)
+
+
+def _groups(count: int, starts: Sequence[int]) -> list[Array]:
+    """The places of each start's rounds."""
+    of_round = np.asarray(starts) if len(starts) else np.zeros(count, int)
+    return [np.flatnonzero(of_round == start) for start in np.unique(of_round)]
 
 
 def _at(ordered: Array, weights: Array, wanted: Sequence[float]) -> list[float]:
@@ -119,9 +150,24 @@ def _at(ordered: Array, weights: Array, wanted: Sequence[float]) -> list[float]:
     return [float(ordered[min(place, len(ordered) - 1)]) for place in places]
 
 
-def _estimate(value: float, draws: Array) -> Estimate:
+def _estimate(value: float, draws: Array, starts: Sequence[int] = ()) -> Estimate:
     tail = (1 - _CONFIDENCE) / 2 * 100
     low, high = np.percentile(draws, [tail, 100 - tail])
     if not math.isfinite(value):
         raise ValueError("a latency is not finite")
-    return Estimate(value, min(value, float(low)), max(value, float(high)))
+    low, high = min(value, float(low)), max(value, float(high))
+    if len(set(starts)) < 2:
+        return Estimate(value, low, high)
+    wider = _few(len(set(starts)))
+    return Estimate(value, value * (low / value) ** wider, value * (high / value) ** wider)
+
+
+def _few(starts: int) -> float:
+    """How much wider, on a log scale, an interval must be because few starts were drawn from: they vary
+    less than all starts would, and by chance, so that Student's t takes the place of the normal.
+
+    Source: Abramowitz and Stegun 26.7.5, t from a normal quantile.
+    """
+    free, z = starts - 1, 1.959964
+    t = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return t / z * math.sqrt(starts / free)
