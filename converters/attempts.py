@@ -21,6 +21,7 @@ from converters.rounding import own_rounding
 from infer.bare_graph import artifact_of_graph
 from infer.errors import ConversionError, InferError, ParityError
 from infer.manifest import Attempt, Measured
+from infer.optimizer.saving import save
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import Difference, Tolerance, compare, tolerance_of
 from infer.session import Session, open_session
@@ -205,7 +206,7 @@ def try_exporter(
     finish.name_tensors(model, inputs, points.outputs, given)
     finish.store_weights_once(model)
     keep_origins(model)
-    size_bytes = finish.save(model, graph)
+    size_bytes = save(model, graph)
     del model
     progress(f"checking parity at {len(points.points)} points")
     checked, failed = _check(exporter, points, graph, options)

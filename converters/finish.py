@@ -5,18 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from infer.signature import DTYPES, TensorSpec
-
-# Below this a graph is one file; above, weights go beside it, where they can be mapped into
-# memory instead of being parsed and copied.
-_EXTERNAL_BYTES = 4 * 2**20
-# Tensors smaller than a page gain nothing from being mapped.
-_EXTERNAL_TENSOR_BYTES = 1024
 
 
 def name_tensors(
@@ -149,26 +142,6 @@ def store_weights_once(model: ir.Model) -> None:
                 ir.convenience.replace_all_uses_with(value, kept)
                 assert value.name is not None
                 model.graph.initializers.pop(value.name)
-
-
-def weight_bytes(model: ir.Model) -> int:
-    """Size of all initializers of the main graph."""
-    return sum(
-        value.const_value.nbytes
-        for value in model.graph.initializers.values()
-        if value.const_value is not None
-    )
-
-
-def save(model: ir.Model, path: Path) -> int:
-    """Write the graph, with its weights beside it if they are large; their total size in bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if weight_bytes(model) < _EXTERNAL_BYTES:
-        ir.save(model, path)
-        return path.stat().st_size
-    data = path.with_name(path.name + ".data")
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
-    return path.stat().st_size + data.stat().st_size
 
 
 RANDOM_OPERATORS = frozenset(

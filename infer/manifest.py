@@ -28,14 +28,63 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Speed:
+    """Time over that of the variant, pass or graph called `against`, with its 95 % interval, measured in
+    turns on the machine with this fingerprint."""
+
+    against: str
+    ratio: float
+    low: float
+    high: float
+    machine: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Why the optimizer kept a variant.
+
+    Attributes:
+        changes: pass or recipe → how often it rewrote what it found.
+        budget: what answers were allowed to lose against the reference's.
+        figures: what they lost: "equal", "cosine", "min-cosine", and metrics of the task.
+        data: what they were compared on.
+        neighbours: how far an answer moved with its neighbours in a batch, relative to its largest value.
+        tolerances: what golden outputs are held to by `infer verify`, by output, where that is more than
+            the conversion's: half as much again as they were off when the variant was made.
+    """
+
+    changes: dict[str, str]
+    budget: str
+    figures: dict[str, float]
+    data: str
+    speed: Speed
+    neighbours: float
+    tolerances: dict[str, Tolerance] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Variant:
-    """One graph that answers the signature. `graph` is its path; external data lies beside it."""
+    """One graph that answers the signature. `graph` is its path; external data lies beside it. The
+    reference needs no `evidence`: it was converted, and has its parity."""
 
     name: str
     graph: str
     precision: str
     opset: int
     size_bytes: int
+    evidence: Evidence | None = None
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was measured to be fastest on this device of machines with this fingerprint."""
+
+    machine: str
+    device: str
+    variant: str
+    num_threads: int
+    onnxruntime: str
+    created: str
 
 
 @dataclass(frozen=True)
@@ -112,7 +161,7 @@ class TaskSpec:
 @dataclass(frozen=True)
 class Manifest:
     """The contents of `manifest.json`. The first variant is the reference. `limits` holds the sizes of dims
-    that cannot have all of them."""
+    that cannot have all of them; `tuned`, what is fastest where."""
 
     format_version: int
     name: str
@@ -126,6 +175,7 @@ class Manifest:
     provenance: Provenance
     files: dict[str, FileRecord]
     limits: dict[str, Range] = field(default_factory=dict)
+    tuned: tuple[Tuned, ...] = ()
 
     @property
     def signature(self) -> Signature:
@@ -185,6 +235,13 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where}: its structure names unknown outputs {sorted(stray)}")
     if unhashed := [name for name, record in manifest.files.items() if record.sha256 is None]:
         raise ArtifactError(f"{where} lacks the sha256 of {unhashed}")
+    names = [variant.name for variant in manifest.variants]
+    if len(set(names)) != len(names):
+        raise ArtifactError(f"{where} names two variants alike: {', '.join(names)}")
+    if unknown := {tuned.variant for tuned in manifest.tuned} - set(names):
+        raise ArtifactError(f"{where} has a plan for unknown variants {sorted(unknown)}")
+    if any(tuned.num_threads < 1 for tuned in manifest.tuned):
+        raise ArtifactError(f"{where} has a plan for less than one thread")
     named = [v.graph for v in manifest.variants]
     named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
     if stray := set(named) - set(manifest.files):
@@ -192,6 +249,6 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 __all__ = [
-    "FORMAT_VERSION", "Attempt", "FileRecord", "GoldenPoint", "Manifest", "Measured", "Parity",
-    "Provenance", "Structure", "TaskSpec", "Variant",
+    "FORMAT_VERSION", "Attempt", "Evidence", "FileRecord", "GoldenPoint", "Manifest", "Measured", "Parity",
+    "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
 ]  # fmt: skip

@@ -21,11 +21,12 @@ class PlanOptions:
     device, in capitals or not, is a demand: if it cannot be had, planning fails."""
 
     variant: str | None = None
-    """Name of a variant in the manifest; default: the first, the reference."""
+    """Name of a variant in the manifest; default: the one that was measured to be the fastest on this kind
+    of machine, or else the first, the reference."""
 
     num_threads: int | None = None
-    """Threads one run may use, 1 to `MAX_THREADS`; default: the cores this process may use. More than
-    these do not spin, whatever `spinning` says."""
+    """Threads one run may use, 1 to `MAX_THREADS`; default: the cores this process may use, or fewer where
+    that was measured to be faster. More than these do not spin, whatever `spinning` says."""
 
     graph_optimization: str = "all"
     """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""

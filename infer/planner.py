@@ -7,7 +7,7 @@ import re
 from infer.backends import BACKENDS, Backend, load_backend
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
-from infer.manifest import Manifest, Variant
+from infer.manifest import Manifest, Tuned, Variant
 from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, PlanOptions
 from infer.plan import Plan
 
@@ -20,8 +20,9 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
     """
     _check(options)
     reasons: list[str] = []
-    variant = _variant(manifest, options)
     backend, device = _backend_and_device(machine, options, reasons)
+    tuned = _tuned(manifest, machine, device, options, reasons)
+    variant = _variant(manifest, tuned.variant if tuned else options.variant)
     spinning = options.spinning
     if options.num_threads is not None:
         threads = options.num_threads
@@ -32,6 +33,9 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
                 f"more threads than cores ({machine.cores}) wait for each other: no spinning, and fewer"
                 f" would be faster"
             )
+    elif tuned and tuned.num_threads < machine.cores:
+        threads = tuned.num_threads
+        reasons.append(f"{threads} of {machine.cores} cores: measured to be faster here than all")
     else:
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
@@ -63,14 +67,34 @@ def _check(options: PlanOptions) -> None:
         raise DeviceError(f"spinning must be True or False, but is {options.spinning!r:.60}")
 
 
-def _variant(manifest: Manifest, options: PlanOptions) -> Variant:
-    if options.variant is None:
+def _tuned(
+    manifest: Manifest, machine: Machine, device: str, options: PlanOptions, reasons: list[str]
+) -> Tuned | None:
+    """What was measured to be fastest on machines like this one, unless a variant is asked for."""
+    if options.variant is not None or not manifest.tuned:
+        return None
+    for tuned in manifest.tuned:
+        if (tuned.machine, tuned.device) == (machine.fingerprint, device):
+            reasons.append(
+                f"{tuned.variant}: measured to be the fastest on this kind of machine,"
+                f" {tuned.created[:10]}, with onnxruntime {tuned.onnxruntime}"
+            )
+            return tuned
+    reasons.append(
+        f"{manifest.variants[0].name}, the reference: the artifact was tuned for other machines or devices;"
+        f" tune it for this one with: infer optimize ARTIFACT -o OUT"
+    )
+    return None
+
+
+def _variant(manifest: Manifest, name: str | None) -> Variant:
+    if name is None:
         return manifest.variants[0]
     for variant in manifest.variants:
-        if variant.name == options.variant:
+        if variant.name == name:
             return variant
     known = ", ".join(v.name for v in manifest.variants)
-    raise ArtifactError(f"the artifact has no variant '{options.variant}'; it has: {known}")
+    raise ArtifactError(f"the artifact has no variant '{name}'; it has: {known}")
 
 
 def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[str]) -> tuple[Backend, str]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converters import finish
+from infer.optimizer.saving import save
 from infer.signature import Array, TensorSpec
 
 
@@ -124,7 +125,7 @@ def test_large_weights_go_beside_the_graph(tmp_path: Path, rows: int, files: int
     (node,) = list(model.graph)
     node.replace_input_with(1, value)
     model.graph.initializers["w"] = value
-    size_bytes = finish.save(model, tmp_path / "g/m.onnx")
+    size_bytes = save(model, tmp_path / "g/m.onnx")
     assert len(list((tmp_path / "g").iterdir())) == files
     assert size_bytes == sum(p.stat().st_size for p in (tmp_path / "g").iterdir())
     x = np.ones((1, rows), np.float32)

@@ -18,13 +18,16 @@ from infer.errors import ArtifactError
 from infer.manifest import (
     FORMAT_VERSION,
     Attempt,
+    Evidence,
     FileRecord,
     GoldenPoint,
     Manifest,
     Measured,
     Parity,
     Provenance,
+    Speed,
     TaskSpec,
+    Tuned,
     Variant,
 )
 from infer.parity import Tolerance
@@ -42,7 +45,25 @@ def example() -> Manifest:
         outputs=(TensorSpec("logits", "float32", ("batch", 2)), TensorSpec("ids", "int64", (1, "k"))),
         structure={"dict": {"logits": "logits", "rest": {"tuple": ["ids", None, {"value": 0.5}]}}},
         task=TaskSpec("text-classification", {"labels": ["no", "yes"], "nested": {"a": [1, None, True]}}),
-        variants=(Variant("fp32", "graphs/fp32.onnx", "float32", 23, 1234),),
+        variants=(
+            Variant("fp32", "graphs/fp32.onnx", "float32", 23, 1234),
+            Variant(
+                "int8",
+                "graphs/fp32.onnx",
+                "int8",
+                21,
+                400,
+                Evidence(
+                    changes={"int8-static": "2 of 3 (1: kept in float for accuracy)"},
+                    budget="cosine>=0.99",
+                    figures={"equal": 0.0, "cosine": 0.998},
+                    data="20 feeds of data.npz that calibration did not see",
+                    speed=Speed("reference", 0.5, 0.48, 0.52, "a machine"),
+                    neighbours=0.01,
+                    tolerances={"logits": Tolerance(atol=1e-7, rtol=0.0, scaled=0.05)},
+                ),
+            ),
+        ),
         golden=(GoldenPoint("batch=3", "golden/0-feeds.npz", "golden/0-outputs.npz"),),
         parity=Parity(
             oracle="Net in torch 2.13.0 on cpu",
@@ -73,6 +94,7 @@ def example() -> Manifest:
             )
         },
         limits={"batch": Range(1, 64), "n": Range(2)},
+        tuned=(Tuned("a machine", "cpu", "int8", 1, "1.32.0", "2026-01-02T03:04:05+00:00"),),
     )
 
 

@@ -11,16 +11,15 @@ import pytest
 from infer import planner
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
-from infer.manifest import Variant
+from infer.manifest import Manifest, Tuned, Variant
 from infer.options import PlanOptions
 from infer.planner import make_plan
 from tests.test_manifest import example
 
 MACHINE = Machine("a cpu", ("avx2",), 3, 8, 2.5, 2**30, ("cpu",), "Linux-x86_64")
 GPU = replace(MACHINE, devices=("cpu", "cuda:0", "cuda:1"))
-MANIFEST = replace(
-    example(), variants=(*example().variants, Variant("int8", "graphs/int8.onnx", "int8", 21, 9))
-)
+FP32 = example().variants[0]
+MANIFEST = replace(example(), variants=(FP32, Variant("int8", "graphs/int8.onnx", "int8", 21, 9)), tuned=())
 
 
 @pytest.fixture
@@ -46,6 +45,35 @@ def test_wishes_are_met(kinds: list[str]) -> None:
     assert (plan.variant, plan.num_threads, plan.spinning) == ("int8", 1, False)
     assert "1 threads, as asked" in str(plan)
     assert plan.to_dict()["num_threads"] == 1
+
+
+def tuned(machine: Machine = MACHINE, device: str = "cpu", num_threads: int = 2) -> Manifest:
+    plan = Tuned(machine.fingerprint, device, "int8", num_threads, "1.32.0", "2026-01-02T03:04:05+00:00")
+    return replace(MANIFEST, tuned=(plan,))
+
+
+def test_what_was_tuned_for_this_machine_is_the_default(kinds: list[str]) -> None:
+    """Variant and threads; a wish goes first, and the reasons say what was measured when."""
+    plan = make_plan(tuned(), MACHINE, PlanOptions())
+    assert (plan.variant, plan.num_threads) == ("int8", 2)
+    assert plan.reasons == (
+        "int8: measured to be the fastest on this kind of machine, 2026-01-02, with onnxruntime 1.32.0",
+        "2 of 3 cores: measured to be faster here than all",
+    )
+    assert make_plan(tuned(), MACHINE, PlanOptions(variant="fp32")).variant == "fp32"
+    assert make_plan(tuned(), MACHINE, PlanOptions(variant="fp32")).num_threads == 3
+    assert make_plan(tuned(), MACHINE, PlanOptions(num_threads=1)).num_threads == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"machine": replace(MACHINE, isa=("avx2", "avx_vnni"))}, {"device": "cuda:0"}]
+)
+def test_what_was_tuned_elsewhere_is_not_used(kinds: list[str], other: dict[str, Any]) -> None:
+    """On another kind of machine, or another device, the reference runs, and one command is named."""
+    plan = make_plan(tuned(**other), MACHINE, PlanOptions())
+    assert (plan.variant, plan.num_threads) == ("fp32", 3)
+    assert "tuned for other machines or devices" in plan.reasons[0]
+    assert "infer optimize" in plan.reasons[0]
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(kinds: list[str]) -> None:

@@ -102,7 +102,7 @@ THREADS = "threads"
     help="Threads of every candidate; default: the cores this process may use.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-@click.option("--variant", help="Which variant of artifacts; default: the first.")
+@click.option("--variant", help="Which variant of artifacts; default: the fastest here, or the first.")
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),

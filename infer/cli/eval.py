@@ -41,7 +41,7 @@ from infer.wording import shown
     help="The original's weights, with --against.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
-@click.option("--variant", help="Which variant to evaluate; default: the first.")
+@click.option("--variant", help="Which variant to evaluate; default: the fastest here, or the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     artifact: Path,

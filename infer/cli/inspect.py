@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -12,10 +12,13 @@ from infer.artifact import Artifact
 from infer.cli.convert import parity_line
 from infer.cli.output import heading, print_json, rows
 from infer.graphfile import GraphFile, read_graph_file
+from infer.manifest import Variant
 from infer.session import open_artifact
 from infer.wording import size
 
 _MOST_OPERATORS = 12
+_NEIGHBOURLY = 1e-4
+"""Less than that is rounding."""
 
 
 @click.command("inspect")
@@ -43,6 +46,19 @@ def command(artifact: Path, as_json: bool) -> None:
         )
     else:
         _show(opened, graphs)
+
+
+def _evidence(variant: Variant) -> Iterator[str]:
+    found = variant.evidence
+    if found is None:
+        return
+    yield "; ".join(f"{name}: {change}" for name, change in found.changes.items())
+    figures = ", ".join(f"{name} {value:.5g}" for name, value in found.figures.items())
+    yield f"budget {found.budget}: {figures}, on {found.data}"
+    speed = found.speed
+    yield f"time ×{speed.ratio:.3f} ({speed.low:.3f}–{speed.high:.3f}) of {speed.against}'s"
+    if found.neighbours > _NEIGHBOURLY:
+        yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
 
 
 def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
@@ -75,6 +91,15 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
                     "",
                     f"{sum(graph.operators.values())} nodes: {', '.join(counts)}",
                 ),
+                *(("", line) for line in _evidence(variant)),
+            ]
+        )
+    if manifest.tuned:
+        heading("fastest")
+        rows(
+            [
+                (tuned.variant, f"{tuned.num_threads} threads on {tuned.device} of {tuned.machine}")
+                for tuned in manifest.tuned
             ]
         )
     heading("proved")

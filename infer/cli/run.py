@@ -39,7 +39,7 @@ from infer.wording import shown
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto. A demand, not a wish."
 )
-@click.option("--variant", help="Which variant to run; default: the first.")
+@click.option("--variant", help="Which variant to run; default: the fastest here, or the first.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1, max=MAX_THREADS),

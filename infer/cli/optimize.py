@@ -1,0 +1,176 @@
+"""infer optimize"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from infer.cli.output import heading, print_json, rows
+from infer.cli.progress import Progress
+from infer.errors import missing_package
+from infer.session import open_artifact
+from infer.wording import shown, size
+
+if TYPE_CHECKING:
+    from infer.optimizer import Optimized, Verdict
+
+
+@click.command("optimize")
+@click.argument("artifact", type=click.Path(path_type=Path, readable=False))
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path, readable=False),
+    help="Where the optimized artifact goes.",
+)
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="TEXT",
+    help="What answers may lose: equal (the default), cosine>=0.999, min-cosine>=0.99, accuracy-0.5%."
+    " Repeatable; all must hold.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, readable=False),
+    help="Inputs to calibrate with and to be judged on, as infer run and infer eval take them.",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["latency", "throughput", "size"]),
+    default="latency",
+    show_default=True,
+    help="What is to become better: the time of single rows, of batches of 8, or the file's size.",
+)
+@click.option(
+    "--time",
+    "limit",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    help="Nothing new is begun after that: 90s, 10m, 1h.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1, 1024), help="Threads to use; default: what is fastest of a few."
+)
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--force", is_flag=True, help="Replace the artifact at the output.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.pass_context
+def command(
+    context: click.Context,
+    artifact: Path,
+    output: Path,
+    budgets: tuple[str, ...],
+    data: Path | None,
+    objective: str,
+    limit: str,
+    threads: int | None,
+    device: str,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Make an artifact faster on this machine, and prove that it is.
+
+    Graphs are rewritten pass by pass, and quantized if the budget allows it. What answers within the budget
+    and was measured to be faster here is kept, with its evidence; the rest is dropped, and the table says
+    why. The output holds the original graph, too, which other machines use until they are tuned.
+
+    Ctrl-C ends the search: the best so far is written, and the same command goes on from there.
+
+    \b
+    Examples:
+      infer optimize minilm.infer -o fast.infer
+      infer optimize minilm.infer -o fast.infer --budget "cosine>=0.99" --data sentences.txt
+      infer optimize classifier.infer -o small.infer --budget accuracy-0.5% --data photos/
+    """
+    try:
+        from infer.optimizer import INTERRUPTED, OptimizeOptions, optimize, parse_budget
+    except ImportError as error:
+        raise missing_package("onnx-ir", "optimize", error) from error
+    options = OptimizeOptions(
+        budgets=tuple(parse_budget(text) for text in budgets),
+        data=data,
+        objective=objective,
+        time_s=_seconds(limit),
+        device=device,
+        num_threads=threads,
+        overwrite=force,
+    )
+    with Progress(quiet=as_json) as progress:
+        found = optimize(open_artifact(artifact), output, options, progress)
+    if as_json:
+        print_json(_document(found))
+    else:
+        _report(found, output)
+    if found.unfinished:
+        click.echo(f"Not all was tried ({found.unfinished}); the same command goes on from here.", err=True)
+    if found.unfinished == INTERRUPTED:
+        context.exit(130)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h)", text.strip())
+    if not match:
+        raise click.UsageError(f"--time '{text}' is no time, such as 90s, 10m or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _document(found: Optimized) -> dict[str, Any]:
+    return {
+        "artifact": str(found.artifact.path),
+        "best": found.best,
+        "num_threads": found.outcome.num_threads,
+        "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
+        "data": found.data,
+        "unfinished": found.unfinished,
+        "verdicts": [asdict(verdict) for verdict in found.verdicts],
+    }
+
+
+def _report(found: Optimized, output: Path) -> None:
+    heading("what was tried")
+    cells = [("", "rewrote", "answers", "time", ""), *map(_cells, found.verdicts)]
+    widths = [max(len(row[i]) for row in cells) for i in range(5)]
+    for row in cells:
+        line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        click.echo(f"  {shown(line.rstrip())}")
+    manifest, ratio = found.artifact.manifest, found.outcome.ratio
+    variant = next(v for v in manifest.variants if v.name == found.best)
+    heading("result")
+    facts = [
+        ("variant", f"{variant.name}, {variant.precision}, {size(variant.size_bytes)}"),
+        ("threads", str(found.outcome.num_threads)),
+        ("judged on", found.data),
+        ("artifact", str(output)),
+    ]
+    if ratio is None:
+        facts.insert(0, ("time", "nothing was faster here; the output runs as the original does"))
+    else:
+        said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
+        facts.insert(0, ("time", said))
+    rows(facts)
+
+
+def _cells(verdict: Verdict) -> tuple[str, str, str, str, str]:
+    answers = ""
+    if verdict.figures:
+        cosine, least = verdict.figures["cosine"], verdict.figures["min-cosine"]
+        answers = "equal" if verdict.figures["equal"] else f"cosine {cosine:.5f}, least {least:.5f}"
+    time = ""
+    if verdict.ratio is not None:
+        ratio = verdict.ratio
+        time = f"×{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) of {verdict.against}'s"
+    return (
+        verdict.name,
+        verdict.changed,
+        answers,
+        time,
+        f"{'kept' if verdict.kept else 'dropped'}: {verdict.why}",
+    )

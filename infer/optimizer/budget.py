@@ -1,0 +1,123 @@
+"""What a variant may lose, as people write it, and whether it kept to that.
+
+equal               every answer within the tolerance of the conversion (the default)
+cosine>=0.999       the mean cosine of answers to the reference's, of the output where it is lowest
+min-cosine>=0.99    the lowest one
+accuracy-0.5%       a metric of `infer eval`, which may fall by half a point; errors: "rmse+1%"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from infer.errors import InputError
+from infer.parity import TOLERANCES, Tolerance, compare
+from infer.signature import Array
+
+EQUAL = "equal"
+COSINES = ("cosine", "min-cosine")
+
+Answers = Sequence[Mapping[str, Array]]
+"""Outputs by name, for one feed after another."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One condition. `least` is the lowest cosine; `change` how far a metric may move, in percent: points
+    of those that lie between 0 and 1, of its value for others."""
+
+    metric: str = EQUAL
+    least: float = 0.0
+    change: float = 0.0
+
+    def __str__(self) -> str:
+        if self.metric == EQUAL:
+            return EQUAL
+        if self.metric in COSINES:
+            return f"{self.metric}>={self.least:g}"
+        return f"{self.metric}{self.change:+g}%"
+
+    @property
+    def of_task(self) -> bool:
+        """Whether it is about a metric, for which data with known answers is needed."""
+        return self.metric != EQUAL and self.metric not in COSINES
+
+    def broken(self, found: Mapping[str, float], reference: Mapping[str, float]) -> str | None:
+        """Why these figures are beyond the budget, or None; those of the reference are of its metrics."""
+        value = found[self.metric]
+        if self.metric == EQUAL:
+            return None if value else "its answers differ"
+        if self.metric in COSINES:
+            return None if value >= self.least else f"{self.metric} {value:.5f} < {self.least:g}"
+        before = reference[self.metric]
+        step = self.change / 100 * (1.0 if 0 <= before <= 1 else abs(before))
+        worse = value < before + step if self.change < 0 else value > before + step
+        return f"{self.metric} {before:.4f} → {value:.4f}" if worse else None
+
+
+def parse_budget(text: str) -> Budget:
+    """Raises `InputError`."""
+    text = text.strip()
+    if text == EQUAL:
+        return Budget()
+    if match := re.fullmatch(rf"({'|'.join(COSINES)})\s*>=\s*(\d*\.?\d+)", text):
+        least = float(match[2])
+        if least > 1:
+            raise InputError(f"the budget '{text}' cannot be met: no cosine is above 1")
+        return Budget(match[1], least=least)
+    if match := re.fullmatch(r"([a-z][\w.]*)\s*([+-]\d*\.?\d+)\s*%", text):
+        return Budget(match[1], change=float(match[2]))
+    raise InputError(
+        f"'{text}' is no budget; write equal, cosine>=0.999, min-cosine>=0.99, or a metric of infer eval"
+        f" and how far it may fall, such as accuracy-0.5%"
+    )
+
+
+def figures(
+    expected: Answers, found: Answers, tolerances: Mapping[str, Tolerance] = TOLERANCES
+) -> dict[str, float]:
+    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine"."""
+    equal = all(
+        difference.within
+        for before, after in zip(expected, found, strict=True)
+        for difference in compare(before, after, tolerances)
+    )
+    cosines = cosines_of(expected, found)
+    return {
+        EQUAL: float(equal),
+        "cosine": min((float(c.mean()) for c in cosines.values()), default=1.0),
+        "min-cosine": min((float(c.min()) for c in cosines.values()), default=1.0),
+    }
+
+
+def cosines_of(expected: Answers, found: Answers) -> dict[str, Array]:
+    """For each float output, the cosine of every feed's answer; of single numbers, of all as one vector,
+    since the cosine of two numbers is 1 or -1 whatever they are. What is not finite, or of another shape,
+    has the cosine -1."""
+    pairs: dict[str, list[tuple[Array, Array]]] = {}
+    for before, after in zip(expected, found, strict=True):
+        for name, array in before.items():
+            if array.dtype.kind == "f":
+                pairs.setdefault(name, []).append((array.ravel(), after[name].ravel()))
+    result = {}
+    for name, each in pairs.items():
+        if all(len(a) == len(b) == 1 for a, b in each):
+            each = [(np.concatenate([a for a, _ in each]), np.concatenate([b for _, b in each]))]
+        result[name] = np.array([_cosine(a, b) for a, b in each])
+    return result
+
+
+def _cosine(a: Array, b: Array) -> float:
+    if a.shape != b.shape:
+        return -1.0
+    if np.array_equal(a, b):
+        return 1.0
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not np.isfinite(b).all():
+        return -1.0
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length else 0.0

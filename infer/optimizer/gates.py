@@ -1,0 +1,148 @@
+"""The two gates: is it still right, and is it faster?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from infer.errors import InputError
+from infer.evaluation import LOWER_IS_BETTER, evaluate_task
+from infer.measure.candidates import Candidate
+from infer.measure.feeds import Feeds, batch_dim, resized
+from infer.measure.queries import Call
+from infer.measure.rounds import take_turns
+from infer.measure.statistics import Estimate, paired_ratio
+from infer.optimizer.budget import Answers, Budget, figures
+from infer.optimizer.material import Material
+from infer.parity import Tolerance
+from infer.session import Session
+from infer.signature import Array
+
+Progress = Callable[[str], None]
+
+_SIZES = (2, 3)
+"""Batches at which answers must hold, beside single rows."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What came of the first gate. `neighbours` is how far an answer moves with its neighbours in a batch,
+    relative to its largest value."""
+
+    figures: dict[str, float]
+    broken: str | None
+    neighbours: float
+
+
+@dataclass
+class Judge:
+    """Compares variants with the reference, whose answers are computed once. Metrics of the task are
+    measured if one of the budgets is about any. Raises `InputError` if there is no such metric."""
+
+    reference: Session
+    material: Material
+    budgets: Sequence[Budget]
+    tolerances: Mapping[str, Tolerance]
+    progress: Progress
+    _answers: Answers = field(default_factory=list)
+    _metrics: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._feeds = [*self.material.judged, *self._batches()]
+        self._answers = [self.reference.run(feeds) for feeds in self._feeds]
+        wanted = [budget for budget in self.budgets if budget.of_task]
+        if wanted:
+            self._metrics = self._measured(self.reference)
+        for budget in wanted:
+            if budget.metric not in self._metrics:
+                raise InputError(
+                    f"the budget '{budget}' is about '{budget.metric}', but the metrics of the data are"
+                    f" {', '.join(self._metrics)}"
+                )
+            grows = budget.metric in LOWER_IS_BETTER
+            if grows != (budget.change > 0):
+                raise InputError(
+                    f"the budget '{budget}' asks for a better '{budget.metric}'; write"
+                    f" '{budget.metric}{'+' if grows else '-'}{abs(budget.change):g}%'"
+                )
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The reference's metrics, if they are measured."""
+        return self._metrics
+
+    def judge(self, session: Session, budgets: Sequence[Budget]) -> Judged:
+        """Answer all that is judged. Raises `InferError` if the session fails."""
+        answers = [session.run(feeds) for feeds in self._feeds]
+        found = figures(self._answers, answers, self.tolerances)
+        if self._metrics:
+            found |= self._measured(session)
+        broken = [reason for budget in budgets if (reason := budget.broken(found, self._metrics))]
+        return Judged(found, "; ".join(broken) or None, self._neighbours(session))
+
+    def _measured(self, session: Session) -> dict[str, float]:
+        assert self.material.dataset is not None
+        return evaluate_task(session.task, self.material.dataset, self.progress).metrics
+
+    def _batches(self) -> list[Feeds]:
+        signature = self.reference.signature
+        dim = batch_dim(signature)
+        if dim is None:
+            return []
+        return [
+            resized(signature, self.material.judged[0], {dim: size})
+            for size in _SIZES
+            if dim not in signature.limits or size in signature.limits[dim]
+        ]
+
+    def _neighbours(self, session: Session) -> float:
+        """One input alone, and beside another one of the same size."""
+        dim = batch_dim(session.signature)
+        if dim is None or dim in session.signature.limits:
+            return 0.0
+        first = self.material.judged[0]
+        shapes = {name: array.shape for name, array in first.items()}
+        worst = 0.0
+        for other in self.material.judged[1:9]:
+            if {name: array.shape for name, array in other.items()} != shapes:
+                continue
+            both = {
+                spec.name: np.concatenate([first[spec.name], other[spec.name]])
+                if dim == (spec.dims or (None,))[0]
+                else first[spec.name]
+                for spec in session.signature.inputs
+            }
+            alone, beside = session.run(first), session.run(both)
+            for spec in session.signature.outputs:
+                if spec.dims[:1] == (dim,) and alone[spec.name].dtype.kind == "f":
+                    worst = max(worst, _moved(alone[spec.name], beside[spec.name][: len(alone[spec.name])]))
+        return worst
+
+
+def _moved(alone: Array, beside: Array) -> float:
+    scale = float(np.abs(alone).max(initial=0.0)) or 1.0
+    return float(np.abs(alone - beside).max(initial=0.0)) / scale
+
+
+def time_ratio(
+    candidate: Candidate,
+    against: Candidate,
+    timed: Sequence[Feeds],
+    seconds: float,
+    progress: Progress,
+) -> Estimate:
+    """How many times as long `candidate` takes as `against` for all of `timed`, asked in turns."""
+
+    def asking(one: Candidate) -> Call:
+        run = one.run
+
+        def call() -> None:
+            for feeds in timed:
+                run(feeds)
+
+        return Call(call)
+
+    measured = take_turns({"a": asking(candidate), "b": asking(against)}, seconds, progress)
+    return paired_ratio(measured.times["a"].medians, measured.times["b"].medians)

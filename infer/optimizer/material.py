@@ -1,0 +1,171 @@
+"""What variants are calibrated, judged and timed with: the user's data, or feeds like the golden ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.errors import InferError, InputError
+from infer.evaluation import EVALUATORS, Dataset, read_dataset
+from infer.measure.feeds import Feeds, batch_dim, example_feeds, resized
+from infer.session import Session
+from infer.signature import Array, Signature, TensorSpec
+
+CALIBRATION, JUDGED, TIMED = 128, 256, 8
+"""The most feeds of each use. More say hardly more, and take longer."""
+
+_MADE = 16
+
+
+@dataclass(frozen=True)
+class Material:
+    """Feeds of one input each. No feed of `calibration` is among `judged`, unless there is but one.
+
+    Attributes:
+        timed: of several sizes, where judged feeds differ in size.
+        dataset: the judged inputs with their answers, for metrics of the task; None without.
+        rehearsal: the same of the calibration inputs.
+        described: where they are from, for the evidence.
+    """
+
+    calibration: tuple[Feeds, ...]
+    judged: tuple[Feeds, ...]
+    timed: tuple[Feeds, ...]
+    dataset: Dataset | None
+    rehearsal: Dataset | None
+    described: str
+
+    def rehearsed(self, most: int) -> Material:
+        """Calibration in the place of what is judged, for decisions that judging must not see."""
+        return replace(self, judged=self.calibration[:most], dataset=self.rehearsal)
+
+
+def material(session: Session, data: Path | None, batch: int = 1) -> Material:
+    """From the data at `data`, or made; timed feeds have `batch` rows. Raises `InputError`."""
+    if data is None:
+        return _made(session, batch)
+    inputs, dataset = _read(session, data)
+    places = np.random.default_rng(0).permutation(len(inputs))
+    half = min(CALIBRATION, len(inputs) // 2) if len(inputs) > 1 else 1
+    calibrating, judging = places[:half], places[half:] if len(inputs) > 1 else places
+    judged = _encoded(session, [inputs[i] for i in judging], JUDGED)
+
+    def part(places: Array) -> Dataset | None:
+        if dataset is None:
+            return None
+        return Dataset(dataset.name, [inputs[i] for i in places], [dataset.expected[i] for i in places])
+
+    return Material(
+        calibration=_encoded(session, [inputs[i] for i in calibrating], CALIBRATION),
+        judged=judged,
+        timed=_timed(session.signature, judged, batch),
+        dataset=part(judging),
+        rehearsal=part(calibrating),
+        described=f"{len(judged)} feeds of {data.name} that calibration did not see"
+        if len(inputs) > 1
+        else f"the one input of {data.name}, which calibration has seen",
+    )
+
+
+def _read(session: Session, data: Path) -> tuple[Sequence[Any], Dataset | None]:
+    """The inputs, with the answers if the task has an evaluator that can read them."""
+    task = session.task
+    setting = getattr(task, "setting", None)
+    if setting is not None and setting.name in EVALUATORS:
+        dataset = read_dataset(task, data)
+        inputs: Sequence[Any] = list(dataset.inputs)
+    else:
+        dataset, inputs = None, list(task.read(data))
+    if not inputs:
+        raise InputError(f"the data '{data}' is empty; variants can be judged with one input or more")
+    return inputs, dataset
+
+
+def _encoded(session: Session, inputs: Sequence[Any], most: int) -> tuple[Feeds, ...]:
+    """What the task feeds the graph for each input, asked one at a time so that nothing is padded."""
+    seen: list[Feeds] = []
+
+    def run(feeds: Mapping[str, object]) -> dict[str, Array]:
+        seen.append({name: np.asarray(feed) for name, feed in feeds.items()})
+        return session.run(feeds)
+
+    task = session.task_on(run)
+    for each in inputs:
+        task([each])
+        if len(seen) >= most:
+            break
+    return tuple(seen[:most])
+
+
+def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Feeds, ...]:
+    """From the smallest feed to the largest, in even steps."""
+    ordered = sorted(feeds, key=lambda each: sum(array.size for array in each.values()))
+    sizes = {tuple(array.shape for array in each.values()) for each in ordered}
+    count = min(TIMED, len(ordered)) if len(sizes) > 1 else 1
+    places = np.linspace(0, len(ordered) - 1, count + 2)[1:-1].round().astype(int)
+    chosen = [ordered[place] for place in dict.fromkeys(places.tolist())]
+    if batch == 1 or batch_dim(signature) is None:
+        return tuple(chosen)
+    dim = batch_dim(signature)
+    assert dim is not None
+    return tuple(resized(signature, each, {dim: batch}) for each in chosen)
+
+
+def _made(session: Session, batch: int) -> Material:
+    """Like the golden feeds: their integers in other orders, their floats with noise, other lengths."""
+    signature = session.signature
+    golden = example_feeds(session.artifact)
+    dim = batch_dim(signature)
+    one = golden if dim is None else resized(signature, golden, {dim: 1})
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(_MADE * 2):
+        feeds = {spec.name: _like(spec, one[spec.name], rng) for spec in signature.inputs}
+        found.append(_other_length(session, feeds, number, dim))
+    judged = tuple(found[_MADE:])
+    return Material(
+        calibration=tuple(found[:_MADE]),
+        judged=judged,
+        timed=_timed(signature, judged, batch),
+        dataset=None,
+        rehearsal=None,
+        described=f"{len(judged)} made-up feeds: weak evidence, give real ones with --data",
+    )
+
+
+def _like(spec: TensorSpec, array: Array, rng: np.random.Generator) -> Array:
+    if spec.dtype == "string" or array.size < 2 or "mask" in spec.name or array.dtype.kind == "b":
+        return array
+    shuffled = rng.permutation(array.ravel()).reshape(array.shape)
+    if array.dtype.kind in "iu":
+        if array.min() >= 0 and array.max() > 1:
+            shuffled = rng.integers(0, int(array.max()) + 1, array.shape)
+        return shuffled.astype(array.dtype)
+    noise = rng.standard_normal(array.shape) * (0.1 * float(array.std()) or 0.1)
+    return np.asarray(shuffled + noise, array.dtype)
+
+
+def _other_length(session: Session, feeds: Feeds, number: int, batch: str | None) -> Feeds:
+    """Dims but the batch at other sizes, if the graph can be run so."""
+    signature = session.signature
+    dims = [dim for dim in signature.dims if dim != batch and dim not in signature.limits]
+    if not dims or number % 2:
+        return feeds
+    factor = (0.5, 1.5, 2.0)[number // 2 % 3]
+    sizes = {
+        dim: max(1, round(factor * array.shape[axis]))
+        for spec in signature.inputs
+        for axis, dim in enumerate(spec.dims)
+        if isinstance(dim, str) and dim in dims
+        for array in (feeds[spec.name],)
+    }
+    try:
+        other = resized(signature, feeds, sizes)
+        session.run(other)
+    except InferError:
+        return feeds
+    return other

@@ -1,0 +1,228 @@
+"""Attention to the kernels of ONNX Runtime's CPU build.
+
+    before   q, k, v = Transpose(Reshape(x·Wq + bq)), …      after   Attention(x, [Wq Wk Wv], [bq bk bv])
+             Transpose(Reshape(Attention-23(q, k, v, mask)))           or MultiHeadAttention(q, k, v, mask)
+
+Why it is faster: one product of x with three times as many columns keeps the cores busier than three, the
+heads are split by the kernel while it copies anyway, and neither Reshape nor Transpose is left. Measured on
+MiniLM: 4 to 9 % of the whole. Where the three products do not share their input, only the Transposes go.
+
+Numbers: the same products and sums in another order, 1e-7 of the scale. A boolean mask becomes a float one
+with the lowest number where it forbids; rows that forbid everything are then uniform instead of NaN, as in
+PyTorch's own masks.
+
+Source: ONNX `Attention` (opset 23), `com.microsoft.Attention`, `com.microsoft.MultiHeadAttention`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from infer.optimizer.passes import PassResult
+from infer.optimizer.rewriting import (
+    CONTRIB,
+    constant,
+    dim_at,
+    maker,
+    only_user,
+    put,
+    rank,
+    size_at,
+    small,
+    take_place,
+    tidy,
+    weight,
+)
+from infer.signature import Array
+
+_HEADS_BEFORE_ROWS = (0, 2, 1, 3)
+
+
+def attention(model: ir.Model) -> PassResult:
+    """Rewrite every attention of the graph that the kernels can take."""
+    result = PassResult()
+    for node in list(model.graph):
+        if node.domain != "" or node.op_type != "Attention":
+            continue
+        result.found += 1
+        if reason := _unfit(node):
+            result.decline(reason)
+            continue
+        _lower(model, node)
+        result.rewritten += 1
+    tidy(model)
+    return result
+
+
+def _unfit(node: ir.Node) -> str | None:
+    """Why the kernels cannot take this one, or None."""
+    query, key, value = node.inputs[:3]
+    if any(rank(tensor) != 4 for tensor in (query, key, value)):
+        return "its inputs are not known to have the shape [batch, heads, rows, size]"
+    if len(node.inputs) > 4 and any(tensor is not None for tensor in node.inputs[4:]):
+        return "it carries keys and values from call to call"
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        return "its scores, or its keys and values, are used elsewhere"
+    if node.attributes.get_float("softcap", 0.0):
+        return "its scores are capped"
+    if size_at(query, 1) is None or size_at(query, 3) is None:
+        return "the number of heads is not known"
+    if size_at(query, 1) != size_at(key, 1):
+        return "several heads of queries share one of keys"
+    if (mask := _mask(node)) is not None:
+        if rank(mask) != 4 or mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
+            return "its mask has not the shape [batch, heads, rows, columns]"
+        if dim_at(mask, 2) != dim_at(query, 2) or dim_at(mask, 3) != dim_at(key, 2):
+            return "its mask is the same for all rows"
+    return None
+
+
+def _mask(node: ir.Node) -> ir.Value | None:
+    return node.inputs[3] if len(node.inputs) > 3 else None
+
+
+def _lower(model: ir.Model, node: ir.Node) -> None:
+    graph = model.graph
+    heads, size = size_at(node.inputs[0], 1), size_at(node.inputs[0], 3)
+    assert heads is not None
+    assert size is not None
+    attributes: dict[str, int | float] = {
+        "num_heads": heads,
+        "scale": node.attributes.get_float("scale", 1.0 / float(np.sqrt(size))),
+    }
+    if node.attributes.get_int("is_causal", 0):
+        attributes["unidirectional"] = 1
+    mask = _mask(node)
+    bias = None if mask is None else _as_bias(graph, node, mask)
+    rows = [_rows(graph, node, tensor) for tensor in node.inputs[:3] if tensor is not None]
+    if packed := _packed(rows):
+        lowered = ir.node(
+            "Attention",
+            [
+                packed.x,
+                weight(graph, "packed_weight", packed.weight),
+                weight(graph, "packed_bias", packed.bias),
+                None,
+                None,
+                bias,
+            ],
+            {**attributes, "qkv_hidden_sizes": packed.sizes},
+            domain=CONTRIB,
+        )
+    else:
+        lowered = ir.node("MultiHeadAttention", [*rows, None, None, bias], attributes, domain=CONTRIB)
+    model.opset_imports[CONTRIB] = 1
+    put(node, [lowered])
+    _give_back(graph, node, lowered, heads)
+
+
+def _as_bias(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
+    """A mask as what is added to the scores; tidying makes one of those that several layers share."""
+    if mask.dtype == ir.DataType.FLOAT:
+        return mask
+    allowed = small(graph, "mask_allows", np.array(0, np.float32))
+    forbidden = small(graph, "mask_forbids", np.array(np.finfo(np.float32).min, np.float32))
+    where = ir.node("Where", [mask, allowed, forbidden])
+    put(node, [where])
+    where.outputs[0].shape, where.outputs[0].type = mask.shape, ir.TensorType(ir.DataType.FLOAT)
+    return where.outputs[0]
+
+
+def _rows(graph: ir.Graph, node: ir.Node, tensor: ir.Value) -> ir.Value:
+    """[batch, heads, rows, size] as [batch, rows, heads · size]: what it was made of, if it was so."""
+    transposed = maker(tensor, "Transpose")
+    if transposed is not None and _permutation(transposed) == _HEADS_BEFORE_ROWS:
+        split = maker(transposed.inputs[0], "Reshape")
+        if split is not None and _splits_last(split):
+            assert split.inputs[0] is not None
+            return split.inputs[0]
+    back = ir.node("Transpose", [tensor], {"perm": _HEADS_BEFORE_ROWS})
+    joined = ir.node("Reshape", [back.outputs[0], small(graph, "joined_heads", np.array([0, 0, -1]))])
+    put(node, [back, joined])
+    return joined.outputs[0]
+
+
+def _permutation(node: ir.Node) -> tuple[int, ...]:
+    found = node.attributes.get("perm")
+    return tuple(found.as_ints()) if found is not None else ()
+
+
+def _splits_last(reshape: ir.Node) -> bool:
+    """Whether it only cuts the last of three dims in two."""
+    before, after = reshape.inputs[0], reshape.outputs[0]
+    if rank(before) != 3 or rank(after) != 4:
+        return False
+    return all(dim_at(before, axis) == dim_at(after, axis) for axis in (0, 1))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Three products of the same `x` as one."""
+
+    x: ir.Value
+    weight: Array
+    bias: Array
+    sizes: list[int]
+
+
+def _packed(rows: list[ir.Value]) -> _Packed | None:
+    """The products that gave queries, keys and values, if all have the same input and nothing else needs
+    them."""
+    xs, weights, biases = [], [], []
+    for tensor in rows:
+        product, bias = _product(tensor)
+        if product is None:
+            return None
+        found = constant(product.inputs[1])
+        if found is None or found.ndim != 2 or found.dtype != np.float32:
+            return None
+        xs.append(product.inputs[0])
+        weights.append(found)
+        biases.append(np.zeros(found.shape[1], np.float32) if bias is None else bias)
+    x = xs[0]
+    if x is None or any(other is not x for other in xs) or rank(x) != 3:
+        return None
+    if any(bias.shape != (w.shape[1],) for w, bias in zip(weights, biases, strict=True)):
+        return None
+    return _Packed(x, np.concatenate(weights, 1), np.concatenate(biases), [w.shape[1] for w in weights])
+
+
+def _product(tensor: ir.Value) -> tuple[ir.Node | None, Array | None]:
+    """The MatMul that gives `tensor`, and what is added to it."""
+    added = maker(tensor, "Add")
+    if added is None:
+        return maker(tensor, "MatMul"), None
+    for product, bias in (added.inputs, reversed(added.inputs)):
+        found = constant(bias)
+        made = maker(product, "MatMul")
+        if found is not None and made is not None and only_user(made.outputs[0], "Add") is added:
+            return made, found
+    return None, None
+
+
+def _give_back(graph: ir.Graph, node: ir.Node, lowered: ir.Node, heads: int) -> None:
+    """The kernel's [batch, rows, heads · size] where the graph wants it so, or split and transposed."""
+    answer = node.outputs[0]
+    transposed = only_user(answer, "Transpose")
+    if transposed is not None and _permutation(transposed) == _HEADS_BEFORE_ROWS:
+        joined = only_user(transposed.outputs[0], "Reshape")
+        if joined is not None and _joins_last(joined):
+            take_place(joined.outputs[0], lowered.outputs[0])
+            return
+    split = ir.node(
+        "Reshape", [lowered.outputs[0], small(graph, f"split_{heads}", np.array([0, 0, heads, -1]))]
+    )
+    back = ir.node("Transpose", [split.outputs[0]], {"perm": _HEADS_BEFORE_ROWS})
+    put(node, [split, back])
+    take_place(answer, back.outputs[0])
+
+
+def _joins_last(reshape: ir.Node) -> bool:
+    """Whether it only joins the last two of four dims."""
+    before, after = reshape.inputs[0], reshape.outputs[0]
+    if rank(before) != 4 or rank(after) != 3:
+        return False
+    return all(dim_at(before, axis) == dim_at(after, axis) for axis in (0, 1))

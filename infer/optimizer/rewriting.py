@@ -1,0 +1,107 @@
+"""What every rewrite asks of a graph: constants, single uses, new weights, and taking a node's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    CommonSubexpressionEliminationPass,
+    RemoveUnusedNodesPass,
+    RemoveUnusedOpsetsPass,
+)
+
+from infer.signature import Array
+
+CONTRIB = "com.microsoft"
+"""ONNX Runtime's own operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"""
+
+
+def constant(value: ir.Value | None) -> Array | None:
+    """What a value always is, if it is a weight or a Constant."""
+    if value is None or value.is_graph_input():
+        return None
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else np.asarray(tensor.numpy())
+
+
+def maker(value: ir.Value | None, *op_types: str) -> ir.Node | None:
+    """The node that gives `value`, if it is of one of these operators of ONNX itself."""
+    node = None if value is None else value.producer()
+    return node if node is not None and node.domain == "" and node.op_type in op_types else None
+
+
+def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
+    """The one node that takes `value`, if nothing else does and it is of one of these operators."""
+    users = value.uses()
+    if len(users) != 1 or value.is_graph_output():
+        return None
+    node = next(iter(users)).node
+    return node if node.domain == "" and node.op_type in op_types else None
+
+
+def rank(value: ir.Value | None) -> int | None:
+    """The number of a value's dims, if it is known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def dim_at(value: ir.Value | None, axis: int) -> int | str | None:
+    """The size of an axis, or the name it has where it varies; None if neither is known."""
+    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+        return None
+    dim = value.shape[axis]
+    return dim if isinstance(dim, int) else dim.value
+
+
+def size_at(value: ir.Value | None, axis: int) -> int | None:
+    """The size of an axis, if it is known and the same for every feed."""
+    dim = dim_at(value, axis)
+    return dim if isinstance(dim, int) else None
+
+
+def weight(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A new weight of the graph, whose name is `name` or begins so."""
+    count, free = 1, name
+    while free in graph.initializers:
+        count, free = count + 1, f"{name}_{count}"
+    tensor = ir.tensor(np.asarray(array, order="C"), name=free)
+    value = ir.Value(name=free, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    value.const_value = tensor
+    graph.register_initializer(value)
+    return value
+
+
+def small(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """A constant that several nodes share: the one that an earlier call made, if it is the same."""
+    known = graph.initializers.get(name)
+    if known is not None and known.const_value is not None:
+        there = known.const_value.numpy()
+        if there.dtype == array.dtype and np.array_equal(there, array):
+            return known
+    return weight(graph, name, array)
+
+
+def put(before: ir.Node, nodes: Sequence[ir.Node]) -> None:
+    """Add nodes just before another, as parts of the same module of the original."""
+    for node in nodes:
+        node.metadata_props.update(before.metadata_props)
+    graph = before.graph
+    assert isinstance(graph, ir.Graph)
+    graph.insert_before(before, list(nodes))
+
+
+def take_place(old: ir.Value, new: ir.Value) -> None:
+    """Let `new` be used wherever `old` is, under the old one's name where that is an output's."""
+    new.shape, new.type = old.shape, old.type
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    if new.is_graph_output():
+        name, old.name = old.name, f"{old.name}_before"
+        new.name = name
+
+
+def tidy(model: ir.Model) -> None:
+    """Drop what nothing uses, and what is computed twice. In place."""
+    CommonSubexpressionEliminationPass()(model)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedOpsetsPass()(model)

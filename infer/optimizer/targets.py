@@ -1,0 +1,138 @@
+"""What can help where: for each kind of backend and device, the passes and recipes that its kernels serve.
+
+A target is a row of this table, so that another kernel library is one more row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from infer.machine import Machine
+from infer.measure.feeds import Feeds
+from infer.optimizer.passes import Pass, PassResult
+from infer.optimizer.passes.attention import attention
+from infer.optimizer.passes.skip_norm import skip_norm
+from infer.optimizer.quantization import dynamic, static
+from infer.optimizer.quantization.calibration import ranges
+
+_QUANTIZED = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
+     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a recipe may use: feeds to calibrate with, and whether this processor's int8 products saturate
+    unless weights are bounded (see `quantization.weights`)."""
+
+    calibration: Sequence[Feeds]
+    pair_bounded: bool
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to make a variant that approximates.
+
+    Attributes:
+        candidates: the nodes it could change, which a search may keep in float.
+        build: changes the model, but for the nodes of these names.
+    """
+
+    name: str
+    precision: str
+    about: str
+    candidates: Callable[[ir.Model], list[ir.Node]]
+    build: Callable[[ir.Model, Given, Collection[str]], PassResult]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Passes that keep the numbers, in the order in which they are tried, and recipes that do not."""
+
+    backend: str
+    device: str
+    passes: dict[str, Pass]
+    recipes: tuple[Recipe, ...] = ()
+
+
+def _dynamic(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
+    return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
+
+
+def _static(method: str) -> Callable[[ir.Model, Given, Collection[str]], PassResult]:
+    def build(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
+        return static.quantize_statically(
+            model,
+            lambda tensors: ranges(model, tensors, given.calibration, method=method),
+            keep,
+            pair_bounded=given.pair_bounded,
+        )
+
+    return build
+
+
+_TRANSFORMER_PASSES: dict[str, Pass] = {"attention": attention, "skip-norm": skip_norm}
+
+TARGETS: tuple[Target, ...] = (
+    Target(
+        "onnxruntime",
+        "cpu",
+        _TRANSFORMER_PASSES,
+        (
+            Recipe(
+                "int8-static",
+                "int8 (QDQ, per channel, calibrated)",
+                "convolutions and products in int8, ranges by least squared error",
+                static.candidates,
+                _static("mse"),
+            ),
+            Recipe(
+                "int8-static-minmax",
+                "int8 (QDQ, per channel, calibrated)",
+                "convolutions and products in int8, ranges by extremes",
+                static.candidates,
+                _static("minmax"),
+            ),
+            Recipe(
+                "int8-dynamic",
+                "int8 (dynamic, per channel)",
+                "products in int8, activations by the range of each run",
+                dynamic.candidates,
+                _dynamic,
+            ),
+        ),
+    ),
+    Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
+)
+
+
+def target_of(backend: str, device: str) -> Target:
+    """The row for a plan's backend and device; one without passes if there is none."""
+    kind = device.partition(":")[0]
+    for target in TARGETS:
+        if (target.backend, target.device) == (backend, kind):
+            return target
+    return Target(backend, kind, {})
+
+
+def unfit(recipe: Recipe, model: ir.Model) -> str | None:
+    """Why a recipe is not worth a try on this graph, or None."""
+    if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
+        return f"the graph is quantized already ({', '.join(done)})"
+    nodes = recipe.candidates(model)
+    if not nodes:
+        return "it finds nothing to quantize"
+    convolutions = any(node.op_type == "Conv" for node in nodes)
+    if recipe.name.startswith("int8-static") and not convolutions:
+        return "without convolutions, ranges of each run are closer than fixed ones"
+    return None
+
+
+def saturates(machine: Machine) -> bool:
+    """Whether products of u8 and s8 add up in 16 bits here: x86 without VNNI."""
+    isa = set(machine.isa)
+    return "avx2" in isa and not isa & {"avx512_vnni", "avx_vnni", "amx_int8"}

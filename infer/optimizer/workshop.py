@@ -1,0 +1,96 @@
+"""The folder a search works in: a copy of the artifact, graphs that were tried, and verdicts so far.
+
+It lies beside the output. A search that was interrupted goes on from it, if nothing that matters changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from infer import schema
+from infer.artifact import Artifact
+from infer.drafts import file_draft
+from infer.graphfile import read_graph_file
+from infer.manifest import FileRecord, Manifest, Variant
+from infer.optimizer.saving import save
+from infer.optimizer.verdict import Verdict
+
+_STATE = "state.json"
+
+
+class Workshop:
+    """`key` names all that verdicts depend on; another key's leftovers are cleared away."""
+
+    def __init__(self, folder: Path, artifact: Artifact, key: str) -> None:
+        self.folder = folder
+        self._key = key
+        self.verdicts: list[Verdict] = self._left_over()
+        self.resumed = bool(self.verdicts)
+        if not self.resumed:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            for name in artifact.manifest.files:
+                target = folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(artifact.file(name), target)
+        self.reference = artifact.manifest.variants[0]
+        self._manifest: Manifest = replace(
+            artifact.manifest,
+            files={name: replace(file, sha256=None) for name, file in artifact.manifest.files.items()},
+        )
+
+    def _left_over(self) -> list[Verdict]:
+        try:
+            data = schema.parse((self.folder / _STATE).read_bytes())
+            if not isinstance(data, dict) or data.get("key") != self._key:
+                return []
+            found = [schema.decode(Verdict, each, "verdict") for each in data["verdicts"]]
+        except (OSError, KeyError, TypeError, schema.SchemaError):
+            return []
+        return [v for v in found if v.graph is None or (self.folder / v.graph).is_file()]
+
+    def known(self, name: str) -> Verdict | None:
+        """The verdict that was reached before, if it was."""
+        return next((verdict for verdict in self.verdicts if verdict.name == name), None)
+
+    def note(self, verdict: Verdict) -> Verdict:
+        """Keep a verdict, whatever happens next."""
+        self.verdicts.append(verdict)
+        with file_draft(self.folder / _STATE) as draft:
+            data = {"key": self._key, "verdicts": [schema.encode(each) for each in self.verdicts]}
+            draft.write_text(json.dumps(data), encoding="utf-8")
+        return verdict
+
+    def load(self) -> ir.Model:
+        """The reference's graph, to be rewritten."""
+        return ir.load(self.folder / self.reference.graph)
+
+    def write(self, model: ir.Model, name: str) -> tuple[str, int]:
+        """Save a graph; its path in the folder, and its size in bytes."""
+        graph = f"graphs/{name}.onnx"
+        for old in self.folder.glob(f"{graph}*"):
+            old.unlink()
+        return graph, save(model, self.folder / graph)
+
+    def discard(self, graph: str) -> None:
+        """Remove a graph that was not kept."""
+        for file in self.folder.glob(f"{graph}*"):
+            file.unlink()
+
+    def artifact(self, name: str, graph: str, precision: str) -> Artifact:
+        """The artifact as if this graph were its only variant."""
+        outline = read_graph_file(self.folder / graph)
+        variant = Variant(name, graph, precision, outline.opset, 0)
+        own = {graph, *(f"graphs/{location}" for location in outline.external_files)}
+        files = {path: FileRecord(None, (self.folder / path).stat().st_size) for path in own}
+        manifest = replace(self._manifest, variants=(variant,), files={**self._manifest.files, **files})
+        return Artifact(self.folder, manifest, None)
+
+    def clear(self) -> None:
+        """Remove the folder: all that was worth it is in the output."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,589 @@
+"""The optimizer as a whole: what is kept, what is dropped and why, and what it writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import converters
+import infer
+from infer.artifact import Artifact
+from infer.errors import InferError, InputError
+from infer.manifest import TaskSpec
+from infer.measure.statistics import Estimate
+from infer.optimizer import INTERRUPTED, OUT_OF_TIME, Optimized, OptimizeOptions, optimize, parse_budget
+from infer.optimizer import search as search_module
+from infer.optimizer.budget import Budget, figures
+from infer.optimizer.passes import PassResult
+from infer.optimizer.rewriting import constant, put, take_place, weight
+from infer.optimizer.sensitivity import kept_in_float
+from infer.optimizer.targets import Recipe, Target
+from infer.session import open_artifact
+from tests.command import infer_command
+from tests.tiny import edit_manifest, parse
+
+Plant = Callable[..., None]
+
+WIDTH = 10
+
+
+class Classifier(torch.nn.Module):
+    """Rows of ten numbers to the larger half: its classes are known in closed form. Nothing of it can be
+    left out: between the halves lies a product that is not the identity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(WIDTH, WIDTH, bias=False)
+        self.halves = torch.nn.Linear(WIDTH, 2, bias=False)
+        with torch.no_grad():
+            self.mix.weight.copy_(2 * torch.eye(WIDTH))
+            rows = torch.zeros(2, WIDTH)
+            rows[0, : WIDTH // 2] = 1
+            rows[1, WIDTH // 2 :] = 1
+            self.halves.weight.copy_(rows)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.halves(torch.relu(self.mix(x)))}
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`Classifier` as a tabular-classification artifact."""
+    path = tmp_path_factory.mktemp("classifier") / "classifier.infer"
+    columns = [{"name": f"c{i}", "kind": "numeric"} for i in range(WIDTH)]
+    task = TaskSpec(
+        "tabular-classification",
+        {"input": "x", "output": "logits", "labels": ["left", "right"], "columns": columns},
+    )
+    example = {"x": torch.rand(4, WIDTH)}
+    converters.convert(Classifier().eval(), path, example_inputs=example, task=task)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 labelled rows for it."""
+    path = tmp_path_factory.mktemp("rows") / "rows.npz"
+    x = np.random.default_rng(0).random((200, WIDTH)).astype(np.float32)
+    labels = (x[:, WIDTH // 2 :].sum(1) > x[:, : WIDTH // 2].sum(1)).astype(int)
+    np.savez(path, inputs=x, labels=labels)
+    return path
+
+
+def nothing(model: ir.Model) -> PassResult:
+    """Finds its pattern and cannot rewrite it."""
+    return PassResult(1, 0, Counter({"the moon is full": 1}))
+
+
+def detour(model: ir.Model) -> PassResult:
+    """The same numbers by a longer way: sixty products with the identity."""
+    node = model.graph[-1]
+    value = node.inputs[0]
+    assert value is not None
+    eye = weight(model.graph, "eye", np.eye(WIDTH, dtype=np.float32))
+    for _ in range(60):
+        step = ir.node("MatMul", [value, eye])
+        put(node, [step])
+        value = step.outputs[0]
+    node.replace_input_with(0, value)
+    return PassResult(1, 1)
+
+
+def shift(model: ir.Model) -> PassResult:
+    """Other numbers."""
+    output = model.graph.outputs[0]
+    node = output.producer()
+    assert node is not None
+    added = ir.node("Add", [output, weight(model.graph, "shift", np.array(0.01, np.float32))])
+    model.graph.append(added)
+    added.outputs[0].shape, added.outputs[0].type = output.shape, output.type
+    name, output.name = output.name, "before"
+    added.outputs[0].name = name
+    model.graph.outputs[0] = added.outputs[0]
+    return PassResult(1, 1)
+
+
+def harmless(model: ir.Model) -> PassResult:
+    """The same numbers: twice the weights before, half of them after."""
+    products = [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+    for node, factor in ((products[0], 2.0), (products[-1], 0.5)):
+        matrix = constant(node.inputs[1])
+        assert matrix is not None
+        node.replace_input_with(1, weight(model.graph, "scaled", matrix * np.float32(factor)))
+    return PassResult(1, 1)
+
+
+def products(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type in ("MatMul", "Gemm")]
+
+
+def rough(*spoiled: int, noise: float = 1.0) -> Recipe:
+    """Rounds weights, which are exact then; to those of the products at these places noise is added."""
+
+    def build(model: ir.Model, given: Any, keep: Any) -> PassResult:
+        result = PassResult()
+        for place, node in enumerate(products(model)):
+            result.found += 1
+            if node.name in keep:
+                continue
+            matrix = constant(node.inputs[1])
+            assert matrix is not None
+            changed = np.round(matrix * 64) / 64
+            if place in spoiled:
+                changed = changed + noise * np.random.default_rng(2).standard_normal(matrix.shape)
+            node.replace_input_with(1, weight(model.graph, "rough", changed.astype(np.float32)))
+            result.rewritten += 1
+        return result
+
+    return Recipe("rough", "rounded", "for tests", products, build)
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Puts passes and recipes in the place of those there are; speeds are then as told, in turn."""
+
+    def plant(
+        passes: dict[str, Any], recipes: tuple[Recipe, ...] = (), speeds: dict[str, float] | None = None
+    ) -> None:
+        target = Target("onnxruntime", "cpu", passes, recipes)
+        monkeypatch.setattr(search_module, "target_of", lambda backend, device: target)
+        if speeds is None:
+            return
+
+        def told(candidate: Any, against: Any, *_: Any) -> Estimate:
+            found = speeds.get(candidate.name, 1.0)
+            return Estimate(found, found * 0.99, found * 1.01)
+
+        monkeypatch.setattr(search_module, "time_ratio", told)
+
+    return plant
+
+
+def optimized(path: Path, output: Path, **options: Any) -> Optimized:
+    given = {"gate_s": 0.2, "num_threads": 1, **options}
+    return optimize(open_artifact(path), output, OptimizeOptions(**given))
+
+
+def why(found: Optimized) -> dict[str, tuple[bool, str]]:
+    return {verdict.name: (verdict.kept, verdict.why) for verdict in found.verdicts}
+
+
+def test_what_is_equal_and_faster_is_kept_and_nothing_else(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A pass that changes numbers, one that does not fire, a slower one and one that is alike are dropped,
+    each with its reason; the faster ones are kept on top of each other, and the output has their evidence
+    and is what is loaded here."""
+    plant(
+        {
+            "wrong": shift,
+            "dud": nothing,
+            "slow": detour,
+            "good": harmless,
+            "alike": harmless,
+            "more": harmless,
+        },
+        speeds={"wrong": 0.1, "dud": 0.1, "slow": 1.5, "good": 0.8, "alike": 1.0, "more": 0.9},
+    )
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found) == {
+        "wrong": (False, "its answers differ"),
+        "dud": (False, "it could not be applied"),
+        "slow": (False, "slower"),
+        "good": (True, "faster"),
+        "alike": (False, "not faster"),
+        "more": (True, "faster"),
+    }
+    assert found.verdicts[1].changed == "0 of 1 (1: the moon is full)"
+    assert found.verdicts[5].against == "good"
+    assert found.best == "fp32-fused"
+    variant = Artifact.open(tmp_path / "out.infer").manifest.variants[1]
+    assert variant.evidence is not None
+    assert variant.evidence.changes == {"good": "1 of 1", "more": "1 of 1"}
+    assert variant.evidence.figures["equal"] == 1.0
+    x = np.random.default_rng(0).random((3, WIDTH)).astype(np.float32)
+    with infer.load(classifier) as before, infer.load(tmp_path / "out.infer") as after:
+        assert (before.plan.variant, after.plan.variant) == ("fp32", "fp32-fused")
+        np.testing.assert_allclose(after.run({"x": x})["logits"], before.run({"x": x})["logits"], rtol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.infer"]
+
+
+def test_slower_graphs_are_measured_to_be_slower(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """With real clocks: sixty more products are dropped as slower, and a graph that has them loses them."""
+    plant({"slow": detour})
+    assert why(optimized(classifier, tmp_path / "a.infer")) == {"slow": (False, "slower")}
+
+    def straight(model: ir.Model) -> PassResult:
+        steps = [node for node in model.graph if node.op_type == "MatMul"]
+        eyes = [node for node in steps if (found := constant(node.inputs[1])) is not None
+                and found.shape == (WIDTH, WIDTH) and np.array_equal(found, np.eye(WIDTH))]  # fmt: skip
+        for node in eyes:
+            assert node.inputs[0] is not None
+            take_place(node.outputs[0], node.inputs[0])
+        return PassResult(len(eyes), len(eyes))
+
+    text = "".join(f" m{i + 1} = MatMul(m{i}, eye)" for i in range(60))
+    proto = parse(
+        f"g (float[N, {WIDTH}] x) => (float[N, {WIDTH}] y) {{ m0 = Relu(x) {text} y = Relu(m60) }}"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32), "eye"))
+    onnx.save(proto, tmp_path / "long.onnx")
+    plant({"straight": straight})
+    found = optimized(tmp_path / "long.onnx", tmp_path / "b.infer")
+    assert why(found) == {"straight": (True, "faster")}
+    assert found.outcome.ratio is not None
+    assert found.outcome.ratio.high < 0.8
+
+
+def test_approximations_are_tried_only_within_a_budget(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Without one, nothing that approximates is tried; with one that it keeps to, it is kept."""
+    plant({}, (rough(1, noise=0.001),), {"rough": 0.5})
+    assert why(optimized(classifier, tmp_path / "a.infer")) == {}
+    budget = (parse_budget("accuracy-0.5%"), parse_budget("cosine>=0.999"))
+    found = optimized(classifier, tmp_path / "b.infer", budgets=budget, data=rows)
+    assert why(found) == {"rough": (True, "faster")}
+    (variant,) = Artifact.open(tmp_path / "b.infer").manifest.variants[1:]
+    assert variant.evidence is not None
+    assert variant.evidence.budget == "accuracy-0.5% and cosine>=0.999"
+    assert variant.evidence.figures["accuracy"] > 0.95
+    assert variant.evidence.data == "100 feeds of rows.npz that calibration did not see"
+
+
+def test_what_loses_too_much_keeps_some_nodes_in_float(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A recipe that spoils one product is over the budget; the search finds which one it is."""
+    plant({}, (rough(0),), {"rough-mixed": 0.7})
+    budget = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budget, data=rows)
+    whole, mixed = found.verdicts
+    assert whole.broken
+    assert whole.why.startswith("accuracy 1.0000 → 0.")
+    assert (mixed.name, mixed.kept, mixed.changed) == ("rough-mixed", True, "1 of 2")
+
+
+def test_a_budget_that_nothing_meets_ships_nothing(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The output has the reference alone, and the verdict the best that was reached."""
+    plant({}, (rough(0, 1),), {"rough": 0.1, "rough-mixed": 0.1})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=1"),), data=rows)
+    assert not any(verdict.kept for verdict in found.verdicts)
+    assert found.verdicts[0].figures["cosine"] < 1
+    assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
+
+
+def test_an_interrupt_keeps_the_best_and_goes_on_later(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the second pass: the first is in the output, and the next run does not try it again."""
+    tried: list[str] = []
+
+    def counted(name: str, rewrite: Any) -> Any:
+        def counting(model: ir.Model) -> PassResult:
+            tried.append(name)
+            return rewrite(model)
+
+        return counting
+
+    plant(
+        {"first": counted("first", harmless), "second": counted("second", harmless)},
+        speeds={"first": 0.8, "second": 0.8},
+    )
+    told = search_module.time_ratio
+
+    def stop(candidate: Any, *rest: Any) -> Estimate:
+        if candidate.name == "second":
+            raise KeyboardInterrupt
+        return told(candidate, *rest)
+
+    monkeypatch.setattr(search_module, "time_ratio", stop)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert found.unfinished == INTERRUPTED
+    assert why(found) == {"first": (True, "faster")}
+    assert Artifact.open(tmp_path / "out.infer").manifest.variants[1].name == "fp32-fused"
+    monkeypatch.setattr(search_module, "time_ratio", told)
+    before = tried.count("first")
+    found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
+    assert found.unfinished == ""
+    assert why(found) == {"first": (True, "faster"), "second": (True, "faster")}
+    assert tried.count("first") == before + 1  # once, below the second
+    assert [path.name for path in tmp_path.iterdir()] == ["out.infer"]
+
+
+def test_leftovers_of_another_search_are_not_trusted(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """What was begun with other options, or is damaged, is begun anew."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    for left in ("{}", '{"key": "another", "verdicts": []}', "nonsense", '{"key": 3}'):
+        folder = tmp_path / ".out.infer.optimizing"
+        folder.mkdir()
+        (folder / "state.json").write_text(left, encoding="utf-8")
+        (folder / "stray").write_text("x", encoding="utf-8")
+        found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
+        assert why(found) == {"good": (True, "faster")}
+        assert not folder.exists()
+
+
+def test_nothing_is_begun_after_the_time(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """The output is written all the same, and says nothing that was not measured."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    found = optimized(classifier, tmp_path / "out.infer", time_s=0.0)
+    assert (found.unfinished, found.verdicts, found.best) == (OUT_OF_TIME, (), "fp32")
+    assert found.outcome.ratio is None
+
+
+def test_a_variant_that_fails_is_dropped(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A graph that the backend refuses is no candidate, and the search goes on."""
+
+    def broken(model: ir.Model) -> PassResult:
+        model.graph[0].op_type = "NoSuchOperator"
+        return PassResult(1, 1)
+
+    plant({"broken": broken, "good": harmless}, speeds={"good": 0.8})
+    found = why(optimized(classifier, tmp_path / "out.infer"))
+    assert found["broken"][1].startswith("it fails: ")
+    assert found["good"] == (True, "faster")
+
+
+def test_fewer_threads_are_kept_where_they_are_faster(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They become part of the plan for this machine."""
+    from dataclasses import replace
+
+    from infer import session
+    from infer.machine import this_machine
+
+    two = replace(this_machine(), cores=2)
+    for module in (session, search_module):
+        monkeypatch.setattr(module, "this_machine", lambda: two)
+    monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
+    plant({}, speeds={"reference, 1 threads": 0.7})
+    found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
+    assert why(found) == {"threads-1": (True, "faster")}
+    with infer.load(tmp_path / "out.infer") as loaded:
+        assert loaded.plan.num_threads == 1
+
+
+def test_a_smaller_variant_is_kept_for_its_size(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """If it is not slower than is noticed."""
+
+    def larger(model: ir.Model) -> PassResult:
+        model.metadata_props["weight"] = "x" * 10_000
+        return PassResult(1, 1)
+
+    def smaller(model: ir.Model) -> PassResult:
+        for node in model.graph:
+            node.metadata_props.clear()
+        return PassResult(1, 1)
+
+    plant({"larger": larger, "smaller": smaller}, speeds={"larger": 0.5, "smaller": 1.0})
+    found = why(optimized(classifier, tmp_path / "out.infer", objective="size"))
+    assert found["larger"] == (False, "it is not smaller")
+    assert found["smaller"][0]
+
+
+def test_a_tuned_artifact_is_tuned_again_from_its_reference(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The plan for another machine stays, with its variant; this one's is replaced."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    first = optimized(classifier, tmp_path / "a.infer").artifact
+
+    def elsewhere(data: Any) -> None:
+        data["tuned"][0]["machine"] = "another machine"
+        data["tuned"][0]["variant"] = data["variants"][1]["name"] = "old"
+
+    edit_manifest(first.path, elsewhere)
+    manifest = optimized(first.path, tmp_path / "b.infer").artifact.manifest
+    assert [variant.name for variant in manifest.variants] == ["fp32", "old", "fp32-fused"]
+    assert [(tuned.machine == "another machine", tuned.variant) for tuned in manifest.tuned] == [
+        (True, "old"),
+        (False, "fp32-fused"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("equal", Budget()),
+        ("cosine>=0.999", Budget("cosine", least=0.999)),
+        (" min-cosine >= .9 ", Budget("min-cosine", least=0.9)),
+        ("accuracy-0.5%", Budget("accuracy", change=-0.5)),
+        ("rmse+1%", Budget("rmse", change=1.0)),
+    ],
+)
+def test_budgets_as_people_write_them(text: str, budget: Budget) -> None:
+    """Read, and written back."""
+    assert parse_budget(text) == budget
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "cosine>0.9", "cosine>=1.5", "accuracy-", "accuracy<0.5%", "-0.5%"]
+)
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    """With the forms there are, or why it cannot be met."""
+    with pytest.raises(InputError, match=r"is no budget; write|cannot be met"):
+        parse_budget(text)
+
+
+def test_budgets_are_kept_to_the_letter() -> None:
+    """Points of metrics between 0 and 1, percent of others."""
+    accuracy, error = parse_budget("accuracy-0.5%"), parse_budget("rmse+1%")
+    assert accuracy.broken({"accuracy": 0.896}, {"accuracy": 0.9}) is None
+    assert accuracy.broken({"accuracy": 0.894}, {"accuracy": 0.9}) == "accuracy 0.9000 → 0.8940"
+    assert error.broken({"rmse": 55.4}, {"rmse": 55.0}) is None
+    assert error.broken({"rmse": 55.6}, {"rmse": 55.0}) is not None
+
+
+def test_cosines_are_the_worst_outputs() -> None:
+    """Of each output over all feeds; what is not finite is as far as can be."""
+    a = [{"x": np.array([1.0, 0.0], np.float32), "y": np.array([1.0, 1.0], np.float32)}] * 2
+    b = [{**a[0], "y": np.array([1.0, 0.0], np.float32)}, a[1]]
+    found = figures(a, b)
+    assert found["equal"] == 0
+    assert found["cosine"] == pytest.approx((1 + np.sqrt(0.5)) / 2)
+    assert found["min-cosine"] == pytest.approx(np.sqrt(0.5))
+    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1}
+    assert figures(a, [{**a[0], "x": np.array([np.nan, 0], np.float32)}, a[1]])["min-cosine"] == -1
+
+
+def test_sensitivity_finds_the_few_that_hurt() -> None:
+    """Of forty nodes three hurt: they are kept in float, and no others; with 200, in groups."""
+    for count, most in ((40, 3), (200, 9)):
+        names = [f"n{i}" for i in range(count)]
+        bad = {"n3", "n17", "n31"}
+
+        def damage(keep: Any, names: list[str] = names, bad: set[str] = bad) -> float:
+            return 0.001 + len(bad - set(keep))
+
+        def holds(keep: Any, bad: set[str] = bad) -> bool:
+            return bad <= set(keep)
+
+        kept = kept_in_float(names, damage, holds, lambda: False, lambda _: None)
+        assert kept is not None
+        assert bad <= set(kept)
+        assert len(kept) <= most
+    assert kept_in_float(names, damage, lambda keep: False, lambda: False, lambda _: None) is None
+    assert kept_in_float(names, damage, holds, lambda: True, lambda _: None) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--budget", "accuracy-1%"], "needs data with known answers; give it with --data"),
+        (["--budget", "nonsense"], "is no budget; write"),
+        (["--budget", "speed-1%", "--data", "ROWS"], "the metrics of the data are accuracy, "),
+        (["--budget", "accuracy+1%", "--data", "ROWS"], "write 'accuracy-1%'"),
+        (["--data", "absent.npz"], "absent.npz"),
+        (["--data", "EMPTY"], "has no rows"),
+    ],
+)
+def test_bad_input_is_said_and_nothing_is_written(
+    classifier: Path, rows: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    """Exit code 1, one paragraph, no output."""
+    empty = tmp_path / "empty.csv"
+    empty.write_text(",".join([*(f"c{i}" for i in range(WIDTH)), "label"]) + "\n", encoding="utf-8")
+    places = {"ROWS": str(rows), "EMPTY": str(empty)}
+    given = [places.get(argument, argument) for argument in arguments]
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", *given)
+    assert done.code == 1
+    assert said in done.err
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "out.infer").exists()
+
+
+def test_a_budget_about_a_metric_needs_a_task(tmp_path: Path) -> None:
+    """A plain graph has none."""
+    onnx.save(parse("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
+    with pytest.raises(InferError, match="the artifact's task 'tensors' has none"):
+        optimized(tmp_path / "m.onnx", tmp_path / "o.infer", budgets=(parse_budget("accuracy-1%"),))
+
+
+def test_the_command_shows_verdicts_and_result(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A line for each thing tried, with what became of it and why; as JSON, the same."""
+    plant({"wrong": shift, "good": harmless}, speeds={"good": 0.8})
+    done = infer_command("optimize", classifier, "-o", tmp_path / "a.infer", "--threads", "1")
+    assert done.code == 0, done.err
+    assert "dropped: its answers differ" in done.out
+    assert "×0.800 (0.792–0.808) of reference's  kept: faster" in done.out
+    assert "weak evidence, give real ones with --data" in done.out
+    shown = infer_command("inspect", tmp_path / "a.infer").out
+    assert "good: 1 of 1" in shown
+    assert "time ×0.800 (0.792–0.808) of reference's" in shown
+    verified = infer_command("verify", tmp_path / "a.infer")
+    assert verified.code == 0, verified.err
+    done = infer_command("optimize", classifier, "-o", tmp_path / "b.infer", "--threads", "1", "--json")
+    document = json.loads(done.out)
+    assert document["best"] == "fp32-fused"
+    assert [verdict["kept"] for verdict in document["verdicts"]] == [False, True]
+    assert done.err == ""
+
+
+def test_verify_holds_approximations_to_what_they_had(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The variant that approximates passes; once its graph is another one, it does not."""
+    plant({}, (rough(1, noise=0.1),), {"rough": 0.5})
+    budget = (parse_budget("cosine>=0.9"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budget, data=rows)
+    evidence = found.artifact.manifest.variants[1].evidence
+    assert evidence is not None
+    assert evidence.tolerances["logits"].scaled > 0.01
+    assert infer_command("verify", tmp_path / "out.infer").code == 0
+
+    def tighter(data: Any) -> None:
+        data["variants"][1]["evidence"]["tolerances"]["logits"]["scaled"] *= 0.5
+
+    edit_manifest(tmp_path / "out.infer", tighter)
+    done = infer_command("verify", tmp_path / "out.infer")
+    assert done.code == 1
+    assert "variant 'rough' at" in done.err
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers of a BERT that is wide enough to be worth quantizing."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=200, hidden_size=128, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    BertModel(config).eval().save_pretrained(folder / "model")
+    converters.convert(folder / "model", folder / "encoder.infer")
+    return folder / "encoder.infer"
+
+
+@pytest.mark.slow
+def test_a_transformer_is_fused_and_quantized(encoder: Path, tmp_path: Path) -> None:
+    """With the real passes and recipes: every attention and residual norm is rewritten and equal, products
+    are quantized within the budget, and whatever was kept was measured to be faster."""
+    found = optimized(encoder, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.99"),), gate_s=1.0)
+    verdicts = {verdict.name: verdict for verdict in found.verdicts}
+    assert verdicts["attention"].changed == "2 of 2"
+    assert verdicts["skip-norm"].changed.startswith("4 of 5")
+    assert verdicts["int8-dynamic"].changed == "13 of 13"
+    for name in ("attention", "skip-norm"):
+        assert verdicts[name].figures["equal"] == 1.0
+    assert verdicts["int8-dynamic"].figures["cosine"] > 0.99
+    for verdict in verdicts.values():
+        if verdict.kept and verdict.ratio is not None:
+            assert verdict.ratio.high < 1
+    assert infer_command("verify", tmp_path / "out.infer").code == 0

@@ -1,0 +1,235 @@
+"""Passes of the optimizer: before and after, refusals with their reasons, and the same numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from infer.bare_graph import artifact_of_graph
+from infer.optimizer.passes.attention import attention
+from infer.optimizer.passes.skip_norm import skip_norm
+from infer.optimizer.saving import save
+from infer.options import PlanOptions, SessionOptions
+from infer.session import open_session
+from infer.signature import Array
+from tests.tiny import parse
+
+
+def operators(model: ir.Model) -> list[str]:
+    return [node.op_type for node in model.graph]
+
+
+def answers(model: ir.Model, path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
+    """What ONNX Runtime makes of the model as it is written, without its own optimizations."""
+    save(model, path)
+    options = PlanOptions(device="cpu", num_threads=1, graph_optimization="none")
+    with open_session(artifact_of_graph(path), options, SessionOptions(warm_up=False)) as session:
+        return session.run(feeds)
+
+
+def loaded(proto: onnx.ModelProto) -> ir.Model:
+    onnx.checker.check_model(proto)
+    return ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+
+
+def attending(
+    *,
+    heads: int = 2,
+    size: int = 4,
+    key_heads: int | None = None,
+    mask: str | None = "bool",
+    causal: bool = False,
+    shared: bool = True,
+    bias: bool = True,
+    split: bool = True,
+) -> ir.Model:
+    """Attention as torch's exporter writes it at opset 23: `x` [B, S, W] to `y`, with seeded weights."""
+    width = heads * size
+    kinds = {"bool": "bool[B, 1, S, S]", "float": "float[B, 1, S, S]", "row": "bool[B, 1, 1, S]"}
+    inputs = f"float[B, S, {width}] x"
+    if not shared:
+        inputs += f", float[B, S, {width}] other"
+    if mask:
+        inputs += f", {kinds[mask]} mask"
+    lines = []
+    for name in "qkv":
+        count = (key_heads or heads) if name in "kv" else heads
+        source = "x" if shared or name == "q" else "other"
+        lines.append(f"{name}m = MatMul({source}, {name}w)")
+        lines.append(f"{name}a = Add({name}m, {name}b)" if bias else f"{name}a = Identity({name}m)")
+        shape = f"{name}s"
+        lines.append(f"{shape} = Constant<value = int64[4] {{0, 0, {count}, {size}}}>()")
+        lines.append(f"{name}r = Reshape({name}a, {shape})")
+        lines.append(f"{name} = Transpose<perm = [0, 2, 1, 3]>({name}r)")
+    masked = ", mask" if mask else ""
+    lines.append(f"h = Attention<is_causal = {int(causal)}, scale = 0.3>(q, k, v{masked})")
+    if split:
+        lines.append("back = Transpose<perm = [0, 2, 1, 3]>(h)")
+        lines.append(f"joined = Constant<value = int64[3] {{0, 0, {width}}}>()")
+        lines.append("y = Reshape(back, joined)")
+        output = f"float[B, S, {width}] y"
+    else:
+        lines.append("y = Relu(h)")
+        output = f"float[B, {heads}, S, {size}] y"
+    model = parse(f"g ({inputs}) => ({output}) {{ {' '.join(lines)} }}", opset=23, ir_version=11)
+    rng = np.random.default_rng(3)
+    for name in "qkv":
+        count = (key_heads or heads) if name in "kv" else heads
+        for part, shape in (("w", (width, count * size)), ("b", (count * size,))):
+            if part == "w" or bias:
+                array = rng.standard_normal(shape).astype(np.float32)
+                model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}{part}"))
+    return loaded(model)
+
+
+def feeds_of(model: ir.Model, batch: int, rows: int, seed: int = 0) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    found: dict[str, Array] = {}
+    for value in model.graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
+        sizes = {"B": batch, "S": rows}
+        shape = [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]
+        if value.dtype == ir.DataType.BOOL:
+            allowed = rng.random(shape) < 0.7
+            allowed[..., 0] = True
+            found[value.name] = allowed
+        elif value.name == "mask":
+            found[value.name] = np.where(rng.random(shape) < 0.7, 0, -1e4).astype(np.float32)
+        else:
+            found[value.name] = rng.standard_normal(shape).astype(np.float32)
+    return found
+
+
+def same(before: ir.Model, after: ir.Model, folder: Path, batch: int = 2, rows: int = 5) -> None:
+    feeds = feeds_of(before, batch, rows)
+    expected = answers(before, folder / "before.onnx", feeds)
+    found = answers(after, folder / "after.onnx", feeds)
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=0, atol=2e-6 * np.abs(array).max())
+
+
+def test_self_attention_becomes_one_product_and_one_kernel(tmp_path: Path) -> None:
+    """Three products with their biases, splits, transposes and the way back are two nodes, the mask's
+    conversion among them, that answer the same."""
+    before, after = attending(), attending()
+    result = attention(after)
+    assert (result.found, result.rewritten, dict(result.declined)) == (1, 1, {})
+    assert operators(after) == ["Where", "Attention"]
+    kernel = after.graph[1]
+    assert kernel.domain == "com.microsoft"
+    assert kernel.inputs[1] is not None
+    assert kernel.inputs[1].const_value is not None
+    assert kernel.inputs[1].const_value.shape == (8, 24)
+    same(before, after, tmp_path)
+
+
+def test_cross_attention_keeps_its_products(tmp_path: Path) -> None:
+    """Queries of one tensor and keys of another cannot be one product; the transposes go."""
+    before, after = attending(shared=False), attending(shared=False)
+    assert attention(after).rewritten == 1
+    assert sorted(operators(after)) == sorted([*["MatMul", "Add"] * 3, "Where", "MultiHeadAttention"])
+    same(before, after, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"mask": "row"}, "its mask is the same for all rows"),
+        ({"heads": 4, "key_heads": 2}, "several heads of queries share one of keys"),
+    ],
+)
+def test_attention_that_the_kernel_cannot_take_stays(given: dict[str, object], reason: str) -> None:
+    """With the reason; nothing around it is changed."""
+    after = attending(**given)  # type: ignore[arg-type]
+    result = attention(after)
+    assert (result.found, result.rewritten) == (1, 0)
+    assert list(result.declined) == [reason]
+    assert "Attention" in [node.op_type for node in after.graph if node.domain == ""]
+    assert operators(after).count("Transpose") == 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    size=st.sampled_from([2, 4, 8]),
+    mask=st.sampled_from([None, "bool", "float"]),
+    causal=st.booleans(),
+    shared=st.booleans(),
+    bias=st.booleans(),
+    split=st.booleans(),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 6),
+)
+def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
+    heads, size, mask, causal, shared, bias, split, batch, rows, tmp_path_factory
+) -> None:
+    """With and without masks, causal or not, packed or not, whatever takes the answer."""
+    given_to = {
+        "heads": heads,
+        "size": size,
+        "mask": None if causal else mask,
+        "causal": causal,
+        "shared": shared,
+        "bias": bias,
+        "split": split,
+    }
+    before, after = attending(**given_to), attending(**given_to)
+    assert attention(after).rewritten == 1
+    same(before, after, tmp_path_factory.mktemp("pass"), batch, rows)
+
+
+def residual(*, bias: bool = True, used_again: bool = False, broadcast: bool = False) -> ir.Model:
+    """A residual sum and its norm, on [B, S, 8]."""
+    second = "float[1, 8] b" if broadcast else "float[B, S, 8] b"
+    lines = ["p = Add(a, shift)"] if bias else ["p = Identity(a)"]
+    lines.append("s = Add(p, b)")
+    lines.append("n = LayerNormalization<epsilon = 0.001>(s, scale, offset)")
+    lines.append("y = Add(n, s)" if used_again else "y = Relu(n)")
+    model = parse(
+        f"g (float[B, S, 8] a, {second}) => (float[B, S, 8] y) {{ {' '.join(lines)} }}",
+        opset=20,
+        ir_version=9,
+    )
+    rng = np.random.default_rng(1)
+    for name in ("shift", "scale", "offset"):
+        if name != "shift" or bias:
+            model.graph.initializer.append(
+                onnx.numpy_helper.from_array(rng.standard_normal(8).astype(np.float32), name)
+            )
+    return loaded(model)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("used_again", [True, False])
+def test_a_residual_sum_is_normalized_in_one_node(bias: bool, used_again: bool, tmp_path: Path) -> None:
+    """With the bias before it; where the sum is needed again, the kernel gives it as well."""
+    before, after = residual(bias=bias, used_again=used_again), residual(bias=bias, used_again=used_again)
+    result = skip_norm(after)
+    assert (result.found, result.rewritten) == (1, 1)
+    assert operators(after).count("SkipLayerNormalization") == 1
+    assert operators(after).count("LayerNormalization") == 0
+    assert operators(after).count("Add") == int(used_again)
+    same(before, after, tmp_path)
+
+
+def test_a_broadcast_sum_is_not_a_residual(tmp_path: Path) -> None:
+    """The kernel takes two tensors of one shape."""
+    before, after = residual(broadcast=True), residual(broadcast=True)
+    result = skip_norm(after)
+    assert list(result.declined) == ["its inputs are not known to have three dims"]
+    same(before, after, tmp_path)
+
+
+def test_what_happened_is_said_in_a_line() -> None:
+    """How often it was found and rewritten, and why it was not."""
+    result = attention(attending(mask="row"))
+    assert str(result) == "0 of 1 (1: its mask is the same for all rows)"
+    assert str(attention(attending())) == "1 of 1"
+    assert str(skip_norm(attending())) == "0 of 0"

@@ -1,0 +1,167 @@
+"""Quantization: scales that cannot saturate, ranges, and answers that stay near."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infer.errors import InputError
+from infer.optimizer.quantization import dynamic, static
+from infer.optimizer.quantization.calibration import ActivationRange, ranges
+from infer.optimizer.quantization.weights import may_saturate, quantize_weight
+from infer.signature import Array
+from tests.test_passes import answers, loaded, operators
+from tests.tiny import parse
+
+
+@given(st.integers(1, 6), st.integers(2, 12), st.integers(0, 2**31), st.booleans())
+def test_weights_are_within_half_a_step(channels: int, rows: int, seed: int, pair_bounded: bool) -> None:
+    """Of each channel's own scale, along either axis; bounded ones cannot saturate 16 bits, and no pair
+    of the others is found safe that is not."""
+    weight = np.random.default_rng(seed).standard_normal((rows, channels)).astype(np.float32)
+    found = quantize_weight(weight, 1, pair_bounded=pair_bounded)
+    assert found.values.dtype == np.int8
+    assert found.scale.shape == (channels,)
+    assert (np.abs(found.values * found.scale - weight) <= 0.501 * found.scale).all()
+    across = quantize_weight(weight.T, 0, pair_bounded=pair_bounded)
+    np.testing.assert_array_equal(across.values.T, found.values)
+    pairs = np.abs(found.values.astype(int))
+    worst = np.sort(pairs, axis=0)[-2:].sum(axis=0) * 255
+    assert may_saturate(found.values, 1) == (worst > 32767).sum()
+    if pair_bounded:
+        assert may_saturate(found.values, 1) == 0
+
+
+def test_a_channel_of_zeros_has_a_scale() -> None:
+    """Not 0, which nothing can be divided by."""
+    found = quantize_weight(np.zeros((4, 2), np.float32), 1, pair_bounded=True)
+    assert (found.values == 0).all()
+    assert (found.scale > 0).all()
+
+
+def product(columns: int = 64, *, gemm: bool = False) -> ir.Model:
+    """`x` [B, 64] · W (+ b)."""
+    body = "y = Gemm<transB = 1>(x, w, b)" if gemm else "m = MatMul(x, w) y = Add(m, b)"
+    model = parse(f"g (float[B, 64] x) => (float[B, {columns}] y) {{ {body} }}", opset=21, ir_version=10)
+    rng = np.random.default_rng(0)
+    shape = (columns, 64) if gemm else (64, columns)
+    for name, size in (("w", shape), ("b", (columns,))):
+        model.graph.initializer.append(
+            onnx.numpy_helper.from_array(rng.standard_normal(size).astype(np.float32), name)
+        )
+    return loaded(model)
+
+
+@pytest.mark.parametrize("gemm", [True, False])
+def test_dynamic_products_stay_near(gemm: bool, tmp_path: Path) -> None:
+    """Within 2 % of the largest answer, for MatMul and Gemm; the weights take a quarter."""
+    before, after = product(gemm=gemm), product(gemm=gemm)
+    result = dynamic.quantize_dynamically(after, pair_bounded=True)
+    assert (result.found, result.rewritten) == (1, 1)
+    assert "MatMulInteger" in operators(after)
+    feeds = {"x": np.random.default_rng(1).standard_normal((5, 64)).astype(np.float32)}
+    expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
+    found = answers(after, tmp_path / "b.onnx", feeds)["y"]
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert 0 < error < 0.02
+    large = [v for v in after.graph.initializers.values() if v.const_value is not None]
+    assert max(v.const_value.nbytes for v in large if v.const_value) == 64 * 64
+
+
+def test_small_products_and_named_ones_stay_in_float() -> None:
+    """Quantizing the input of a small one takes longer than it; a search names those that lose too much."""
+    small = product(columns=8)
+    assert dynamic.quantize_dynamically(small, pair_bounded=True).found == 0
+    named = product()
+    (name,) = [node.name for node in dynamic.candidates(named)]
+    assert name is not None
+    result = dynamic.quantize_dynamically(named, [name], pair_bounded=True)
+    assert (result.found, result.rewritten) == (1, 0)
+    assert dict(result.declined) == {"kept in float for accuracy": 1}
+
+
+def convolutions() -> ir.Model:
+    """Two convolutions with a residual between them, as in a ResNet: `x` [B, 3, H, W] to `y` [B, 10]."""
+    model = parse(
+        "g (float[B, 3, H, W] x) => (float[B, 10] y) {"
+        " c1 = Conv<pads = [1,1,1,1]>(x, w1, b1) r1 = Relu(c1)"
+        " c2 = Conv<pads = [1,1,1,1]>(r1, w2, b2) s = Add(c2, r1) r2 = Relu(s)"
+        " p = GlobalAveragePool(r2) f = Flatten(p) y = Gemm<transB = 1>(f, w3, b3) }",
+        opset=21,
+        ir_version=10,
+    )
+    rng = np.random.default_rng(0)
+    shapes = {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "b2": (8,), "w3": (10, 8), "b3": (10,)}
+    for name, shape in shapes.items():
+        array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return loaded(model)
+
+
+def pictures(count: int, seed: int) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal((1, 3, 9, 7)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("method", ["minmax", "mse"])
+def test_static_convolutions_stay_near(method: str, tmp_path: Path) -> None:
+    """On pictures that calibration did not see, the cosine is above 0.999; every heavy node is quantized,
+    and the Relus are gone."""
+    before, after = convolutions(), convolutions()
+    result = static.quantize_statically(
+        after,
+        lambda tensors: ranges(after, tensors, pictures(8, 0), method=method),
+        pair_bounded=True,
+    )
+    assert (result.found, result.rewritten) == (3, 3)
+    assert "Relu" not in operators(after)
+    for feeds in pictures(4, 1):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
+        cosine = expected @ found / np.linalg.norm(expected) / np.linalg.norm(found)
+        assert 0.999 < cosine < 1
+
+
+def test_static_answers_do_not_depend_on_neighbours(tmp_path: Path) -> None:
+    """Scales are fixed, so that a picture's answer is the same beside any other."""
+    model = convolutions()
+    static.quantize_statically(
+        model, lambda names: ranges(model, names, pictures(4, 0), method="minmax"), pair_bounded=True
+    )
+    one, other = pictures(2, 5)
+    both = {"x": np.concatenate([one["x"], 50 * other["x"]])}
+    alone = answers(model, tmp_path / "a.onnx", one)["y"]
+    np.testing.assert_allclose(answers(model, tmp_path / "a.onnx", both)["y"][:1], alone, atol=1e-6)
+
+
+def test_ranges_hold_zero_and_clip_what_is_rare() -> None:
+    """By extremes the range is the extremes'; by squared error it is smaller where values far out are rare,
+    and its steps are closer to the values in the mean."""
+    model = convolutions()
+    values = np.random.default_rng(0).standard_t(3, (4, 3, 40, 40)).astype(np.float32)
+    feeds = [{"x": each[None]} for each in values]
+    found = {method: ranges(model, ["x"], feeds, method=method)["x"] for method in ("minmax", "mse")}
+    assert (found["minmax"].low, found["minmax"].high) == (values.min(), values.max())
+    assert found["mse"].high < found["minmax"].high
+
+    def error(within: ActivationRange) -> float:
+        scale, zero = within.steps()
+        steps = np.clip(np.rint(values / scale) + zero, 0, 255)
+        return float(np.mean(((steps - zero) * scale - values) ** 2))
+
+    assert error(found["mse"]) < error(found["minmax"])
+    assert ActivationRange(0.0, 2.55).steps() == (pytest.approx(0.01), 0)
+
+
+def test_nan_in_calibration_is_refused() -> None:
+    """With the number of the input and the tensor."""
+    feeds = pictures(3, 0)
+    feeds[1]["x"][0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="calibration input 2 gives NaN or infinity at"):
+        ranges(convolutions(), ["c1"], feeds, method="minmax")
