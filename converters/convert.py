@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from converters.attempts import Exported, export
+from converters.census import census
 from converters.flat import FlatModule
 from converters.options import ConvertOptions, check_tolerances
 from converters.points import BATCH, Points, make_points
@@ -48,9 +49,10 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
             flat = FlatModule(source)
             points = _points(source, flat, options)
             check_tolerances(options.tolerances, [spec.name for spec in points.outputs])
+            counted = census(flat, flat.example)
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
-            manifest = _manifest(source, points.points[0].structure, exported, options)
+            manifest = _manifest(source, points.points[0].structure, exported, options, counted)
             write_artifact(draft, manifest, source.files, exported.proved)
     except OSError as error:
         raise ConversionError(f"cannot write '{output}': {error.strerror or error}") from error
@@ -97,6 +99,7 @@ def _manifest(
     structure: Structure,
     exported: Exported,
     options: ConvertOptions,
+    counted: dict[str, int],
 ) -> Manifest:
     """All but the golden points and files, which are known once they are written."""
     outcome, points = exported.outcome, exported.points
@@ -126,6 +129,7 @@ def _manifest(
             versions=versions(),
             created=now(),
             notes=(*source.notes, *points.notes),
+            census=counted,
         ),
         files={},
         limits=dict(outcome.limits),

@@ -137,7 +137,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where the graph comes from. Times are ISO 8601 in UTC."""
+    """Where the graph comes from. Times are ISO 8601 in UTC.
+
+    `census` counts what the original does in one call: "attention", "norm", "activation", "convolution",
+    "linear", "embedding", "recurrent".
+    """
 
     source: str
     source_class: str | None
@@ -148,6 +152,7 @@ class Provenance:
     versions: dict[str, str]
     created: str
     notes: tuple[str, ...] = ()
+    census: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

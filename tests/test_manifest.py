@@ -84,6 +84,7 @@ def example() -> Manifest:
             versions={"python": "3.11.7"},
             created="2026-01-02T03:04:05+00:00",
             notes=("a note – with a dash",),
+            census={"attention": 6, "norm": 13},
         ),
         files={
             name: FileRecord(sha256=digit * 64, size_bytes=size)

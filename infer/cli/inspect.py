@@ -119,6 +119,8 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
         (f"{a.exporter} at {a.opset}", a.reason or "passed, and is what you see")
         for a in provenance.attempts
     ]
+    if provenance.census:
+        made.append(("does", ", ".join(f"{kind} {n}" for kind, n in provenance.census.items())))
     made += [("patch", patch) for patch in provenance.patches]
     if provenance.versions:
         made.append(("versions", ", ".join(f"{name} {v}" for name, v in provenance.versions.items())))

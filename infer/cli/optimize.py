@@ -11,7 +11,7 @@ import click
 
 from infer.cli.output import heading, print_json, rows
 from infer.cli.progress import Progress
-from infer.errors import missing_package
+from infer.errors import InferError, missing_package
 from infer.session import open_artifact
 from infer.wording import shown, size
 
@@ -60,6 +60,11 @@ if TYPE_CHECKING:
     "--threads", type=click.IntRange(1, 1024), help="Threads to use; default: what is fastest of a few."
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option(
+    "--strict-fusion",
+    is_flag=True,
+    help="Exit with 1 if the original does something more often than the passes rewrote.",
+)
 @click.option("--force", is_flag=True, help="Replace the artifact at the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -73,6 +78,7 @@ def command(
     limit: str,
     threads: int | None,
     device: str,
+    strict_fusion: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -111,6 +117,8 @@ def command(
         _report(found, output)
     if found.unfinished:
         click.echo(f"Not all was tried ({found.unfinished}); the same command goes on from here.", err=True)
+    if strict_fusion and found.shortfalls:
+        raise InferError(f"not all was fused: {'; '.join(found.shortfalls)}")
     if found.unfinished == INTERRUPTED:
         context.exit(130)
 
@@ -130,6 +138,7 @@ def _document(found: Optimized) -> dict[str, Any]:
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "data": found.data,
         "unfinished": found.unfinished,
+        "shortfalls": found.shortfalls,
         "verdicts": [asdict(verdict) for verdict in found.verdicts],
     }
 
@@ -155,6 +164,7 @@ def _report(found: Optimized, output: Path) -> None:
     else:
         said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
         facts.insert(0, ("time", said))
+    facts += [("not fused", said) for said in found.shortfalls]
     rows(facts)
 
 

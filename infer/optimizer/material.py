@@ -44,11 +44,15 @@ class Material:
         return replace(self, judged=self.calibration[:most], dataset=self.rehearsal)
 
 
-def material(session: Session, data: Path | None, batch: int = 1) -> Material:
-    """From the data at `data`, or made; timed feeds have `batch` rows. Raises `InputError`."""
+Data = Path | Dataset | Sequence[Any]
+"""A file or folder, inputs with their answers, or inputs alone, as the task takes them."""
+
+
+def material(session: Session, data: Data | None, batch: int = 1) -> Material:
+    """From the data, or made; timed feeds have `batch` rows. Raises `InputError`."""
     if data is None:
         return _made(session, batch)
-    inputs, dataset = _read(session, data)
+    name, inputs, dataset = _read(session, data)
     places = np.random.default_rng(0).permutation(len(inputs))
     half = min(CALIBRATION, len(inputs) // 2) if len(inputs) > 1 else 1
     calibrating, judging = places[:half], places[half:] if len(inputs) > 1 else places
@@ -65,24 +69,30 @@ def material(session: Session, data: Path | None, batch: int = 1) -> Material:
         timed=_timed(session.signature, judged, batch),
         dataset=part(judging),
         rehearsal=part(calibrating),
-        described=f"{len(judged)} feeds of {data.name} that calibration did not see"
+        described=f"{len(judged)} feeds of {name} that calibration did not see"
         if len(inputs) > 1
-        else f"the one input of {data.name}, which calibration has seen",
+        else f"the one input of {name}, which calibration has seen",
     )
 
 
-def _read(session: Session, data: Path) -> tuple[Sequence[Any], Dataset | None]:
-    """The inputs, with the answers if the task has an evaluator that can read them."""
-    task = session.task
-    setting = getattr(task, "setting", None)
-    if setting is not None and setting.name in EVALUATORS:
-        dataset = read_dataset(task, data)
-        inputs: Sequence[Any] = list(dataset.inputs)
+def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | None]:
+    """What the data is called, its inputs, and these with their answers if there are any."""
+    dataset = None
+    if isinstance(data, Dataset):
+        name, inputs, dataset = data.name, data.inputs, data
+    elif not isinstance(data, Path):
+        name, inputs = "the inputs given", data
     else:
-        dataset, inputs = None, list(task.read(data))
-    if not inputs:
-        raise InputError(f"the data '{data}' is empty; variants can be judged with one input or more")
-    return inputs, dataset
+        task, name = session.task, data.name
+        setting = getattr(task, "setting", None)
+        if setting is not None and setting.name in EVALUATORS:
+            dataset = read_dataset(task, data)
+            inputs = dataset.inputs
+        else:
+            inputs = task.read(data)
+    if not len(inputs):
+        raise InputError(f"the data '{name}' is empty; variants can be judged with one input or more")
+    return name, inputs, dataset
 
 
 def _encoded(session: Session, inputs: Sequence[Any], most: int) -> tuple[Feeds, ...]:

@@ -92,12 +92,11 @@ def put(before: ir.Node, nodes: Sequence[ir.Node]) -> None:
 
 
 def take_place(old: ir.Value, new: ir.Value) -> None:
-    """Let `new` be used wherever `old` is, under the old one's name where that is an output's."""
+    """Let `new` be used wherever `old` is, under its name: by names, graphs are compared value by value."""
     new.shape, new.type = old.shape, old.type
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-    if new.is_graph_output():
-        name, old.name = old.name, f"{old.name}_before"
-        new.name = name
+    name, old.name = old.name, f"{old.name}_replaced"
+    new.name = name
 
 
 def tidy(model: ir.Model) -> None:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import time
+import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,12 +27,13 @@ from infer.machine import this_machine
 from infer.measure.candidates import Local
 from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.budget import EQUAL, Budget
+from infer.optimizer.divergence import diverges
 from infer.optimizer.gates import Judge, Judged, time_ratio
-from infer.optimizer.material import Material, material
+from infer.optimizer.material import Data, Material, material
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.sensitivity import kept_in_float
-from infer.optimizer.targets import Given, Recipe, Target, saturates, target_of, unfit
-from infer.optimizer.verdict import Verdict
+from infer.optimizer.targets import CENSUS, Given, Recipe, Target, saturates, target_of, unfit
+from infer.optimizer.verdict import Verdict, shortfalls
 from infer.optimizer.workshop import Workshop
 from infer.optimizer.writing import write_output
 from infer.options import PlanOptions, SessionOptions
@@ -68,13 +71,21 @@ class OptimizeOptions:
     """
 
     budgets: tuple[Budget, ...] = ()
-    data: Path | None = None
+    data: Data | None = None
     objective: str = "latency"
     time_s: float = 600.0
     gate_s: float = 6.0
     device: str = "auto"
     num_threads: int | None = None
     overwrite: bool = False
+
+
+def _digest(data: object) -> str:
+    """Of data in memory; what has no stable bytes is taken to be new each time."""
+    try:
+        return hashlib.sha256(pickle.dumps(data)).hexdigest()
+    except Exception:  # any object may refuse, in any way
+        return uuid.uuid4().hex
 
 
 @dataclass
@@ -108,6 +119,11 @@ class Optimized:
     outcome: Outcome
     data: str
     unfinished: str
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What the original does more often than passes rewrote; see `verdict.shortfalls`."""
+        return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, CENSUS)
 
     @property
     def best(self) -> str:
@@ -178,12 +194,13 @@ def _check(artifact: Artifact, options: OptimizeOptions) -> None:
 
 def _key(artifact: Artifact, options: OptimizeOptions) -> str:
     """Changes with all that verdicts depend on."""
-    data = options.data.stat() if options.data is not None else None
+    path = options.data if isinstance(options.data, Path) else None
+    data = path.stat() if path is not None and path.exists() else None
     said = [
         artifact.manifest.to_json(),
         str(artifact.path.resolve()),
         [str(budget) for budget in options.budgets],
-        str(options.data),
+        str(options.data) if path is not None or options.data is None else _digest(options.data),
         [data.st_mtime_ns, data.st_size] if data else None,
         options.objective,
         options.gate_s,
@@ -352,9 +369,8 @@ class _Search:
         changed = str(result)
         if not result.rewritten:
             said = "nothing of the kind is in the graph" if not result.found else "it could not be applied"
-            return self._note(Verdict(name, False, said, changed))
+            return self._note(Verdict(name, False, said, changed, result.found))
         graph, size_bytes = self._workshop.write(model, name)
-        del model
         try:
             with self._opened(name, graph, precision) as session:
                 self._progress(f"{name}: judging")
@@ -364,23 +380,36 @@ class _Search:
                     False,
                     judged.broken or "",
                     changed,
+                    result.found,
+                    result.rewritten,
                     judged.figures,
                     neighbours=judged.neighbours,
                     graph=graph,
                     size_bytes=size_bytes,
                     broken=judged.broken is not None,
                 )
+                if judged.broken is not None and budgets == (Budget(),):
+                    verdict = replace(verdict, why=f"{judged.broken}{self._first_difference(model)}")
                 if judged.broken is None:
                     with self._best() as best:
                         ratio = self._time(self._local(name, session), best)
                     kept, why = self._worth(ratio, size_bytes)
                     verdict = replace(verdict, kept=kept, why=why, ratio=ratio, against=best.name)
         except InferError as error:
-            verdict = Verdict(name, False, f"it fails: {error}", changed, graph=graph)
+            verdict = Verdict(name, False, f"it fails: {error}", changed, result.found, graph=graph)
         if not verdict.kept:
             self._workshop.discard(graph)
             verdict = replace(verdict, graph=None)
         return self._note(verdict)
+
+    def _first_difference(self, model: ir.Model) -> str:
+        """Where a graph that should be equal is not, if that can be told from its inside."""
+        feeds = self._found.judged[0]
+        try:
+            first = diverges(self._workshop.load(), model, feeds, self._tolerances).first
+        except InferError:
+            return ""
+        return "" if first is None else f", first at {first}"
 
     def _worth(self, ratio: Estimate, size_bytes: int) -> tuple[bool, str]:
         if self._options.objective != "size":

@@ -17,11 +17,16 @@ from infer.optimizer.passes.attention import attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import ranges
+from infer.optimizer.quantization.smoothing import smooth
 
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
      "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul"}
 )  # fmt: skip
+
+
+_LEAST_OPSET = 13
+"""Of scales for each channel."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,12 @@ def _dynamic(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult
     return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
 
 
+def _smoothed(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
+    chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
+    smooth(model, chosen, given.calibration)
+    return _dynamic(model, given, keep)
+
+
 def _static(method: str) -> Callable[[ir.Model, Given, Collection[str]], PassResult]:
     def build(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
         return static.quantize_statically(
@@ -74,6 +85,9 @@ def _static(method: str) -> Callable[[ir.Model, Given, Collection[str]], PassRes
 
     return build
 
+
+CENSUS = {"attention": "attention"}
+"""Pass → what it must find all of, as the census of the original counts it."""
 
 _TRANSFORMER_PASSES: dict[str, Pass] = {"attention": attention, "skip-norm": skip_norm}
 
@@ -104,6 +118,13 @@ TARGETS: tuple[Target, ...] = (
                 dynamic.candidates,
                 _dynamic,
             ),
+            Recipe(
+                "int8-smooth",
+                "int8 (dynamic, per channel, smoothed)",
+                "the same, with channels of activations evened out first",
+                dynamic.candidates,
+                _smoothed,
+            ),
         ),
     ),
     Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
@@ -123,6 +144,9 @@ def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     """Why a recipe is not worth a try on this graph, or None."""
     if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
         return f"the graph is quantized already ({', '.join(done)})"
+    opset = model.opset_imports.get("", 0)
+    if opset < _LEAST_OPSET:
+        return f"int8 operators need opset {_LEAST_OPSET}, and the graph has {opset}; export it again"
     nodes = recipe.candidates(model)
     if not nodes:
         return "it finds nothing to quantize"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from infer.bare_graph import artifact_of_graph
 from infer.errors import InputError
 from infer.measure.feeds import Feeds
-from infer.optimizer.saving import save
-from infer.options import PlanOptions, SessionOptions
-from infer.session import open_session
+from infer.optimizer.watching import watched
 from infer.signature import Array
 
 _SAMPLED = 4096
@@ -49,19 +44,21 @@ def ranges(
     kept: dict[str, list[Array]] = {name: [] for name in tensors}
     extremes: dict[str, tuple[float, float]] = dict.fromkeys(tensors, (0.0, 0.0))
     rng = np.random.default_rng(0)
-    for number, outputs in enumerate(_watched(model, tensors, feeds)):
-        for name in tensors:
-            values = outputs[name].ravel()
-            if not np.isfinite(values).all():
-                raise InputError(
-                    f"calibration input {number + 1} gives NaN or infinity at '{name}', which no range can"
-                    f" hold; take it out of the data, or mend the model"
-                )
-            if not values.size:
-                continue
-            low, high = extremes[name]
-            extremes[name] = min(low, float(values.min())), max(high, float(values.max()))
-            kept[name].append(rng.choice(values, min(_SAMPLED, values.size), replace=False))
+    with watched(model, tensors) as inside:
+        for number, each in enumerate(feeds):
+            outputs = inside.run(each)
+            for name in tensors:
+                values = outputs[name].ravel()
+                if not np.isfinite(values).all():
+                    raise InputError(
+                        f"calibration input {number + 1} gives NaN or infinity at '{name}', which no range"
+                        f" can hold; take it out of the data, or mend the model"
+                    )
+                if not values.size:
+                    continue
+                low, high = extremes[name]
+                extremes[name] = min(low, float(values.min())), max(high, float(values.max()))
+                kept[name].append(rng.choice(values, min(_SAMPLED, values.size), replace=False))
     found = {}
     for name, (low, high) in extremes.items():
         whole = ActivationRange(low, high)
@@ -79,23 +76,3 @@ def _squared_error(some: ActivationRange, sample: Array) -> float:
     scale, zero = some.steps()
     steps = np.clip(np.rint(sample / scale) + zero, 0, 255)
     return float(np.mean(((steps - zero) * scale - sample) ** 2))
-
-
-def _watched(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feeds]) -> Iterable[dict[str, Array]]:
-    """What the tensors are in a run with each of the feeds."""
-    watched = model.clone()
-    graph = watched.graph
-    values = {output.name: output for node in graph for output in node.outputs}
-    there = {output.name for output in graph.outputs}
-    for name in tensors:
-        if name in values and name not in there:
-            values[name].shape = None  # what an exporter noted may be a formula, which is no name of a dim
-            graph.outputs.append(values[name])
-    with tempfile.TemporaryDirectory(prefix="infer-calibration-") as scratch:
-        path = Path(scratch) / "watched.onnx"
-        save(watched, path)
-        options = SessionOptions(verify=False, warm_up=False)
-        with open_session(artifact_of_graph(path), PlanOptions(device="cpu"), options) as session:
-            for each in feeds:
-                # a tensor that is an input is its own value
-                yield {**each, **session.run(each)}

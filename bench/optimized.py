@@ -1,0 +1,109 @@
+"""What the optimizer makes of every family of the zoo.
+
+    python -m bench.optimized [FAMILY…] [--exact] [--budget TEXT] [--objective NAME] [--time S]
+
+Each family is judged on its own data: labelled, where it has any. Without `--budget`, on labelled data the
+main metric may fall by half a point, elsewhere the cosine to the reference must be 0.999 or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.peers.material import material
+from bench.zoo import FAMILIES, family
+from bench.zoo.debian import NoDataError
+from infer.errors import InferError
+from infer.evaluation import LOWER_IS_BETTER, Dataset, evaluate
+from infer.machine import this_machine
+from infer.measure.statistics import Estimate
+from infer.optimizer import Budget, Optimized, OptimizeOptions, Verdict, optimize, parse_budget
+from infer.session import open_artifact, open_session
+
+_MOST = 400
+
+
+def main() -> None:
+    """Print a line for each thing that was tried, and one for each result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], metavar="FAMILY")
+    parser.add_argument("--exact", action="store_true", help="keep answers equal")
+    parser.add_argument("--budget", type=parse_budget)
+    parser.add_argument("--objective", default="latency")
+    parser.add_argument("--time", type=float, default=300.0)
+    arguments = parser.parse_args()
+    machine = this_machine()
+    print(f"{machine.cpu}, {machine.cores} cores, objective {arguments.objective}")
+    for name in arguments.families or FAMILIES:
+        try:
+            found = _optimized(name, arguments)
+        except (InferError, NoDataError) as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        for verdict in found.verdicts:
+            print(f"{name:<20}  {_told(verdict)}")
+        said = (
+            "nothing was kept"
+            if found.outcome.ratio is None
+            else f"{found.best}, {_ratio(found.outcome.ratio)}"
+        )
+        unfinished = f" ({found.unfinished})" if found.unfinished else ""
+        print(f"{name:<20}= {said} of the reference's time; {found.data}{unfinished}", flush=True)
+
+
+def _optimized(name: str, arguments: argparse.Namespace) -> Optimized:
+    artifact = open_artifact(material(name).artifact)
+    data = _data(name)
+    budgets: tuple[Budget, ...] = ()
+    if arguments.budget is not None:
+        budgets = (arguments.budget,)
+    elif not arguments.exact:
+        budgets = (_budget(artifact, data),)
+    with tempfile.TemporaryDirectory(prefix="infer-optimized-") as scratch:
+        options = OptimizeOptions(
+            budgets=budgets, data=data, objective=arguments.objective, time_s=arguments.time
+        )
+        return optimize(artifact, Path(scratch) / f"{name}.infer", options)
+
+
+def _data(name: str) -> Dataset | Sequence[Any]:
+    module: Any = family(name)
+    if hasattr(module, "dataset"):
+        found: Dataset = module.dataset()
+        return dataclasses.replace(found, inputs=found.inputs[:_MOST], expected=found.expected[:_MOST])
+    samples: Sequence[Any] = module.samples()
+    return samples[:_MOST]
+
+
+def _budget(artifact: Any, data: Dataset | Sequence[Any]) -> Budget:
+    """Half a point of the task's main metric."""
+    if not isinstance(data, Dataset):
+        return parse_budget("cosine>=0.999")
+    with open_session(artifact) as session:
+        metric = next(iter(evaluate(session, data).metrics))
+    return parse_budget(f"{metric}+0.5%" if metric in LOWER_IS_BETTER else f"{metric}-0.5%")
+
+
+def _told(verdict: Verdict) -> str:
+    figures = ""
+    if verdict.figures:
+        figures = ", ".join(
+            f"{name} {value:.5f}" for name, value in verdict.figures.items() if name != "equal"
+        )
+        figures = "equal" if verdict.figures["equal"] else figures
+    ratio = "" if verdict.ratio is None else f"{_ratio(verdict.ratio)} of {verdict.against}"
+    kept = "kept" if verdict.kept else "dropped"
+    return f"{verdict.name}: {verdict.changed}; {figures}; {ratio}; {kept}: {verdict.why}"
+
+
+def _ratio(ratio: Estimate) -> str:
+    return f"×{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f})"
+
+
+if __name__ == "__main__":
+    main()
