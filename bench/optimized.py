@@ -76,8 +76,8 @@ def _data(name: str) -> Dataset | Sequence[Any]:
     if hasattr(module, "dataset"):
         found: Dataset = module.dataset()
         return dataclasses.replace(found, inputs=found.inputs[:_MOST], expected=found.expected[:_MOST])
-    samples: Sequence[Any] = module.samples()
-    return samples[:_MOST]
+    others: Sequence[Any] = module.calibration() if hasattr(module, "calibration") else []
+    return [*module.samples(), *others][:_MOST]
 
 
 def _budget(artifact: Any, data: Dataset | Sequence[Any]) -> Budget:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from infer.errors import InputError
 from infer.evaluation import LOWER_IS_BETTER, evaluate_task
-from infer.measure.candidates import Candidate
 from infer.measure.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
 from infer.measure.rounds import take_turns
@@ -21,6 +21,8 @@ from infer.session import Session
 from infer.signature import Array
 
 Progress = Callable[[str], None]
+
+_STARTS = 4
 
 _SIZES = (2, 3)
 """Batches at which answers must hold, beside single rows."""
@@ -126,23 +128,62 @@ def _moved(alone: Array, beside: Array) -> float:
     return float(np.abs(alone - beside).max(initial=0.0)) / scale
 
 
-def time_ratio(
-    candidate: Candidate,
-    against: Candidate,
-    timed: Sequence[Feeds],
-    seconds: float,
-    progress: Progress,
-) -> Estimate:
-    """How many times as long `candidate` takes as `against` for all of `timed`, asked in turns."""
+Opening = Callable[[], AbstractContextManager[Session]]
+"""Opens a session anew."""
 
-    def asking(one: Candidate) -> Call:
-        run = one.run
+
+@dataclass(frozen=True)
+class Contender:
+    """A variant to be timed, by its name and how to open it."""
+
+    name: str
+    opening: Opening
+
+
+class _Asked:
+    """A contender that answers all of `timed` as one query, in a session that can be opened anew."""
+
+    def __init__(self, contender: Contender, timed: Sequence[Feeds], stack: ExitStack) -> None:
+        self._contender, self._timed = contender, timed
+        self._own = stack.enter_context(ExitStack())
+        self._session = self._own.enter_context(contender.opening())
+
+    def reopen(self) -> None:
+        self._own.close()
+        self._session = self._own.enter_context(self._contender.opening())
+
+    def turn(self, count: int) -> Array:
+        run, timed = self._session.run, self._timed
 
         def call() -> None:
             for feeds in timed:
                 run(feeds)
 
-        return Call(call)
+        return Call(call).turn(count)
 
-    measured = take_turns({"a": asking(candidate), "b": asking(against)}, seconds, progress)
-    return paired_ratio(measured.times["a"].medians, measured.times["b"].medians)
+    def serve(self, due_s: Array) -> Array:
+        raise NotImplementedError  # nothing here is timed by arrivals
+
+
+def time_ratio(
+    contender: Contender,
+    against: Contender,
+    timed: Sequence[Feeds],
+    seconds: float,
+    progress: Progress,
+) -> Estimate:
+    """How many times as long `contender` takes as `against` for all of `timed`, asked in turns.
+
+    Both are opened several times: a session keeps the speed that it began with, and two of one and the same
+    graph were seen 6 % apart.
+    """
+    with ExitStack() as stack:
+        ours, theirs = _Asked(contender, timed, stack), _Asked(against, timed, stack)
+
+        def restart() -> None:
+            ours.reopen()
+            theirs.reopen()
+
+        measured = take_turns({"a": ours, "b": theirs}, seconds, progress, starts=_STARTS, restart=restart)
+    times = measured.times
+    return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)

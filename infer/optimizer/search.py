@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,11 +25,10 @@ from infer.artifact import Artifact
 from infer.errors import InferError, InputError
 from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
-from infer.measure.candidates import Local
 from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.budget import EQUAL, Budget
 from infer.optimizer.divergence import diverges
-from infer.optimizer.gates import Judge, Judged, time_ratio
+from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
 from infer.optimizer.material import Data, Material, material
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.sensitivity import kept_in_float
@@ -276,7 +276,7 @@ class _Search:
             if verdict.broken:
                 verdict = self._with_some_in_float(recipe, given)
             if verdict.kept:
-                self._keep(recipe.name, verdict, recipe.precision, {recipe.name: verdict.changed})
+                self._keep(verdict.name, verdict, recipe.precision, {recipe.name: verdict.changed})
 
     def _building(
         self, recipe: Recipe, given: Given, keep: Collection[str]
@@ -336,8 +336,8 @@ class _Search:
             verdict = self._workshop.known(name)
             if verdict is None:
                 self._check_time()
-                with self._best() as best, self._best(count) as fewer:
-                    ratio = self._time(fewer, best)
+                best = self._best()
+                ratio = self._time(self._best(count), best)
                 faster = _faster(ratio)
                 verdict = self._note(
                     Verdict(name, faster, _speed_said(ratio), ratio=ratio, against=best.name)
@@ -349,8 +349,9 @@ class _Search:
         """The best, beside where it began."""
         if not self.outcome.variants and self.outcome.num_threads == self._reference.plan.num_threads:
             return
-        with self._best() as best:
-            self.outcome.ratio = self._time(best, self._local(REFERENCE, self._reference))
+        threads = self._reference.plan.num_threads
+        reference = self._contender(REFERENCE, self._workshop.reference.graph, threads)
+        self.outcome.ratio = self._time(self._best(), reference)
 
     def _step(
         self,
@@ -391,10 +392,12 @@ class _Search:
                 if judged.broken is not None and budgets == (Budget(),):
                     verdict = replace(verdict, why=f"{judged.broken}{self._first_difference(model)}")
                 if judged.broken is None:
-                    with self._best() as best:
-                        ratio = self._time(self._local(name, session), best)
-                    kept, why = self._worth(ratio, size_bytes)
-                    verdict = replace(verdict, kept=kept, why=why, ratio=ratio, against=best.name)
+                    verdict = replace(verdict, kept=True)
+            if verdict.kept:
+                best = self._best()
+                ratio = self._time(self._contender(name, graph), best)
+                kept, why = self._worth(ratio, size_bytes)
+                verdict = replace(verdict, kept=kept, why=why, ratio=ratio, against=best.name)
         except InferError as error:
             verdict = Verdict(name, False, f"it fails: {error}", changed, result.found, graph=graph)
         if not verdict.kept:
@@ -421,18 +424,16 @@ class _Search:
         slower = ratio.low > 1 + _SLOWER
         return not slower, f"{size_bytes / before:.0%} of the size, {_speed_said(ratio)}"
 
-    def _time(self, candidate: Local, against: Local) -> Estimate:
+    def _time(self, contender: Contender, against: Contender) -> Estimate:
         """Measured again, for three times as long, if it is undecided."""
-        ratio = time_ratio(
-            candidate, against, self._found.timed, self._options.gate_s, self._told(candidate)
-        )
-        if verdict(ratio) == "undecided":
-            seconds = 3 * self._options.gate_s
-            ratio = time_ratio(candidate, against, self._found.timed, seconds, self._told(candidate))
-        return ratio
 
-    def _told(self, candidate: Local) -> Progress:
-        return lambda said: self._progress(f"{candidate.name}: timing, {said}")
+        def told(said: str) -> None:
+            self._progress(f"{contender.name}: timing, {said}")
+
+        ratio = time_ratio(contender, against, self._found.timed, self._options.gate_s, told)
+        if verdict(ratio) == "undecided":
+            ratio = time_ratio(contender, against, self._found.timed, 3 * self._options.gate_s, told)
+        return ratio
 
     def _keep(self, variant: str, verdict: Verdict, precision: str, changes: dict[str, str]) -> None:
         """Note it as the best so far."""
@@ -446,19 +447,18 @@ class _Search:
     def _best_verdict(self) -> Verdict | None:
         return next(reversed(self.outcome.variants.values()), None)
 
-    @contextmanager
-    def _best(self, num_threads: int | None = None) -> Iterator[Local]:
-        """The best so far, opened beside the reference if it is another graph."""
+    def _best(self, num_threads: int | None = None) -> Contender:
+        """The best so far, with as many threads as it has, or as are named."""
         found, threads = self._best_verdict, num_threads or self.outcome.num_threads
-        if found is None and threads == self._reference.plan.num_threads:
-            yield self._local(REFERENCE, self._reference)
-            return
         name, graph = REFERENCE, self._workshop.reference.graph
         if found is not None:
             assert found.graph is not None
             name, graph = found.name, found.graph
-        with self._opened(name, graph, "", threads) as session:
-            yield self._local(f"{name}, {threads} threads" if num_threads else name, session)
+        return self._contender(f"{name}, {threads} threads" if num_threads else name, graph, threads)
+
+    def _contender(self, name: str, graph: str, num_threads: int | None = None) -> Contender:
+        threads = num_threads or self.outcome.num_threads
+        return Contender(name, partial(self._opened, name, graph, "", threads))
 
     @contextmanager
     def _opened(
@@ -471,9 +471,6 @@ class _Search:
         options = SessionOptions(verify=False, warm_up=False)
         with open_session(self._workshop.artifact(name, graph, precision), plan, options) as session:
             yield session
-
-    def _local(self, name: str, session: Session) -> Local:
-        return Local(name, session.plan.variant, session.signature, session.run, session)
 
     def _judging(self) -> Judge:
         if self._judge is None:
