@@ -20,6 +20,19 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
     An existing artifact at `path` is replaced only with `overwrite`, and only at the very
     end; anything else there is never touched. Raises `ArtifactError`.
     """
+    check_target(path, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
+    try:
+        _share(draft, 0o777)
+        yield draft
+        _replace(draft, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no artifact may be written. Raises `ArtifactError`."""
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
         raise ArtifactError(
             f"'{path}' is not UTF-8, and ONNX Runtime opens no such path; choose another name"
@@ -29,14 +42,6 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
             raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
         if not overwrite:
             raise ArtifactError(f"'{path}' exists; replace it with --force, or choose another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
-    try:
-        _share(draft, 0o777)
-        yield draft
-        _replace(draft, path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _replace(draft: Path, path: Path) -> None:

@@ -539,7 +539,16 @@ def test_bad_input_is_said_and_nothing_is_written(
     assert done.code == 1
     assert said in done.err
     assert "Traceback" not in done.err
-    assert not (tmp_path / "out.infer").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.csv"]
+
+
+def test_an_output_that_exists_is_not_replaced_unasked(classifier: Path, tmp_path: Path) -> None:
+    """And that is said before the search, not after it."""
+    (tmp_path / "out.infer").mkdir()
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer")
+    assert done.code == 1
+    assert "exists and is not an artifact; choose another name" in done.err
+    assert "loading" not in done.err
 
 
 def test_a_budget_about_a_metric_needs_a_task(tmp_path: Path) -> None:

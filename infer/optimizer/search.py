@@ -22,6 +22,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.artifact import Artifact
+from infer.drafts import check_target
 from infer.errors import InferError, InputError
 from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
@@ -140,6 +141,7 @@ def optimize(
     `InputError` for data or budgets that do not fit, and what `infer.load` raises for the artifact.
     """
     _check(artifact, options)
+    check_target(output, overwrite=options.overwrite)  # not after minutes of work
     plan_options = PlanOptions(
         device=options.device,
         variant=artifact.manifest.variants[0].name,
@@ -153,7 +155,12 @@ def optimize(
             output.with_name(f".{output.name}.optimizing"), artifact, _key(artifact, options)
         )
         search = _Search(workshop, reference, found, options, progress)
-        unfinished = search.run()
+        try:
+            unfinished = search.run()
+        except InferError:
+            if not workshop.verdicts:
+                workshop.clear()
+            raise
         progress("writing the artifact")
         written = write_output(
             artifact,
@@ -268,7 +275,8 @@ class _Search:
         given = Given(self._found.calibration, saturates(this_machine()))
         for recipe in self._target.recipes:
             if reason := unfit(recipe, self._workshop.load()):
-                self._note(Verdict(recipe.name, False, reason))
+                if self._workshop.known(recipe.name) is None:
+                    self._note(Verdict(recipe.name, False, reason))
                 continue
             verdict = self._step(
                 recipe.name, self._building(recipe, given, ()), recipe.precision, self._options.budgets
@@ -436,9 +444,13 @@ class _Search:
         return ratio
 
     def _keep(self, variant: str, verdict: Verdict, precision: str, changes: dict[str, str]) -> None:
-        """Note it as the best so far."""
+        """Note it as the best so far, in the place of others of its kind: one that keeps the numbers, and one
+        that does not."""
         before = self.outcome.changes.get(variant, {})
-        self.outcome.variants.pop(variant, None)  # so that it becomes the last one
+        exact = precision == "float32"
+        for name in list(self.outcome.variants):
+            if (self.outcome.precisions[name] == "float32") == exact:
+                del self.outcome.variants[name]
         self.outcome.variants[variant] = verdict
         self.outcome.precisions[variant] = precision
         self.outcome.changes[variant] = {**before, **changes}
