@@ -12,6 +12,7 @@ from infer.cli.output import heading, print_json, rows
 from infer.cli.progress import Progress
 from infer.errors import ArtifactError, ParityError, missing_package
 from infer.manifest import Variant
+from infer.measure.feeds import example_feeds
 from infer.npz import load_npz
 from infer.parity import TOLERANCES, Tolerance
 from infer.session import check_graph, open_artifact
@@ -68,10 +69,7 @@ def command(
       infer compare net.infer fast.infer --second-variant int8-dynamic --repro repro/
     """
     try:
-        import onnx_ir as ir
-
-        from infer.measure.feeds import example_feeds
-        from infer.optimizer.divergence import diverges, write_repro
+        from infer.optimizer.divergence import compare_files
     except ImportError as error:
         raise missing_package("onnx-ir", "optimize", error) from error
     one, other = open_artifact(first), open_artifact(second)
@@ -85,16 +83,11 @@ def command(
         tolerances = {dtype: Tolerance(t.atol, t.rtol, tolerance) for dtype, t in TOLERANCES.items()}
     with Progress(quiet=as_json) as progress:
         progress("comparing values")
-        before, after = (ir.load(path) for path in paths)
-        found = diverges(before, after, given, tolerances)
-        written: tuple[Path, ...] = ()
-        if found.first is not None and repro is not None:
-            progress("cutting out the part that differs")
-            written = write_repro(before, after, found.first, given, repro)
+        found = compare_files(paths[0], paths[1], given, tolerances, repro)
     if as_json:
-        print_json({**asdict(found), "repro": [str(path) for path in written]})
+        print_json({**asdict(found), "repro": [str(path) for path in found.repro]})
     else:
-        _report(found, written)
+        _report(found)
     if found.first is not None:
         raise ParityError(f"they part at {shown(str(found.first))}")
 
@@ -109,7 +102,7 @@ def _graph(artifact: Artifact, name: str) -> Path:
     return path
 
 
-def _report(found: Divergence, written: tuple[Path, ...]) -> None:
+def _report(found: Divergence) -> None:
     click.echo(f"{found.compared} values compared")
     if found.first is None:
         click.echo("none differs")
@@ -118,6 +111,6 @@ def _report(found: Divergence, written: tuple[Path, ...]) -> None:
     rows([(found.first.value, str(found.first))])
     heading("where most is lost")
     rows([(part.value, str(part)) for part in found.steps])
-    if written:
+    if found.repro:
         heading("to see it alone")
-        rows([(path.name, str(path)) for path in written])
+        rows([(path.name, str(path)) for path in found.repro])

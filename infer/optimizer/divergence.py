@@ -7,7 +7,7 @@ they are written, and the values they share are compared in the order of the sec
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -47,11 +47,28 @@ class Divergence:
         compared: how many values both graphs have.
         first: the first that differs, None if none does.
         steps: of all that differ, those where the cosine falls the most, the largest fall first.
+        repro: files of the smallest part that shows the first difference, if they were asked for.
     """
 
     compared: int
     first: Part | None
     steps: tuple[Part, ...]
+    repro: tuple[Path, ...] = ()
+
+
+def compare_files(
+    first: Path,
+    second: Path,
+    feeds: Feeds,
+    tolerances: Mapping[str, Tolerance],
+    repro: Path | None = None,
+) -> Divergence:
+    """`diverges` for two files, with a repro in the folder `repro` if they part. Raises `InferError`."""
+    before, after = ir.load(first), ir.load(second)
+    found = diverges(before, after, feeds, tolerances)
+    if found.first is None or repro is None:
+        return found
+    return replace(found, repro=write_repro(before, after, found.first, feeds, repro))
 
 
 def diverges(

@@ -444,8 +444,8 @@ class _Search:
         return ratio
 
     def _keep(self, variant: str, verdict: Verdict, precision: str, changes: dict[str, str]) -> None:
-        """Note it as the best so far, in the place of others of its kind: one that keeps the numbers, and one
-        that does not."""
+        """Note it as the best so far, in the place of others of its kind: there is one that keeps the
+        numbers, and one that does not."""
         before = self.outcome.changes.get(variant, {})
         exact = precision == "float32"
         for name in list(self.outcome.variants):
