@@ -18,6 +18,7 @@ from converters.census import census
 from converters.flat import FlatModule
 from converters.options import ConvertOptions, check_tolerances
 from converters.points import BATCH, Points, make_points
+from converters.pristine import pristine
 from converters.ready import ready
 from converters.source import USUAL_DIMS, Dims, Source
 from converters.writing import now, versions, write_artifact
@@ -49,7 +50,8 @@ def convert_source(source: Source, output: Path, options: ConvertOptions, progre
             flat = FlatModule(source)
             points = _points(source, flat, options)
             check_tolerances(options.tolerances, [spec.name for spec in points.outputs])
-            counted = census(flat, flat.example)
+            with pristine(flat.module):
+                counted = census(flat, flat.example)
             exported = export(flat, points, draft / GRAPH, options, source.exporters, progress)
             progress("writing the artifact")
             manifest = _manifest(source, points.points[0].structure, exported, options, counted)
