@@ -139,10 +139,10 @@ def _with_numbers(name: str, e: Array, a: Array, problem: str | None) -> Differe
     scale = float(np.max(np.abs(e)))
     # tiny scales: where the quotient overflows, relative says nothing that absolute does not
     relative = max_abs / scale if scale > max_abs * 1e-300 else max_abs
-    return Difference(name, max_abs, relative, _cosine(e, a), problem)
+    return Difference(name, max_abs, relative, cosine(e, a), problem)
 
 
-def _cosine(e: Array, a: Array) -> float:
+def cosine(e: Array, a: Array) -> float:
     """Cosine of the angle between two tensors; each is scaled first, so that no square overflows."""
     e, a = e.ravel(), a.ravel()
     largest_e, largest_a = float(np.max(np.abs(e))), float(np.max(np.abs(a)))

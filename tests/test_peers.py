@@ -23,12 +23,13 @@ from bench.peers.environment import INSTALLED, EnvironmentFailedError, place, pr
 from bench.peers.material import Material, unfit
 from bench.peers.model import Given
 from bench.peers.places import ROOT
-from bench.peers.side_by_side import Distance, _cosines, side_by_side
+from bench.peers.side_by_side import Distance, side_by_side
 from bench.peers.table import lines, summary
 from infer.measure.comparison import Asked
 from infer.measure.record import read_record
 from infer.measure.rounds import Progress
 from infer.npz import save_npz
+from infer.optimizer.budget import cosines
 from infer.session import open_artifact
 from infer.signature import Signature, TensorSpec
 
@@ -239,10 +240,10 @@ def test_answers_are_compared_at_the_sizes_that_are_timed(material: Material) ->
 def test_cosines_of_vectors_and_of_numbers() -> None:
     """Of vectors one by one; of single numbers all together, where 2 for 1 is no perfect answer."""
     a, b = np.array([1.0, 0.0]), np.array([1.0, 1.0])
-    np.testing.assert_allclose(_cosines([(a, a), (a, b)]), [1, np.sqrt(0.5)])
+    np.testing.assert_allclose(cosines([(a, a), (a, b)]), [1, np.sqrt(0.5)])
     one, two = np.array([1.0]), np.array([2.0])
-    np.testing.assert_allclose(_cosines([(one, one), (one, two)]), [3 / np.sqrt(10)])
-    np.testing.assert_array_equal(_cosines([(0 * a, 0 * a), (0 * a, a)]), [1, 0])
+    np.testing.assert_allclose(cosines([(one, one), (one, two)]), [3 / np.sqrt(10)])
+    np.testing.assert_array_equal(cosines([(0 * a, 0 * a), (0 * a, a)]), [1, 0])
     assert str(Distance(0.5, 0.25, 3)) == "cosine to infer 0.5000 mean, 0.2500 min of 3 inputs"
 
 

@@ -24,6 +24,7 @@ from infer.measure.feeds import BATCH, Feeds, batch_dim, resized
 from infer.measure.record import Entry, Record
 from infer.measure.rounds import Progress
 from infer.npz import save_npz
+from infer.optimizer.budget import cosines
 from infer.signature import Array
 
 
@@ -154,22 +155,9 @@ def _distance(ours: Remote, remote: Remote, judged: Sequence[Feeds]) -> Distance
             if not np.isfinite(other).all():
                 raise FeedError(f"its '{name}' is not finite")
             pairs.setdefault(name, []).append((array.ravel(), other.ravel()))
-    found = [_cosines(each) for each in pairs.values()]
+    found = [cosines(each) for each in pairs.values()]
     worst = min(found, key=lambda cosines: float(cosines.mean()))
     return Distance(float(worst.mean()), float(min(c.min() for c in found)), len(judged))
-
-
-def _cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
-    """Of each pair; of numbers rather than vectors, of all of them as one, since the cosine of two numbers
-    is 1 or -1 whatever they are."""
-    if all(len(a) == 1 for a, _ in pairs):
-        pairs = [(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))]
-    found = []
-    for a, b in pairs:
-        a, b = a.astype(np.float64), b.astype(np.float64)
-        length = float(np.linalg.norm(a) * np.linalg.norm(b))
-        found.append(float(a @ b) / length if length else float(np.array_equal(a, b)))
-    return np.array(found)
 
 
 def _record(measured: Found, entries: dict[str, Entry], asked: Asked, threads: int) -> Record:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer.errors import InputError
-from infer.parity import TOLERANCES, Tolerance, compare
+from infer.parity import TOLERANCES, Tolerance, compare, cosine
 from infer.signature import Array
 
 EQUAL = "equal"
@@ -103,21 +103,19 @@ def cosines_of(expected: Answers, found: Answers) -> dict[str, Array]:
         for name, array in before.items():
             if array.dtype.kind == "f":
                 pairs.setdefault(name, []).append((array.ravel(), after[name].ravel()))
-    result = {}
-    for name, each in pairs.items():
-        if all(len(a) == len(b) == 1 for a, b in each):
-            each = [(np.concatenate([a for a, _ in each]), np.concatenate([b for _, b in each]))]
-        result[name] = np.array([_cosine(a, b) for a, b in each])
-    return result
+    return {name: cosines(each) for name, each in pairs.items()}
+
+
+def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
+    """Of each pair of flat arrays; of single numbers, of all of them as one pair."""
+    if all(len(a) == len(b) == 1 for a, b in pairs):
+        pairs = [(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))]
+    return np.array([_cosine(a, b) for a, b in pairs])
 
 
 def _cosine(a: Array, b: Array) -> float:
-    if a.shape != b.shape:
-        return -1.0
     if np.array_equal(a, b):
         return 1.0
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    if not np.isfinite(b).all():
+    if a.shape != b.shape or not np.isfinite(b).all():
         return -1.0
-    length = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / length if length else 0.0
+    return cosine(a.astype(np.float64), b.astype(np.float64))
