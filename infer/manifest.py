@@ -65,7 +65,8 @@ class Evidence:
 @dataclass(frozen=True)
 class Variant:
     """One graph that answers the signature. `graph` is its path; external data lies beside it. The
-    reference needs no `evidence`: it was converted, and has its parity."""
+    reference needs no `evidence`: it was converted, and has its parity. `backend` runs it, if it was made
+    for one."""
 
     name: str
     graph: str
@@ -73,17 +74,19 @@ class Variant:
     opset: int
     size_bytes: int
     evidence: Evidence | None = None
+    backend: str | None = None
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was measured to be fastest on this device of machines with this fingerprint."""
+    """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
+    library and its version."""
 
     machine: str
     device: str
     variant: str
     num_threads: int
-    onnxruntime: str
+    runtime: str
     created: str
 
 

@@ -28,6 +28,10 @@ class PlanOptions:
     """Threads one run may use, 1 to `MAX_THREADS`; default: the cores this process may use, or fewer where
     that was measured to be faster. More than these do not spin, whatever `spinning` says."""
 
+    backend: str | None = None
+    """Name of a backend; default: the one the variant was made for, or else the first installed one that
+    can use the device. A named one is a demand."""
+
     graph_optimization: str = "all"
     """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""
 

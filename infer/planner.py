@@ -23,7 +23,9 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
     backend, device = _backend_and_device(machine, options, reasons)
     tuned = _tuned(manifest, machine, device, options, reasons)
     variant = _variant(manifest, tuned.variant if tuned else options.variant)
-    spinning = options.spinning
+    if options.backend is None and variant.backend is not None:
+        backend = _made_for(variant, device)
+    spinning = options.spinning and backend.spins
     if options.num_threads is not None:
         threads = options.num_threads
         reasons.append(f"{threads} threads, as asked")
@@ -63,6 +65,8 @@ def _check(options: PlanOptions) -> None:
             f"graph_optimization must be one of {', '.join(GRAPH_OPTIMIZATIONS)},"
             f" but is {options.graph_optimization!r:.60}"
         )
+    if options.backend is not None and options.backend not in BACKENDS:
+        raise DeviceError(f"there is no backend {options.backend!r:.60}; choose from {', '.join(BACKENDS)}")
     if not isinstance(options.spinning, bool):
         raise DeviceError(f"spinning must be True or False, but is {options.spinning!r:.60}")
 
@@ -70,21 +74,47 @@ def _check(options: PlanOptions) -> None:
 def _tuned(
     manifest: Manifest, machine: Machine, device: str, options: PlanOptions, reasons: list[str]
 ) -> Tuned | None:
-    """What was measured to be fastest on machines like this one, unless a variant is asked for."""
+    """What was measured to be fastest on machines like this one, unless a variant or a backend is asked
+    for, or its backend is not installed."""
     if options.variant is not None or not manifest.tuned:
         return None
+    reference = manifest.variants[0].name
+    if options.backend is not None:
+        reasons.append(
+            f"{reference}, the reference: what is fastest was not measured for a backend as asked"
+        )
+        return None
     for tuned in manifest.tuned:
-        if (tuned.machine, tuned.device) == (machine.fingerprint, device):
-            reasons.append(
-                f"{tuned.variant}: measured to be the fastest on this kind of machine,"
-                f" {tuned.created[:10]}, with onnxruntime {tuned.onnxruntime}"
-            )
-            return tuned
+        if (tuned.machine, tuned.device) != (machine.fingerprint, device):
+            continue
+        try:
+            load_backend(_variant(manifest, tuned.variant).backend or next(iter(BACKENDS)))
+        except MissingPackageError as error:
+            reasons.append(f"{reference}, the reference: {tuned.variant} is the fastest here, but {error}")
+            return None
+        reasons.append(
+            f"{tuned.variant}: measured to be the fastest on this kind of machine,"
+            f" {tuned.created[:10]}, with {tuned.runtime}"
+        )
+        return tuned
     reasons.append(
-        f"{manifest.variants[0].name}, the reference: the artifact was tuned for other machines or devices;"
+        f"{reference}, the reference: the artifact was tuned for other machines or devices;"
         f" tune it for this one with: infer optimize ARTIFACT -o OUT"
     )
     return None
+
+
+def _made_for(variant: Variant, device: str) -> Backend:
+    """The backend that a variant was made for. Raises `MissingPackageError`, and `DeviceError` if it cannot
+    use the device."""
+    assert variant.backend is not None
+    backend = load_backend(variant.backend)
+    if device.partition(":")[0] not in backend.device_kinds():
+        raise DeviceError(
+            f"the variant '{variant.name}' was made for {backend.name}, which cannot use {device}; choose"
+            f" another variant, or a device of: {', '.join(backend.device_kinds())}"
+        )
+    return backend
 
 
 def _variant(manifest: Manifest, name: str | None) -> Variant:
@@ -101,21 +131,22 @@ def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[st
     wanted = str(options.device).lower()
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", wanted):
         raise DeviceError(f"unknown device '{options.device}'; use auto, cpu, cuda or cuda:N")
-    backends = _installed()
     if wanted == "cpu":
-        return backends[0], "cpu"
+        return _able("cpu", options), "cpu"
     present = [device for device in machine.devices if device.startswith("cuda")]
-    able = [backend for backend in backends if "cuda" in backend.device_kinds()]
     if wanted == "auto":
-        if present and able:
-            reasons.append(f"{present[0]}: the first GPU, and {able[0].name} can use it")
-            return able[0], present[0]
-        if present:
+        if not present:
+            return _able("cpu", options), "cpu"
+        try:
+            found = _able("cuda", options)
+        except DeviceError:
             reasons.append(
                 f"cpu, although {present[0]} is present: no installed backend can use it;"
                 f' pip install "infer-onnx[gpu]" in place of [cpu]'
             )
-        return backends[0], "cpu"
+            return _able("cpu", options), "cpu"
+        reasons.append(f"{present[0]}: the first GPU, and {found.name} can use it")
+        return found, present[0]
     device = "cuda:0" if wanted == "cuda" else wanted
     if device not in present:
         has = ", ".join(machine.devices)
@@ -123,22 +154,28 @@ def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[st
             f"device '{wanted}' was asked for, but this machine has only: {has};"
             f" choose one of these, or see what is in the way with: infer doctor"
         )
-    if not able:
-        raise DeviceError(
-            f"device '{wanted}' is present, but no installed backend can use it; in place of"
-            f' onnxruntime install its GPU build: pip install "infer-onnx[gpu]"'
-        )
-    return able[0], device
+    return _able("cuda", options), device
 
 
-def _installed() -> list[Backend]:
-    backends = []
+def _able(kind: str, options: PlanOptions) -> Backend:
+    """The backend asked for, or the first installed one that can use a kind of device. No other is loaded,
+    since that takes time. Raises `DeviceError` and `MissingPackageError`."""
     missing: MissingPackageError | None = None
-    for name in BACKENDS:
+    none_at_all = True
+    for name in BACKENDS if options.backend is None else (options.backend,):
         try:
-            backends.append(load_backend(name))
+            backend = load_backend(name)
         except MissingPackageError as error:
-            missing = error
-    if not backends and missing:
+            missing = missing or error
+            continue
+        none_at_all = False
+        if kind in backend.device_kinds():
+            return backend
+    if none_at_all and missing:
         raise missing
-    return backends
+    if options.backend is not None:
+        raise DeviceError(f"the backend {options.backend} was asked for, and cannot use {kind}")
+    raise DeviceError(
+        f"device '{options.device}' is present, but no installed backend can use it; in place of"
+        f' onnxruntime install its GPU build: pip install "infer-onnx[gpu]"'
+    )

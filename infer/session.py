@@ -32,6 +32,7 @@ def load(
     device: str = "auto",
     variant: str | None = None,
     num_threads: int | None = None,
+    backend: str | None = None,
     spinning: bool = True,
     verify: bool = True,
     warm_up: bool = True,
@@ -47,7 +48,9 @@ def load(
     """
     return open_session(
         open_artifact(path),
-        PlanOptions(device=device, variant=variant, num_threads=num_threads, spinning=spinning),
+        PlanOptions(
+            device=device, variant=variant, num_threads=num_threads, backend=backend, spinning=spinning
+        ),
         SessionOptions(verify=verify, warm_up=warm_up, refuse_nan=refuse_nan, encode=encode, decode=decode),
     )
 

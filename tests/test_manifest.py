@@ -62,6 +62,7 @@ def example() -> Manifest:
                     neighbours=0.01,
                     tolerances={"logits": Tolerance(atol=1e-7, rtol=0.0, scaled=0.05)},
                 ),
+                "openvino",
             ),
         ),
         golden=(GoldenPoint("batch=3", "golden/0-feeds.npz", "golden/0-outputs.npz"),),
@@ -95,7 +96,7 @@ def example() -> Manifest:
             )
         },
         limits={"batch": Range(1, 64), "n": Range(2)},
-        tuned=(Tuned("a machine", "cpu", "int8", 1, "1.32.0", "2026-01-02T03:04:05+00:00"),),
+        tuned=(Tuned("a machine", "cpu", "int8", 1, "openvino 2026.4.1", "2026-01-02T03:04:05+00:00"),),
     )
 
 

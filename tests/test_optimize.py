@@ -22,11 +22,12 @@ from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, OUT_OF_TIME, Optimized, OptimizeOptions, optimize, parse_budget
 from infer.optimizer import search as search_module
+from infer.optimizer import trial as trial_module
 from infer.optimizer.budget import Budget, figures
 from infer.optimizer.passes import PassResult
 from infer.optimizer.rewriting import constant, put, take_place, weight
 from infer.optimizer.sensitivity import kept_in_float
-from infer.optimizer.targets import Recipe, Target
+from infer.optimizer.targets import TARGETS, Recipe, Target
 from infer.session import open_artifact
 from tests.command import infer_command
 from tests.tiny import edit_manifest, parse
@@ -155,15 +156,15 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
         passes: dict[str, Any], recipes: tuple[Recipe, ...] = (), speeds: dict[str, float] | None = None
     ) -> None:
         target = Target("onnxruntime", "cpu", passes, recipes)
-        monkeypatch.setattr(search_module, "target_of", lambda backend, device: target)
+        monkeypatch.setattr(search_module, "targets_of", lambda device: (target,))
         if speeds is None:
             return
 
         def told(candidate: Any, against: Any, *_: Any) -> Estimate:
-            found = speeds.get(candidate.name, 1.0)
+            found = speeds.get(f"{candidate.name} beside {against.name}", speeds.get(candidate.name, 1.0))
             return Estimate(found, found * 0.99, found * 1.01)
 
-        monkeypatch.setattr(search_module, "time_ratio", told)
+        monkeypatch.setattr(trial_module, "time_ratio", told)
 
     return plant
 
@@ -217,6 +218,17 @@ def test_what_is_equal_and_faster_is_kept_and_nothing_else(
         assert (before.plan.variant, after.plan.variant) == ("fp32", "fp32-fused")
         np.testing.assert_allclose(after.run({"x": x})["logits"], before.run({"x": x})["logits"], rtol=1e-6)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.infer"]
+
+
+def test_what_is_slower_as_a_whole_is_not_shipped(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Each step was measured to be faster than the one before, and the last one slower than the reference:
+    then one of these was wrong, and the reference stays."""
+    speeds = {"one": 0.9, "two": 0.9, "two beside reference": 1.2}
+    plant({"one": harmless, "two": harmless}, speeds=speeds)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found)["all together"] == (False, "two is slower")
+    assert (found.best, found.outcome.ratio) == ("fp32", None)
+    assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
 
 
 def test_slower_graphs_are_measured_to_be_slower(classifier: Path, tmp_path: Path, plant: Plant) -> None:
@@ -303,19 +315,19 @@ def test_an_interrupt_keeps_the_best_and_goes_on_later(
         {"first": counted("first", harmless), "second": counted("second", harmless)},
         speeds={"first": 0.8, "second": 0.8},
     )
-    told = search_module.time_ratio
+    told = trial_module.time_ratio
 
     def stop(candidate: Any, *rest: Any) -> Estimate:
         if candidate.name == "second":
             raise KeyboardInterrupt
         return told(candidate, *rest)
 
-    monkeypatch.setattr(search_module, "time_ratio", stop)
+    monkeypatch.setattr(trial_module, "time_ratio", stop)
     found = optimized(classifier, tmp_path / "out.infer")
     assert found.unfinished == INTERRUPTED
     assert why(found) == {"first": (True, "faster")}
     assert Artifact.open(tmp_path / "out.infer").manifest.variants[1].name == "fp32-fused"
-    monkeypatch.setattr(search_module, "time_ratio", told)
+    monkeypatch.setattr(trial_module, "time_ratio", told)
     before = tried.count("first")
     found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
     assert found.unfinished == ""
@@ -416,6 +428,12 @@ def test_a_tuned_artifact_is_tuned_again_from_its_reference(
         (True, "old"),
         (False, "fp32-fused"),
     ]
+    again = optimized(tmp_path / "b.infer", tmp_path / "c.infer").artifact
+    assert again.manifest.files.keys() == manifest.files.keys()
+    plant({}, speeds={})
+    less = optimized(tmp_path / "c.infer", tmp_path / "d.infer").artifact.manifest
+    assert [variant.name for variant in less.variants] == ["fp32", "old"]
+    assert "graphs/fp32-fused.onnx" in manifest.files  # which "old" is still called in the file
 
 
 def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
@@ -680,7 +698,7 @@ def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plan
     if "h" in names:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(w.astype(np.float16), "h"))
     onnx.save(proto, tmp_path / "m.onnx")
-    row = search_module.target_of("onnxruntime", "cpu")
+    row = TARGETS[0]
     plant(row.passes, row.recipes, dict.fromkeys((*row.passes, *(r.name for r in row.recipes)), 0.5))
     found = optimized(tmp_path / "m.onnx", tmp_path / "o.infer", budgets=(parse_budget("cosine>=0.99"),))
     for verdict in found.verdicts:

@@ -22,7 +22,8 @@ from tests.tiny import parse
 
 
 def operators(model: ir.Model) -> list[str]:
-    return [node.op_type for node in model.graph]
+    """Of all nodes that compute something."""
+    return [node.op_type for node in model.graph if node.op_type != "Constant"]
 
 
 def answers(model: ir.Model, path: Path, feeds: dict[str, Array]) -> dict[str, Array]:
@@ -48,8 +49,13 @@ def attending(
     shared: bool = True,
     bias: bool = True,
     split: bool = True,
+    spelling: str = "whole",
 ) -> ir.Model:
-    """Attention as torch's exporter writes it at opset 23: `x` [B, S, W] to `y`, with seeded weights."""
+    """Attention as torch's exporters write it: `x` [B, S, W] to `y`, with seeded weights.
+
+    `spelling` is "whole" (opset 23), "dynamo" (its decomposition below that), "script" (TorchScript) or
+    "plain" (as people write it).
+    """
     width = heads * size
     kinds = {"bool": "bool[B, 1, S, S]", "float": "float[B, 1, S, S]", "row": "bool[B, 1, 1, S]"}
     inputs = f"float[B, S, {width}] x"
@@ -68,7 +74,10 @@ def attending(
         lines.append(f"{name}r = Reshape({name}a, {shape})")
         lines.append(f"{name} = Transpose<perm = [0, 2, 1, 3]>({name}r)")
     masked = ", mask" if mask else ""
-    lines.append(f"h = Attention<is_causal = {int(causal)}, scale = 0.3>(q, k, v{masked})")
+    if spelling == "whole":
+        lines.append(f"h = Attention<is_causal = {int(causal)}, scale = 0.3>(q, k, v{masked})")
+    else:
+        lines += _spelled(spelling, mask, size)
     if split:
         lines.append("back = Transpose<perm = [0, 2, 1, 3]>(h)")
         lines.append(f"joined = Constant<value = int64[3] {{0, 0, {width}}}>()")
@@ -86,6 +95,50 @@ def attending(
                 array = rng.standard_normal(shape).astype(np.float32)
                 model.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{name}{part}"))
     return loaded(model)
+
+
+def _spelled(spelling: str, mask: str | None, size: int) -> list[str]:
+    """Scores, softmax and sum, node by node; 0.3 is the scale."""
+    root = 0.3**0.5
+    lines = [f"root = Constant<value = float {{{root!r}}}>()", "scale = Constant<value = float {0.3}>()"]
+    lines.append("zero = Constant<value = float {0.0}>()")
+    if spelling == "dynamo":
+        lines += [
+            f"flat = Constant<value = int64[3] {{-1, 0, {size}}}>()",
+            "dims = Shape(k)", "first = Constant<value = int64[1] {0}>()",
+            "second = Constant<value = int64[1] {2}>()", "third = Constant<value = int64[1] {3}>()",
+            "last = Constant<value = int64[1] {4}>()", "outer = Slice(dims, first, second)",
+            "rows = Slice(dims, second, third)", "wide = Slice(dims, third, last)",
+            "minus = Constant<value = int64[1] {-1}>()", "flat2 = Concat<axis = 0>(minus, rows, wide)",
+            "k3 = Reshape(k, flat2)", "kt3 = Transpose<perm = [0, 2, 1]>(k3)",
+            "dims2 = Concat<axis = 0>(outer, wide, rows)", "kt = Reshape(kt3, dims2)",
+            "scaled_q = Mul(q, root)", "scaled_k = Mul(kt, root)", "scores = MatMul(scaled_q, scaled_k)",
+        ]  # fmt: skip
+    elif spelling == "script":
+        lines += [
+            "kt = Transpose<perm = [0, 2, 3, 1]>(kr)",
+            "scaled_q = Mul(q, root)",
+            "scaled_k = Mul(kt, root)",
+            "scores = MatMul(scaled_q, scaled_k)",
+        ]
+    else:
+        lines += [
+            "kt = Transpose<perm = [0, 1, 3, 2]>(k)",
+            "raw = MatMul(q, kt)",
+            "scores = Mul(raw, scale)",
+        ]
+    if mask == "bool":
+        lines.append("never = Constant<value = float {-inf}>()" if spelling == "dynamo" else
+                     "never = Constant<value = float {-1e9}>()")  # fmt: skip
+        lines += ["bias = Where(mask, zero, never)", "masked = Add(scores, bias)"]
+    elif mask:
+        lines.append("masked = Add(mask, scores)")
+    lines.append(f"shares = Softmax<axis = -1>({'masked' if mask else 'scores'})")
+    if spelling == "dynamo":
+        lines += ["odd = IsNaN(shares)", "sane = Where(odd, zero, shares)", "h = MatMul(sane, v)"]
+    else:
+        lines.append("h = MatMul(shares, v)")
+    return lines
 
 
 def feeds_of(model: ir.Model, batch: int, rows: int, seed: int = 0) -> dict[str, Array]:
@@ -130,6 +183,43 @@ def test_self_attention_becomes_one_product_and_one_kernel(tmp_path: Path) -> No
     same(before, after, tmp_path)
 
 
+@pytest.mark.parametrize("spelling", ["dynamo", "script", "plain"])
+def test_attention_that_is_written_out_is_found(spelling: str, tmp_path: Path) -> None:
+    """As the dynamo exporter, TorchScript and people write it: the same two nodes as of the operator."""
+    before, after = attending(spelling=spelling), attending(spelling=spelling)
+    result = attention(after)
+    assert (result.found, result.rewritten, dict(result.declined)) == (1, 1, {})
+    assert operators(after) == ["Where", "Attention"]
+    same(before, after, tmp_path)
+
+
+@pytest.mark.parametrize("text", [
+    "s = Softmax<axis = 1>(m) y = MatMul(s, v)",
+    "s = Softmax<axis = -1>(m) y = MatMul(s, w)",
+    "s = Sigmoid(m) y = MatMul(s, v)",
+])  # fmt: skip
+def test_what_only_looks_like_attention_is_left(text: str) -> None:
+    """A softmax over another axis, one that mixes with weights, or another function."""
+    values = "float[B, 2, S, 4] q, float[B, 2, S, 4] k, float[B, 2, S, 4] v, float[B, 2, S, S] n"
+    proto = parse(
+        f"g ({values}) => (float[B, 2, S, D] y) {{ t = Transpose<perm = [0, 1, 3, 2]>(k) m = MatMul(q, t)"
+        f" {text} }}",
+        opset=20,
+        ir_version=9,
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros((2, 5, 3), np.float32), "w"))
+    assert attention(ir.serde.deserialize_model(proto)).found == 0
+
+
+def test_scores_that_are_used_elsewhere_keep_their_nodes() -> None:
+    """A model that returns its attention's shares needs them."""
+    model = attending(spelling="plain")
+    shares = next(node.outputs[0] for node in model.graph if node.op_type == "Softmax")
+    model.graph.outputs.append(shares)
+    result = attention(model)
+    assert list(result.declined) == ["its scores, or its keys and values, are used elsewhere"]
+
+
 def test_cross_attention_keeps_its_products(tmp_path: Path) -> None:
     """Queries of one tensor and keys of another cannot be one product; the transposes go."""
     before, after = attending(shared=False), attending(shared=False)
@@ -164,13 +254,16 @@ def test_attention_that_the_kernel_cannot_take_stays(given: dict[str, object], r
     shared=st.booleans(),
     bias=st.booleans(),
     split=st.booleans(),
+    spelling=st.sampled_from(["whole", "dynamo", "script", "plain"]),
     batch=st.integers(1, 3),
     rows=st.integers(1, 6),
 )
 def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
-    heads, size, mask, causal, shared, bias, split, batch, rows, tmp_path_factory
+    heads, size, mask, causal, shared, bias, split, spelling, batch, rows, tmp_path_factory
 ) -> None:
-    """With and without masks, causal or not, packed or not, whatever takes the answer."""
+    """With and without masks, causal or not, packed or not, whatever takes the answer, and however it is
+    written."""
+    causal = causal and spelling == "whole"
     given_to = {
         "heads": heads,
         "size": size,
@@ -179,6 +272,7 @@ def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
         "shared": shared,
         "bias": bias,
         "split": split,
+        "spelling": spelling,
     }
     before, after = attending(**given_to), attending(**given_to)
     assert attention(after).rewritten == 1

@@ -24,10 +24,21 @@ MANIFEST = replace(example(), variants=(FP32, Variant("int8", "graphs/int8.onnx"
 
 @pytest.fixture
 def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The device kinds that the only installed backend can drive; tests may add to them."""
+    """The device kinds that the backend "pretend" can drive; tests may add to them. "other" is for the CPU
+    and does not spin, and "absent" is not installed."""
     found = ["cpu"]
-    backend = SimpleNamespace(name="pretend", device_kinds=lambda: tuple(found))
-    monkeypatch.setattr(planner, "_installed", lambda: [backend])
+    installed = {
+        "pretend": SimpleNamespace(name="pretend", spins=True, device_kinds=lambda: tuple(found)),
+        "other": SimpleNamespace(name="other", spins=False, device_kinds=lambda: ("cpu",)),
+    }
+
+    def load(name: str) -> object:
+        if name not in installed:
+            raise MissingPackageError(f"{name} is missing; pip install it")
+        return installed[name]
+
+    monkeypatch.setattr(planner, "BACKENDS", dict.fromkeys((*installed, "absent"), ""))
+    monkeypatch.setattr(planner, "load_backend", load)
     return found
 
 
@@ -48,7 +59,9 @@ def test_wishes_are_met(kinds: list[str]) -> None:
 
 
 def tuned(machine: Machine = MACHINE, device: str = "cpu", num_threads: int = 2) -> Manifest:
-    plan = Tuned(machine.fingerprint, device, "int8", num_threads, "1.32.0", "2026-01-02T03:04:05+00:00")
+    plan = Tuned(
+        machine.fingerprint, device, "int8", num_threads, "pretend 1.2", "2026-01-02T03:04:05+00:00"
+    )
     return replace(MANIFEST, tuned=(plan,))
 
 
@@ -57,7 +70,7 @@ def test_what_was_tuned_for_this_machine_is_the_default(kinds: list[str]) -> Non
     plan = make_plan(tuned(), MACHINE, PlanOptions())
     assert (plan.variant, plan.num_threads) == ("int8", 2)
     assert plan.reasons == (
-        "int8: measured to be the fastest on this kind of machine, 2026-01-02, with onnxruntime 1.32.0",
+        "int8: measured to be the fastest on this kind of machine, 2026-01-02, with pretend 1.2",
         "2 of 3 cores: measured to be faster here than all",
     )
     assert make_plan(tuned(), MACHINE, PlanOptions(variant="fp32")).variant == "fp32"
@@ -74,6 +87,52 @@ def test_what_was_tuned_elsewhere_is_not_used(kinds: list[str], other: dict[str,
     assert (plan.variant, plan.num_threads) == ("fp32", 3)
     assert "tuned for other machines or devices" in plan.reasons[0]
     assert "infer optimize" in plan.reasons[0]
+
+
+def with_backend(name: str) -> Manifest:
+    """As `tuned`, where the variant was made for a backend of its own."""
+    manifest = tuned()
+    fp32, int8 = manifest.variants
+    return replace(manifest, variants=(fp32, replace(int8, backend=name)))
+
+
+def test_a_variant_runs_on_the_backend_it_was_made_for(kinds: list[str]) -> None:
+    """Whether it is the fastest here or asked for; the reference keeps the first backend."""
+    for options in (PlanOptions(), PlanOptions(variant="int8")):
+        plan = make_plan(with_backend("other"), MACHINE, options)
+        assert (plan.variant, plan.backend, plan.spinning) == ("int8", "other", False)
+    plan = make_plan(with_backend("other"), MACHINE, PlanOptions(variant="fp32"))
+    assert (plan.variant, plan.backend, plan.spinning) == ("fp32", "pretend", True)
+
+
+def test_a_backend_that_is_asked_for_is_taken(kinds: list[str]) -> None:
+    """For the reference, or for the variant named; what was tuned for another one is not meant then."""
+    plan = make_plan(with_backend("other"), MACHINE, PlanOptions(backend="other"))
+    assert (plan.variant, plan.backend) == ("fp32", "other")
+    plan = make_plan(with_backend("other"), MACHINE, PlanOptions(backend="pretend", variant="int8"))
+    assert (plan.variant, plan.backend) == ("int8", "pretend")
+    with pytest.raises(MissingPackageError, match="absent is missing"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(backend="absent"))
+    with pytest.raises(DeviceError, match="no backend 'tvm'; choose from pretend, other, absent"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(backend="tvm"))
+    with pytest.raises(DeviceError, match="backend other was asked for, and cannot use cuda"):
+        make_plan(MANIFEST, GPU, PlanOptions(backend="other", device="cuda"))
+
+
+def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) -> None:
+    """The reference runs, and the plan says what to install; who asks for the variant gets the error."""
+    plan = make_plan(with_backend("absent"), MACHINE, PlanOptions())
+    assert (plan.variant, plan.backend) == ("fp32", "pretend")
+    assert "int8 is the fastest here, but absent is missing; pip install it" in plan.reasons[0]
+    with pytest.raises(MissingPackageError, match="absent is missing"):
+        make_plan(with_backend("absent"), MACHINE, PlanOptions(variant="int8"))
+
+
+def test_a_variant_for_the_cpu_is_refused_on_a_gpu(kinds: list[str]) -> None:
+    """Its backend cannot use that device."""
+    kinds += ["cuda"]
+    with pytest.raises(DeviceError, match="'int8' was made for other, which cannot use cuda:0"):
+        make_plan(with_backend("other"), GPU, PlanOptions(variant="int8", device="cuda"))
 
 
 def test_an_unknown_variant_is_refused_with_the_known_ones(kinds: list[str]) -> None:

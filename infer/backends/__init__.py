@@ -8,8 +8,9 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+from infer.errors import MissingPackageError
 from infer.guard import Feeds
 from infer.plan import Plan
 from infer.signature import Array, Signature
@@ -40,6 +41,8 @@ class Backend(Protocol):
 
     name: str
     version: str
+    spins: bool
+    """Whether its idle threads can wait by spinning."""
 
     def device_kinds(self) -> tuple[str, ...]:
         """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""
@@ -50,11 +53,34 @@ class Backend(Protocol):
         ...
 
 
-BACKENDS: dict[str, str] = {"onnxruntime": "infer.backends.ort:OrtBackend"}
-"""Backend name → where its class is. The first installed one that can use the device is taken."""
+BACKENDS: dict[str, str] = {
+    "onnxruntime": "infer.backends.ort:OrtBackend",
+    "openvino": "infer.backends.openvino:OpenvinoBackend",
+}
+"""Backend name → where its class is. The first installed one that can use the device is taken, unless
+another was measured to be faster."""
 
 
 def load_backend(name: str) -> Backend:
-    """The backend called `name`. Raises `MissingPackageError` if its library is not installed."""
+    """The backend called `name`. Raises `MissingPackageError` if its library is not installed, or this
+    release has no such backend."""
+    if name not in BACKENDS:
+        raise MissingPackageError(
+            f"this needs the backend '{name}', and this release of infer has {', '.join(BACKENDS)}; install"
+            f" the release that made the artifact"
+        )
     module, _, cls = BACKENDS[name].partition(":")
     return cast(Backend, getattr(importlib.import_module(module), cls)())
+
+
+def told(call: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
+    """`call`, of whose work `switch` is told, as `Executable.watched` has it."""
+
+    def watched(*arguments: Any) -> Any:
+        before = switch("compute")
+        try:
+            return call(*arguments)
+        finally:
+            switch(before)
+
+    return watched

@@ -9,14 +9,13 @@ time.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from infer.backends import Switch
+from infer.backends import Switch, told
 from infer.errors import BackendError, DeviceError, missing_package
 from infer.guard import Feeds, Shapes
 from infer.plan import Plan
@@ -50,6 +49,7 @@ class OrtBackend:
 
     name = "onnxruntime"
     version: str = ort.__version__
+    spins = True
 
     def device_kinds(self) -> tuple[str, ...]:
         available = ort.get_available_providers()
@@ -234,19 +234,8 @@ class _Watched:
 
     def __init__(self, session: Any, switch: Switch) -> None:
         self.io_binding = session.io_binding
-        self.run = _told(session.run, switch)
-        self.run_with_iobinding = _told(session.run_with_iobinding, switch)
-
-
-def _told(call: Callable[..., Any], switch: Switch) -> Callable[..., Any]:
-    def told(*arguments: Any) -> Any:
-        before = switch("compute")
-        try:
-            return call(*arguments)
-        finally:
-            switch(before)
-
-    return told
+        self.run = told(session.run, switch)
+        self.run_with_iobinding = told(session.run_with_iobinding, switch)
 
 
 def _can_bind(signature: Signature) -> bool:

@@ -102,6 +102,7 @@ THREADS = "threads"
     help="Threads of every candidate; default: the cores this process may use.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--backend", help="onnxruntime or openvino; default: the one the variant was made for.")
 @click.option("--variant", help="Which variant of artifacts; default: the fastest here, or the first.")
 @click.option(
     "--tolerance",
@@ -171,6 +172,7 @@ def command(
     weights: Path | None,
     threads: int | None,
     device: str,
+    backend: str | None,
     variant: str | None,
     tolerance: float | None,
     limits: bool,
@@ -233,13 +235,14 @@ def command(
     tolerances = TOLERANCES if tolerance is None else _tolerances(tolerance)
     cores = threads or this_machine().cores
     counts = swept.get(THREADS, (cores,))
+    wishes = PlanOptions(device=device, backend=backend, variant=variant)
     parts: list[_Part] = []
     starts: list[ColdStart] = []
     profiles: list[Profile] = []
     waterfalls: list[Waterfall] = []
     with Progress(quiet=as_json) as progress:
         for count in counts:
-            options = PlanOptions(device=device, variant=variant, num_threads=count)
+            options = replace(wishes, num_threads=count)
             with stdout_kept_clean(), opened_all(candidates, options, given, weights) as opened:
                 limit = _Limits(count, progress) if limits else None
                 found = compare(
@@ -258,7 +261,8 @@ def command(
                         waterfalls.append(waterfall(session, _example(session, example), candidate.name))
         else:
             if cold_start:
-                starts = cold_starts(opened.paths(), opened.feeds, device, cores, progress)
+                wishes = replace(wishes, num_threads=cores)
+                starts = cold_starts(opened.paths(), opened.feeds, wishes, progress)
     record = replace(
         _record(parts, starts, asked, cores), profiles=tuple(profiles), waterfalls=tuple(waterfalls)
     )

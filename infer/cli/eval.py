@@ -41,6 +41,7 @@ from infer.wording import shown
     help="The original's weights, with --against.",
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option("--backend", help="onnxruntime or openvino; default: the one the variant was made for.")
 @click.option("--variant", help="Which variant to evaluate; default: the fastest here, or the first.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
@@ -50,6 +51,7 @@ def command(
     against: str | None,
     weights: Path | None,
     device: str,
+    backend: str | None,
     variant: str | None,
     as_json: bool,
 ) -> None:
@@ -86,7 +88,7 @@ def command(
 
     renamed = dict(_column(text) for text in columns)
     opened = open_artifact(artifact)
-    options = PlanOptions(device=device, variant=variant)
+    options = PlanOptions(device=device, backend=backend, variant=variant)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=as_json))
         session = stack.enter_context(open_session(opened, options, SessionOptions(warm_up=False)))

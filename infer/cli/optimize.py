@@ -61,6 +61,14 @@ if TYPE_CHECKING:
 )
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Try only this one beside the reference's: onnxruntime, openvino. Repeatable; default: all"
+    " that are installed.",
+)
+@click.option(
     "--strict-fusion",
     is_flag=True,
     help="Exit with 1 if the original does something more often than the passes rewrote.",
@@ -78,6 +86,7 @@ def command(
     limit: str,
     threads: int | None,
     device: str,
+    backends: tuple[str, ...],
     strict_fusion: bool,
     force: bool,
     as_json: bool,
@@ -107,6 +116,7 @@ def command(
         time_s=_seconds(limit),
         device=device,
         num_threads=threads,
+        backends=backends,
         overwrite=force,
     )
     with Progress(quiet=as_json) as progress:
@@ -139,7 +149,7 @@ def _document(found: Optimized) -> dict[str, Any]:
         "data": found.data,
         "unfinished": found.unfinished,
         "shortfalls": found.shortfalls,
-        "verdicts": [asdict(verdict) for verdict in found.verdicts],
+        "verdicts": [{**asdict(verdict), "changed": verdict.changed} for verdict in found.verdicts],
     }
 
 
@@ -155,7 +165,7 @@ def _report(found: Optimized, output: Path) -> None:
     heading("result")
     facts = [
         ("variant", f"{variant.name}, {variant.precision}, {size(variant.size_bytes)}"),
-        ("threads", str(found.outcome.num_threads)),
+        ("runs on", f"{found.outcome.runtime}, threads {found.outcome.num_threads}"),
         ("judged on", found.data),
         ("artifact", str(output)),
     ]

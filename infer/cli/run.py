@@ -39,6 +39,7 @@ from infer.wording import shown
 @click.option(
     "--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto. A demand, not a wish."
 )
+@click.option("--backend", help="onnxruntime or openvino; default: the one the variant was made for.")
 @click.option("--variant", help="Which variant to run; default: the fastest here, or the first.")
 @click.option(
     "--threads",
@@ -56,6 +57,7 @@ def command(
     feeds: Path | None,
     output: Path | None,
     device: str,
+    backend: str | None,
     variant: str | None,
     threads: int | None,
     as_json: bool,
@@ -84,7 +86,7 @@ def command(
         _check_output(output)
         if output.suffix == ".npz" and feeds is None:
             feeds, inputs = _lone_feeds(opened, inputs, texts), ()
-    options = PlanOptions(device=device, variant=variant, num_threads=threads)
+    options = PlanOptions(device=device, backend=backend, variant=variant, num_threads=threads)
     plan = _explain(opened, options, as_json) if explain else {}
     if explain and not (inputs or texts or feeds):
         if as_json:

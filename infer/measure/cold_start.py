@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from infer.errors import BackendError
@@ -15,6 +17,7 @@ from infer.measure.feeds import Feeds
 from infer.measure.record import ColdStart
 from infer.measure.rounds import Progress
 from infer.npz import save_npz
+from infer.options import PlanOptions
 
 ROUNDS = 5
 
@@ -23,11 +26,11 @@ _PROGRAM = """
 import sys, time
 points = []
 def mark(): points.append(time.monotonic())
-import infer, numpy
-path, feeds, device, threads = sys.argv[1:]
+import infer, json, numpy
+path, feeds, options = sys.argv[1:]
 load = infer.load
 mark()
-session = load(path, device=device, num_threads=int(threads))
+session = load(path, **json.loads(options))
 mark()
 with numpy.load(feeds) as arrays:
     given = dict(arrays)
@@ -46,8 +49,7 @@ print(*points, sorted(taken)[len(taken) // 2], peak)
 def cold_starts(
     paths: Mapping[str, Path],
     feeds: Feeds,
-    device: str,
-    threads: int,
+    options: PlanOptions,
     progress: Progress = lambda _: None,
 ) -> list[ColdStart]:
     """Medians of `ROUNDS` processes of each artifact or `.onnx` file, by name, in turns.
@@ -55,13 +57,15 @@ def cold_starts(
     Milliseconds count from the moment before the process is created. Raises `BackendError` if one fails.
     """
     found: dict[str, list[Sequence[float]]] = {name: [] for name in paths}
+    wished = asdict(options)
+    del wished["graph_optimization"]  # which nobody chooses who loads
     with tempfile.TemporaryDirectory(prefix="infer-") as folder:
         given = Path(folder) / "feeds.npz"
         save_npz(given, feeds)
         for turn in range(ROUNDS):
             for name, path in paths.items():
                 progress(f"cold start {turn + 1} of {ROUNDS}, {name}")
-                found[name].append(_one([str(path), str(given), device, str(threads)], name))
+                found[name].append(_one([str(path), str(given), json.dumps(wished)], name))
     return [_medians(name, rows) for name, rows in found.items()]
 
 

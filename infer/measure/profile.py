@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from infer.artifact import Artifact
 from infer.backends.ort_trace import Event, trace_times
+from infer.errors import InputError
 from infer.graphnodes import read_graph_nodes
 from infer.guard import Guard
 from infer.measure.feeds import sizes_of
@@ -39,8 +40,14 @@ def profile(
     `encoder.layer.*.attention`. A graph without notes of its modules has none.
 
     The times are those of the backend's own profiler, which slows small nodes down by about a microsecond.
-    Raises `FeedError`, `BackendError`, `DeviceError` and `ArtifactError`.
+    Raises `InputError` for
+    a plan of another backend, and `FeedError`, `BackendError`, `DeviceError` and `ArtifactError`.
     """
+    if plan.backend != "onnxruntime":
+        raise InputError(
+            f"{candidate} runs on {plan.backend}, and only onnxruntime says where its time goes; give"
+            f" --backend onnxruntime"
+        )
     file = artifact.file(plan.graph)
     check_graph(artifact, file)
     signature = artifact.manifest.signature

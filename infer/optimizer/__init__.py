@@ -4,20 +4,20 @@ An artifact is rewritten pass by pass, and quantized where its budget allows tha
 two gates: its answers (`gates.Judge`), and its time beside the best so far (`gates.time_ratio`). What
 passes becomes a variant of the output, with its evidence, and the plan for machines like this one.
 
-Reading order: `search`, `targets`, `passes/`, `quantization/`, `gates`, `material`.
+Reading order: `search`, `outcome`, `trial`, `gates`, `targets`, `passes/`, `quantization/`, `material`.
 """
 
 from __future__ import annotations
 
 from infer.optimizer.budget import Budget, parse_budget
-from infer.optimizer.search import (
+from infer.optimizer.outcome import (
     INTERRUPTED,
     OBJECTIVES,
     OUT_OF_TIME,
     Optimized,
     OptimizeOptions,
-    optimize,
 )
+from infer.optimizer.search import optimize
 from infer.optimizer.verdict import Verdict
 
 __all__ = [

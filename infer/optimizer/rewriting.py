@@ -33,11 +33,14 @@ def maker(value: ir.Value | None, *op_types: str) -> ir.Node | None:
 
 
 def only_user(value: ir.Value, *op_types: str) -> ir.Node | None:
-    """The one node that takes `value`, if nothing else does and it is of one of these operators."""
+    """The one node that takes `value`, if nothing else does and it is of one of these operators of ONNX
+    itself, or of any, if none are named."""
     users = value.uses()
     if len(users) != 1 or value.is_graph_output():
         return None
     node = next(iter(users)).node
+    if not op_types:
+        return node
     return node if node.domain == "" and node.op_type in op_types else None
 
 

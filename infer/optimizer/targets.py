@@ -5,8 +5,8 @@ A target is a row of this table, so that another kernel library is one more row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -16,7 +16,7 @@ from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.passes.attention import attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
-from infer.optimizer.quantization.calibration import ranges
+from infer.optimizer.quantization.calibration import ActivationRange, ranges
 from infer.optimizer.quantization.smoothing import smooth
 
 _QUANTIZED = frozenset(
@@ -36,6 +36,14 @@ class Given:
 
     calibration: Sequence[Feeds]
     pair_bounded: bool
+    _known: dict[str, dict[str, ActivationRange]] = field(default_factory=dict)
+
+    def ranges(self, model: ir.Model, tensors: Sequence[str], method: str) -> Mapping[str, ActivationRange]:
+        """Of these tensors of the reference's graph, each found once."""
+        known = self._known.setdefault(method, {})
+        if missing := [name for name in tensors if name not in known]:
+            known.update(ranges(model, missing, self.calibration, method=method))
+        return known
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ def _static(method: str) -> Callable[[ir.Model, Given, Collection[str]], PassRes
     def build(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
         return static.quantize_statically(
             model,
-            lambda tensors: ranges(model, tensors, given.calibration, method=method),
+            lambda tensors: given.ranges(model, tensors, method),
             keep,
             pair_bounded=given.pair_bounded,
         )
@@ -91,26 +99,35 @@ CENSUS = {"attention": "attention"}
 
 _TRANSFORMER_PASSES: dict[str, Pass] = {"attention": attention, "skip-norm": skip_norm}
 
+_STATIC_INT8 = "int8 (QDQ, per channel, calibrated)"
+
+
+def _static_recipes(prefix: str) -> tuple[Recipe, ...]:
+    return (
+        Recipe(
+            f"{prefix}int8-static",
+            _STATIC_INT8,
+            "convolutions and products in int8, ranges by least squared error",
+            static.candidates,
+            _static("mse"),
+        ),
+        Recipe(
+            f"{prefix}int8-static-minmax",
+            _STATIC_INT8,
+            "convolutions and products in int8, ranges by extremes",
+            static.candidates,
+            _static("minmax"),
+        ),
+    )
+
+
 TARGETS: tuple[Target, ...] = (
     Target(
         "onnxruntime",
         "cpu",
         _TRANSFORMER_PASSES,
         (
-            Recipe(
-                "int8-static",
-                "int8 (QDQ, per channel, calibrated)",
-                "convolutions and products in int8, ranges by least squared error",
-                static.candidates,
-                _static("mse"),
-            ),
-            Recipe(
-                "int8-static-minmax",
-                "int8 (QDQ, per channel, calibrated)",
-                "convolutions and products in int8, ranges by extremes",
-                static.candidates,
-                _static("minmax"),
-            ),
+            *_static_recipes(""),
             Recipe(
                 "int8-dynamic",
                 "int8 (dynamic, per channel)",
@@ -127,17 +144,14 @@ TARGETS: tuple[Target, ...] = (
             ),
         ),
     ),
+    Target("openvino", "cpu", {}, _static_recipes("openvino-")),
     Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
 )
 
 
-def target_of(backend: str, device: str) -> Target:
-    """The row for a plan's backend and device; one without passes if there is none."""
-    kind = device.partition(":")[0]
-    for target in TARGETS:
-        if (target.backend, target.device) == (backend, kind):
-            return target
-    return Target(backend, kind, {})
+def targets_of(device: str) -> tuple[Target, ...]:
+    """The rows for a device."""
+    return tuple(target for target in TARGETS if target.device == device.partition(":")[0])
 
 
 def unfit(recipe: Recipe, model: ir.Model) -> str | None:
@@ -151,7 +165,7 @@ def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     if not nodes:
         return "it finds nothing to quantize"
     convolutions = any(node.op_type == "Conv" for node in nodes)
-    if recipe.name.startswith("int8-static") and not convolutions:
+    if recipe.precision == _STATIC_INT8 and not convolutions:
         return "without convolutions, ranges of each run are closer than fixed ones"
     return None
 

@@ -10,25 +10,30 @@ from infer.measure.statistics import Estimate
 
 @dataclass(frozen=True)
 class Verdict:
-    """One pass or variant.
+    """One pass, recipe, backend or number of threads.
 
     Attributes:
-        changed: what it did to the graph, such as "12 of 12", with the reasons where it did not.
-        found, rewritten: these numbers.
+        why: in one sentence.
+        precision, exact: of its graph, and whether that keeps the numbers.
+        backend: what runs it.
+        found, rewritten: how often its pattern was found in the graph, and rewritten.
+        declined: why it was not elsewhere → how often.
         figures: how near its answers are, see `infer.optimizer.budget`; empty if it was not judged.
         ratio: its time over that of `against`; None if it was not timed.
         neighbours: how far an answer moves with its neighbours in a batch.
-        why: in one sentence.
-        broken: whether it was dropped because of the budget.
         graph: its file, if it has one.
+        broken: whether it was dropped because of the budget.
     """
 
     name: str
     kept: bool
     why: str
-    changed: str = ""
+    precision: str = ""
+    exact: bool = True
+    backend: str = ""
     found: int = 0
     rewritten: int = 0
+    declined: dict[str, int] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     ratio: Estimate | None = None
     against: str = ""
@@ -36,6 +41,21 @@ class Verdict:
     graph: str | None = None
     size_bytes: int = 0
     broken: bool = False
+
+    @property
+    def changed(self) -> str:
+        """What it did to the graph, such as "12 of 12", with the reasons where it did not; "" if nothing of
+        the kind is there."""
+        if not self.found:
+            return ""
+        said = f"{self.rewritten} of {self.found}"
+        return f"{said} ({self.reasons})" if self.declined else said
+
+    @property
+    def reasons(self) -> str:
+        """Why it did not change all that it found, the most frequent first."""
+        ordered = sorted(self.declined.items(), key=lambda item: -item[1])
+        return "; ".join(f"{count}: {reason}" for reason, count in ordered)
 
 
 def shortfalls(
@@ -54,8 +74,7 @@ def shortfalls(
         said = f"{verdict.name}: the original does it {expected} times, {verdict.rewritten} were rewritten"
         if unseen := expected - verdict.found:
             said += f"; {unseen} were not recognized in the graph"
-        _, _, reasons = verdict.changed.partition(" (")
-        if reasons:
-            said += f"; {reasons.removesuffix(')')}"
+        if verdict.declined:
+            said += f"; {verdict.reasons}"
         found.append(said)
     return found

@@ -89,10 +89,10 @@ class Workshop:
         for file in self.folder.glob(f"{graph}*"):
             file.unlink()
 
-    def artifact(self, name: str, graph: str, precision: str) -> Artifact:
+    def artifact(self, name: str, graph: str) -> Artifact:
         """The artifact as if this graph were its only variant."""
         outline = read_graph_file(self.folder / graph)
-        variant = Variant(name, graph, precision, outline.opset, 0)
+        variant = Variant(name, graph, "", outline.opset, 0)
         own = {graph, *(f"graphs/{location}" for location in outline.external_files)}
         files = {path: FileRecord(None, (self.folder / path).stat().st_size) for path in own}
         manifest = replace(self._manifest, variants=(variant,), files={**self._manifest.files, **files})

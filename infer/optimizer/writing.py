@@ -6,26 +6,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from infer.artifact import MANIFEST, Artifact, record_files
 from infer.drafts import artifact_draft
+from infer.graphfile import read_graph_file
 from infer.machine import this_machine
 from infer.manifest import Evidence, GoldenPoint, Manifest, Speed, Tuned, Variant
 from infer.npz import save_npz
+from infer.optimizer.budget import EQUAL
+from infer.optimizer.outcome import Outcome
 from infer.optimizer.saving import save
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
 from infer.session import Session, open_session, run_golden
-
-if TYPE_CHECKING:
-    from infer.optimizer.search import Outcome
 
 _ROOM = 1.5
 """Another processor of the same kind may round differently; a damaged graph is further off."""
@@ -46,18 +44,23 @@ def write_output(
     """Write the artifact, whole or not at all, and run every new variant once. Raises `ArtifactError`."""
     machine, device = this_machine().fingerprint, reference.plan.device
     with artifact_draft(output, overwrite=overwrite) as draft:
-        for name in artifact.manifest.files:
+        for name in _still_needed(artifact.manifest, outcome, machine, device):
             _copy(artifact.file(name), draft / name)
         points = artifact.manifest.golden or _golden(draft, reference, golden)
         added = []
         for name, verdict in outcome.variants.items():
-            assert verdict.graph is not None
-            graph = f"graphs/{name}.onnx"
-            # written anew, because a graph says what its file of weights is called
-            size_bytes = save(ir.load(workshop.folder / verdict.graph), draft / graph)
-            evidence = _evidence(verdict, outcome, name, budget, data, machine)
-            precision = outcome.precisions[name]
-            added.append(Variant(name, graph, precision, _opset(draft / graph), size_bytes, evidence))
+            graph, size_bytes = _write_graph(workshop, verdict, name, draft)
+            added.append(
+                Variant(
+                    name,
+                    graph,
+                    verdict.precision,
+                    read_graph_file(draft / graph).opset,
+                    size_bytes,
+                    _evidence(verdict, outcome, name, budget, data, machine),
+                    verdict.backend,
+                )
+            )
         manifest = _with(artifact.manifest, added, outcome, machine, device)
         manifest = replace(manifest, golden=points, files=record_files(draft))
         (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
@@ -67,6 +70,23 @@ def write_output(
         variants = tuple(by_name.get(variant.name, variant) for variant in manifest.variants)
         (draft / MANIFEST).write_text(replace(manifest, variants=variants).to_json(), encoding="utf-8")
     return Artifact.open(output)
+
+
+def _write_graph(workshop: Workshop, verdict: Verdict, name: str, draft: Path) -> tuple[str, int]:
+    """A variant's graph in the draft, and its size in bytes; one as the reference is not written again."""
+    assert verdict.graph is not None
+    if verdict.graph == workshop.reference.graph:
+        return verdict.graph, verdict.size_bytes
+    graph = f"graphs/{name}.onnx"
+    # written anew, because a graph says what its file of weights is called
+    return graph, save(ir.load(workshop.folder / verdict.graph), draft / graph)
+
+
+def _still_needed(before: Manifest, outcome: Outcome, machine: str, device: str) -> list[str]:
+    """The artifact's files but the graphs of variants that are replaced or have lost their plan."""
+    kept = {variant.graph for variant in _with(before, [], outcome, machine, device).variants}
+    gone = {variant.graph for variant in before.variants} - kept
+    return [name for name in before.files if name not in gone and name.removesuffix(".data") not in gone]
 
 
 def _with(before: Manifest, added: list[Variant], outcome: Outcome, machine: str, device: str) -> Manifest:
@@ -81,7 +101,7 @@ def _with(before: Manifest, added: list[Variant], outcome: Outcome, machine: str
         device=device,
         variant=best,
         num_threads=outcome.num_threads,
-        onnxruntime=version("onnxruntime"),
+        runtime=outcome.runtime,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     return replace(before, variants=(before.variants[0], *kept, *added), tuned=(*others, tuned))
@@ -94,7 +114,7 @@ def _evidence(
     ratio = verdict.ratio
     return Evidence(
         changes=outcome.changes[name],
-        budget=budget if outcome.precisions[name] != "float32" else "equal",
+        budget=EQUAL if verdict.exact else budget,
         figures=verdict.figures,
         data=data,
         speed=Speed(verdict.against, ratio.value, ratio.low, ratio.high, machine),
@@ -126,12 +146,6 @@ def _golden(draft: Path, reference: Session, feeds: Mapping[str, object]) -> tup
     save_npz(draft / "golden/0-feeds.npz", arrays)  # type: ignore[arg-type]
     save_npz(draft / "golden/0-outputs.npz", reference.run(arrays))
     return (GoldenPoint("example", "golden/0-feeds.npz", "golden/0-outputs.npz"),)
-
-
-def _opset(graph: Path) -> int:
-    from infer.graphfile import read_graph_file
-
-    return read_graph_file(graph).opset
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -2,6 +2,7 @@
 
     before   q, k, v = Transpose(Reshape(x·Wq + bq)), …      after   Attention(x, [Wq Wk Wv], [bq bk bv])
              Transpose(Reshape(Attention-23(q, k, v, mask)))           or MultiHeadAttention(q, k, v, mask)
+             or, in the place of Attention-23, what `passes.spelled_out` finds
 
 Why it is faster: one product of x with three times as many columns keeps the cores busier than three, the
 heads are split by the kernel while it copies anyway, and neither Reshape nor Transpose is left. Measured on
@@ -22,6 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.optimizer.passes import PassResult
+from infer.optimizer.passes.spelled_out import HEADS_BEFORE_ROWS, Attended, permutation, spelled_out
 from infer.optimizer.rewriting import (
     CONTRIB,
     constant,
@@ -38,41 +40,61 @@ from infer.optimizer.rewriting import (
 )
 from infer.signature import Array
 
-_HEADS_BEFORE_ROWS = (0, 2, 1, 3)
-
 
 def attention(model: ir.Model) -> PassResult:
     """Rewrite every attention of the graph that the kernels can take."""
     result = PassResult()
     for node in list(model.graph):
-        if node.domain != "" or node.op_type != "Attention":
+        found = _whole(node) or spelled_out(node)
+        if found is None:
             continue
         result.found += 1
-        if reason := _unfit(node):
+        if reason := _unfit(found):
             result.decline(reason)
             continue
-        _lower(model, node)
+        _lower(model, found)
         result.rewritten += 1
     tidy(model)
     return result
 
 
-def _unfit(node: ir.Node) -> str | None:
-    """Why the kernels cannot take this one, or None."""
+def _whole(node: ir.Node) -> Attended | None:
+    """The operator of opset 23."""
+    if node.domain != "" or node.op_type != "Attention":
+        return None
     query, key, value = node.inputs[:3]
+    problem = ""
+    if len(node.inputs) > 4 and any(tensor is not None for tensor in node.inputs[4:]):
+        problem = "it carries keys and values from call to call"
+    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
+        problem = "its scores, or its keys and values, are used elsewhere"
+    if node.attributes.get_float("softcap", 0.0):
+        problem = "its scores are capped"
+    size = size_at(query, 3)
+    return Attended(
+        node,
+        query,
+        key,
+        value,
+        mask=node.inputs[3] if len(node.inputs) > 3 else None,
+        scale=node.attributes.get_float("scale", 1.0 / float(np.sqrt(size or 1))),
+        causal=bool(node.attributes.get_int("is_causal", 0)),
+        problem=problem,
+    )
+
+
+def _unfit(found: Attended) -> str | None:
+    """Why the kernels cannot take this one, or None."""
+    query, key, value, mask = found.query, found.key, found.value, found.mask
+    if found.problem:
+        return found.problem
     if any(rank(tensor) != 4 for tensor in (query, key, value)):
         return "its inputs are not known to have the shape [batch, heads, rows, size]"
-    if len(node.inputs) > 4 and any(tensor is not None for tensor in node.inputs[4:]):
-        return "it carries keys and values from call to call"
-    if any(output.uses() or output.is_graph_output() for output in node.outputs[1:]):
-        return "its scores, or its keys and values, are used elsewhere"
-    if node.attributes.get_float("softcap", 0.0):
-        return "its scores are capped"
     if size_at(query, 1) is None or size_at(query, 3) is None:
         return "the number of heads is not known"
     if size_at(query, 1) != size_at(key, 1):
         return "several heads of queries share one of keys"
-    if (mask := _mask(node)) is not None:
+    if mask is not None:
         if rank(mask) != 4 or mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
             return "its mask has not the shape [batch, heads, rows, columns]"
         if dim_at(mask, 2) != dim_at(query, 2) or dim_at(mask, 3) != dim_at(key, 2):
@@ -80,24 +102,16 @@ def _unfit(node: ir.Node) -> str | None:
     return None
 
 
-def _mask(node: ir.Node) -> ir.Value | None:
-    return node.inputs[3] if len(node.inputs) > 3 else None
-
-
-def _lower(model: ir.Model, node: ir.Node) -> None:
-    graph = model.graph
-    heads, size = size_at(node.inputs[0], 1), size_at(node.inputs[0], 3)
+def _lower(model: ir.Model, found: Attended) -> None:
+    graph, node = model.graph, found.node
+    heads = size_at(found.query, 1)
     assert heads is not None
-    assert size is not None
-    attributes: dict[str, int | float] = {
-        "num_heads": heads,
-        "scale": node.attributes.get_float("scale", 1.0 / float(np.sqrt(size))),
-    }
-    if node.attributes.get_int("is_causal", 0):
+    attributes: dict[str, int | float] = {"num_heads": heads, "scale": found.scale}
+    if found.causal:
         attributes["unidirectional"] = 1
-    mask = _mask(node)
-    bias = None if mask is None else _as_bias(graph, node, mask)
-    rows = [_rows(graph, node, tensor) for tensor in node.inputs[:3] if tensor is not None]
+    bias = None if found.mask is None else _as_bias(graph, node, found.mask)
+    inputs = (found.query, found.key, found.value)
+    rows = [_rows(graph, node, tensor) for tensor in inputs if tensor is not None]
     if packed := _packed(rows):
         lowered = ir.node(
             "Attention",
@@ -120,9 +134,15 @@ def _lower(model: ir.Model, node: ir.Node) -> None:
 
 
 def _as_bias(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
-    """A mask as what is added to the scores; tidying makes one of those that several layers share."""
+    """A mask as what is added to the scores; tidying makes one of those that several layers share.
+
+    Minus infinity becomes the lowest number: a kernel that meets a row of nothing else gives NaN.
+    """
     if mask.dtype == ir.DataType.FLOAT:
-        return mask
+        chosen = maker(mask, "Where")
+        if chosen is None or not _allows(chosen) or chosen.inputs[0] is None:
+            return mask
+        mask = chosen.inputs[0]
     allowed = small(graph, "mask_allows", np.array(0, np.float32))
     forbidden = small(graph, "mask_forbids", np.array(np.finfo(np.float32).min, np.float32))
     where = ir.node("Where", [mask, allowed, forbidden])
@@ -131,23 +151,24 @@ def _as_bias(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
     return where.outputs[0]
 
 
+def _allows(where: ir.Node) -> bool:
+    """Whether it gives 0 where its condition holds, and minus infinity elsewhere."""
+    yes, no = constant(where.inputs[1]), constant(where.inputs[2])
+    return yes is not None and no is not None and bool((yes == 0).all() and np.isneginf(no).all())
+
+
 def _rows(graph: ir.Graph, node: ir.Node, tensor: ir.Value) -> ir.Value:
     """[batch, heads, rows, size] as [batch, rows, heads · size]: what it was made of, if it was so."""
     transposed = maker(tensor, "Transpose")
-    if transposed is not None and _permutation(transposed) == _HEADS_BEFORE_ROWS:
+    if transposed is not None and permutation(transposed) == HEADS_BEFORE_ROWS:
         split = maker(transposed.inputs[0], "Reshape")
         if split is not None and _splits_last(split):
             assert split.inputs[0] is not None
             return split.inputs[0]
-    back = ir.node("Transpose", [tensor], {"perm": _HEADS_BEFORE_ROWS})
+    back = ir.node("Transpose", [tensor], {"perm": HEADS_BEFORE_ROWS})
     joined = ir.node("Reshape", [back.outputs[0], small(graph, "joined_heads", np.array([0, 0, -1]))])
     put(node, [back, joined])
     return joined.outputs[0]
-
-
-def _permutation(node: ir.Node) -> tuple[int, ...]:
-    found = node.attributes.get("perm")
-    return tuple(found.as_ints()) if found is not None else ()
 
 
 def _splits_last(reshape: ir.Node) -> bool:
@@ -207,7 +228,7 @@ def _give_back(graph: ir.Graph, node: ir.Node, lowered: ir.Node, heads: int) -> 
     """The kernel's [batch, rows, heads · size] where the graph wants it so, or split and transposed."""
     answer = node.outputs[0]
     transposed = only_user(answer, "Transpose")
-    if transposed is not None and _permutation(transposed) == _HEADS_BEFORE_ROWS:
+    if transposed is not None and permutation(transposed) == HEADS_BEFORE_ROWS:
         joined = only_user(transposed.outputs[0], "Reshape")
         if joined is not None and _joins_last(joined):
             take_place(joined.outputs[0], lowered.outputs[0])
@@ -215,7 +236,7 @@ def _give_back(graph: ir.Graph, node: ir.Node, lowered: ir.Node, heads: int) -> 
     split = ir.node(
         "Reshape", [lowered.outputs[0], small(graph, f"split_{heads}", np.array([0, 0, heads, -1]))]
     )
-    back = ir.node("Transpose", [split.outputs[0]], {"perm": _HEADS_BEFORE_ROWS})
+    back = ir.node("Transpose", [split.outputs[0]], {"perm": HEADS_BEFORE_ROWS})
     put(node, [split, back])
     take_place(answer, back.outputs[0])
 

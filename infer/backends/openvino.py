@@ -1,0 +1,182 @@
+"""The OpenVINO backend, for CPUs. The only file that imports openvino.
+
+It computes in float32 where the graph does: by default it would take bfloat16 or float16 where the
+processor has them. Integers of 64 bits it computes in 32, so feeds that do not fit are refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infer.backends import Switch, told
+from infer.errors import BackendError, missing_package
+from infer.guard import Feeds, Shapes
+from infer.plan import Plan
+from infer.signature import Array, Signature
+
+try:
+    import openvino as ov
+
+    ov.Core  # noqa: B018  a folder that an uninstall left behind imports, and is empty
+except (ImportError, OSError, AttributeError) as _error:
+    raise missing_package("openvino", "openvino", _error) from _error
+
+# Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
+_MAX_FIXED = 4
+
+_INT32 = np.iinfo(np.int32)
+
+Infer = Callable[[Any, dict[int, Array]], None]
+"""Runs a request on arrays by the places of their inputs."""
+
+
+def _infer(request: Any, arrays: dict[int, Array]) -> None:
+    request.infer(arrays, share_inputs=True)
+
+
+class OpenvinoBackend:
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino"
+    version: str = str(ov.__version__).split("-")[0]
+    spins = False
+
+    def device_kinds(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OpenvinoExecutable:
+        if plan.graph_optimization != "all":
+            raise BackendError("OpenVINO cannot run a graph as it is written; use the backend onnxruntime")
+        if strings := [spec.name for spec in signature.inputs if spec.dtype == "string"]:
+            raise BackendError(f"OpenVINO takes no strings, as input '{strings[0]}' has them")
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": plan.num_threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            # sessions that share cores would be pinned to the same ones
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            core = ov.Core()
+            model = core.read_model(graph)
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot load '{graph}': {_words(error)}") from error
+        models = _Models(model, lambda shaped: core.compile_model(shaped, "CPU", settings), signature)
+        return OpenvinoExecutable(models, signature)
+
+
+class OpenvinoExecutable:
+    """A loaded model, and how its requests are run."""
+
+    def __init__(self, models: _Models, signature: Signature, infer: Infer = _infer) -> None:
+        self._models, self._signature, self._infer = models, signature, infer
+        self._dtypes = {spec.name: spec.numpy_dtype for spec in signature.outputs}
+        self._wide = tuple(spec.name for spec in signature.inputs if spec.dtype in ("int64", "uint64"))
+
+    def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
+        for name in self._wide:
+            array = feeds[name]
+            if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+                raise BackendError(
+                    f"OpenVINO computes with integers of 32 bits, and input '{name}' has larger ones; use"
+                    f" the backend onnxruntime"
+                )
+        requests = self._models.requests(feeds.shapes)
+        request = requests.take()
+        try:
+            self._infer(request, dict(enumerate(feeds.values())))
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO failed while running the graph: {_words(error)}") from error
+        places, dtypes = self._models.places, self._dtypes
+        answer = {
+            name: np.array(request.get_output_tensor(places[name]).data, dtypes[name]) for name in outputs
+        }
+        requests.give_back(request)
+        return answer
+
+    def watched(self, switch: Switch) -> OpenvinoExecutable:
+        return OpenvinoExecutable(self._models, self._signature, told(self._infer, switch))
+
+    def close(self) -> None:
+        self._models.clear()
+
+
+class _Models:
+    """A model compiled once for feeds of any shape, and where shapes differ in one dim at most, anew for
+    each of the first few: what is compiled for a shape is faster.
+
+    A model that takes texts of any length would be compiled too often, so it has one for all.
+    """
+
+    def __init__(self, model: Any, compile_model: Callable[[Any], Any], signature: Signature) -> None:
+        self._model, self._compile = model, compile_model
+        self._fixed: dict[Shapes, _Requests] = {}
+        self._most = _MAX_FIXED if len(signature.dims) <= 1 else 0
+        self._compiling = threading.Lock()
+        self._any = None if self._most else self._compiled(None)
+        self.places = {name: place for place, out in enumerate(model.outputs) for name in out.get_names()}
+
+    def requests(self, shapes: Shapes) -> _Requests:
+        """Those of the model for feeds of these shapes."""
+        full = len(self._fixed) >= self._most
+        return self._fixed.get(shapes) or (full and self._any) or self._first_of(shapes)
+
+    def _first_of(self, shapes: Shapes) -> _Requests:
+        with self._compiling:
+            if shapes in self._fixed:
+                return self._fixed[shapes]
+            if len(self._fixed) < self._most:
+                try:
+                    self._fixed[shapes] = self._compiled(shapes)
+                except BackendError:  # it computes with the sizes of its example
+                    self._fixed[shapes] = self._any = self._any or self._compiled(None)
+                return self._fixed[shapes]
+            self._any = self._any or self._compiled(None)
+            return self._any
+
+    def _compiled(self, shapes: Shapes | None) -> _Requests:
+        try:
+            model = self._model
+            if shapes is not None:
+                model = model.clone()
+                model.reshape(dict(enumerate(shapes)))
+            return _Requests(self._compile(model))
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
+
+    def clear(self) -> None:
+        self._fixed.clear()
+        self._any = self._model = None
+
+
+class _Requests:
+    """Requests of one compiled model; each is used by one thread at a time."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._idle: list[Any] = []  # pop and append are atomic
+
+    def take(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._compiled.create_infer_request()
+
+    def give_back(self, request: Any) -> None:
+        self._idle.append(request)
+
+
+def _words(error: Exception) -> str:
+    """The message on one line, bounded, without the lines that say where in its sources it arose."""
+    lines = [
+        line
+        for line in str(error).splitlines()
+        if line and not line.startswith(("Exception from", "Check '"))
+    ]
+    return " ".join(" ".join(lines or [str(error)]).split())[:600]

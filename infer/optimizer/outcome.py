@@ -1,0 +1,102 @@
+"""What a search is asked for, and what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from infer.artifact import Artifact
+from infer.measure.statistics import Estimate
+from infer.optimizer.budget import Budget
+from infer.optimizer.material import Data
+from infer.optimizer.targets import CENSUS
+from infer.optimizer.verdict import Verdict, shortfalls
+
+OBJECTIVES = {"latency": 1, "throughput": 8, "size": 1}
+"""What is to become better → the rows of a feed that is timed."""
+
+INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"
+
+
+@dataclass(frozen=True)
+class OptimizeOptions:
+    """How to optimize.
+
+    Attributes:
+        budgets: all must hold. Without any, answers must be equal, and nothing that approximates is tried.
+        data: inputs of the task, with their answers if a budget is about a metric.
+        objective: one of `OBJECTIVES`.
+        time_s: nothing new is begun after so many seconds.
+        gate_s: how long a variant is timed beside what it would replace.
+        device, num_threads: as in `PlanOptions`.
+        backends: those to try, by name; all that are installed, if none is named.
+        overwrite: replace an artifact at the output.
+    """
+
+    budgets: tuple[Budget, ...] = ()
+    data: Data | None = None
+    objective: str = "latency"
+    time_s: float = 600.0
+    gate_s: float = 6.0
+    device: str = "auto"
+    num_threads: int | None = None
+    backends: tuple[str, ...] = ()
+    overwrite: bool = False
+
+
+@dataclass
+class Outcome:
+    """What is worth keeping so far.
+
+    Attributes:
+        variants: name → its verdict, which says where its graph is; the last one is best.
+        changes: variant → pass or recipe → what it did.
+        num_threads: of the best.
+        runtime: the library that runs the best, and its version.
+        ratio: time of the best over the reference's.
+    """
+
+    variants: dict[str, Verdict] = field(default_factory=dict)
+    changes: dict[str, dict[str, str]] = field(default_factory=dict)
+    num_threads: int = 0
+    runtime: str = ""
+    ratio: Estimate | None = None
+
+    @property
+    def best(self) -> Verdict | None:
+        """The fastest variant, if there is one beside the reference."""
+        return next(reversed(self.variants.values()), None)
+
+    def keep(self, variant: str, verdict: Verdict, change: str) -> None:
+        """Note a verdict as the best so far, in the place of others of its kind: there is one variant that
+        keeps the numbers, and one that does not."""
+        before = self.changes.get(variant, {})
+        for name, other in list(self.variants.items()):
+            if other.exact == verdict.exact:
+                del self.variants[name]
+        self.variants[variant] = verdict
+        self.changes[variant] = {**before, verdict.name: change}
+
+
+@dataclass(frozen=True)
+class Optimized:
+    """What came of it: the artifact at the output, all that was tried, and what was worth keeping.
+
+    `data` says what answers were judged on; `unfinished`, why not all was tried: "", `INTERRUPTED` or
+    `OUT_OF_TIME`.
+    """
+
+    artifact: Artifact
+    verdicts: tuple[Verdict, ...]
+    outcome: Outcome
+    data: str
+    unfinished: str
+
+    @property
+    def shortfalls(self) -> list[str]:
+        """What the original does more often than passes rewrote; see `verdict.shortfalls`."""
+        return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, CENSUS)
+
+    @property
+    def best(self) -> str:
+        """The name of the variant that is fastest here."""
+        return next(reversed(self.outcome.variants), self.artifact.manifest.variants[0].name)

@@ -1,0 +1,201 @@
+"""How one thing is tried: the graph is rewritten and saved, judged, and timed beside the best so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+import onnx_ir as ir
+
+from infer.errors import InferError
+from infer.measure.rounds import Progress
+from infer.measure.statistics import Estimate, verdict
+from infer.optimizer.budget import Budget
+from infer.optimizer.divergence import diverges
+from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
+from infer.optimizer.material import Material
+from infer.optimizer.outcome import OptimizeOptions
+from infer.optimizer.passes import PassResult
+from infer.optimizer.verdict import Verdict
+from infer.optimizer.workshop import Workshop
+from infer.options import PlanOptions, SessionOptions
+from infer.parity import TOLERANCES
+from infer.session import Session, open_session
+
+_REHEARSED = 16
+"""Calibration feeds that a sensitivity search asks again and again."""
+
+_SLOWER = 0.02
+"""A smaller variant may be so much slower, which is less than is noticed."""
+
+Build = Callable[[ir.Model], PassResult]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One thing to be tried.
+
+    Attributes:
+        backend: what is to run it.
+        build: changes the reference's graph; None: nothing, it is the backend that is tried.
+        precision, exact: of what comes of it, and whether that is to keep the numbers.
+    """
+
+    name: str
+    backend: str
+    build: Build | None
+    precision: str
+    exact: bool
+
+
+class Trial:
+    """All that it takes to try things on one artifact. Each verdict is kept as soon as it is reached, and
+    reached once."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        reference: Session,
+        material: Material,
+        options: OptimizeOptions,
+        progress: Progress,
+    ) -> None:
+        self.workshop, self.reference, self.material = workshop, reference, material
+        self.options, self.progress = options, progress
+        parity = reference.artifact.manifest.parity
+        self._tolerances = parity.tolerances if parity else TOLERANCES
+        self._judge: Judge | None = None
+        self._rehearsal: Judge | None = None
+
+    def attempt(self, attempt: Attempt, best: Contender, best_bytes: int) -> Verdict:
+        """Build a graph, judge it, and time it beside the best so far."""
+        if (known := self.workshop.known(attempt.name)) is not None:
+            return known
+        self.progress(f"{attempt.name}: preparing")
+        found = Verdict(
+            attempt.name,
+            False,
+            "",
+            precision=attempt.precision,
+            exact=attempt.exact,
+            backend=attempt.backend,
+            graph=self.workshop.reference.graph,
+            size_bytes=self.workshop.reference.size_bytes,
+        )
+        model = None
+        if attempt.build is not None:
+            model = self.workshop.load()
+            result = attempt.build(model)
+            found = replace(
+                found, found=result.found, rewritten=result.rewritten, declined=dict(result.declined)
+            )
+            if not result.rewritten:
+                why = "it could not be applied" if result.found else "nothing of the kind is in the graph"
+                return self.workshop.note(replace(found, why=why, graph=None))
+            graph, size_bytes = self.workshop.write(model, attempt.name)
+            found = replace(found, graph=graph, size_bytes=size_bytes)
+        try:
+            found = self._gated(found, model, best, best_bytes)
+        except InferError as error:
+            found = replace(found, kept=False, why=f"it fails: {error}")
+        if not found.kept:
+            if attempt.build is not None:
+                assert found.graph is not None
+                self.workshop.discard(found.graph)
+            found = replace(found, graph=None)
+        return self.workshop.note(found)
+
+    def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
+        budgets = (Budget(),) if found.exact else self.options.budgets
+        contender = self.contender(found)
+        with contender.opening() as session:
+            self.progress(f"{found.name}: judging")
+            judged = self.judge.judge(session, budgets)
+        found = replace(found, figures=judged.figures, neighbours=judged.neighbours)
+        if judged.broken is not None:
+            where = "" if model is None or not found.exact else self._first_difference(model)
+            return replace(found, why=f"{judged.broken}{where}", broken=True)
+        ratio = self.ratio(contender, best)
+        kept, why = self._worth(ratio, found.size_bytes, best_bytes)
+        return replace(found, kept=kept, why=why, ratio=ratio, against=best.name)
+
+    def _worth(self, ratio: Estimate, size_bytes: int, best_bytes: int) -> tuple[bool, str]:
+        if self.options.objective != "size":
+            return verdict(ratio) == "faster", speed_said(ratio)
+        if size_bytes >= best_bytes:
+            return False, "it is not smaller"
+        slower = ratio.low > 1 + _SLOWER
+        return not slower, f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
+
+    def _first_difference(self, model: ir.Model) -> str:
+        """Where a graph that should be equal is not, if that can be told from its inside."""
+        try:
+            first = diverges(self.workshop.load(), model, self.material.judged[0], self._tolerances).first
+        except InferError:
+            return ""
+        return "" if first is None else f", first at {first}"
+
+    @property
+    def judge(self) -> Judge:
+        """Holds answers to the reference's, which are computed when it is first asked."""
+        if self._judge is None:
+            self.progress("asking the reference")
+            self._judge = self._judging(self.material)
+        return self._judge
+
+    def _judging(self, material: Material) -> Judge:
+        return Judge(self.reference, material, self.options.budgets, self._tolerances, self.progress)
+
+    def rehearse(self, attempt: Attempt, budgets: Sequence[Budget]) -> Judged:
+        """What an attempt's answers to calibration feeds are, for decisions that judging must not see."""
+        assert attempt.build is not None
+        if self._rehearsal is None:
+            self._rehearsal = self._judging(self.material.rehearsed(_REHEARSED))
+        model = self.workshop.load()
+        attempt.build(model)
+        graph, _ = self.workshop.write(model, "rehearsal")
+        with self._opened("rehearsal", graph, attempt.backend, None) as session:
+            judged = self._rehearsal.judge(session, budgets)
+        self.workshop.discard(graph)
+        return judged
+
+    def ratio(self, contender: Contender, against: Contender) -> Estimate:
+        """Its time over the other's; measured again, for three times as long, if it is undecided."""
+
+        def told(said: str) -> None:
+            self.progress(f"{contender.name}: timing, {said}")
+
+        timed, seconds = self.material.timed, self.options.gate_s
+        ratio = time_ratio(contender, against, timed, seconds, told)
+        if verdict(ratio) == "undecided":
+            ratio = time_ratio(contender, against, timed, 3 * seconds, told)
+        return ratio
+
+    def contender(self, found: Verdict, num_threads: int | None = None) -> Contender:
+        """A verdict's graph on its backend, with as many threads as the reference has, or as are named."""
+        assert found.graph is not None
+        name = f"{found.name}, {num_threads} threads" if num_threads else found.name
+        return Contender(name, partial(self._opened, found.name, found.graph, found.backend, num_threads))
+
+    @contextmanager
+    def _opened(self, name: str, graph: str, backend: str, num_threads: int | None) -> Iterator[Session]:
+        plan = PlanOptions(
+            device=self.reference.plan.device,
+            backend=backend,
+            num_threads=num_threads or self.reference.plan.num_threads,
+        )
+        options = SessionOptions(verify=False, warm_up=False)
+        with open_session(self.workshop.artifact(name, graph), plan, options) as session:
+            yield session
+
+
+def speed_said(ratio: Estimate) -> str:
+    """A ratio of times as a word."""
+    return {
+        "faster": "faster",
+        "slower": "slower",
+        "alike": "not faster",
+        "undecided": "not surely faster",
+    }[verdict(ratio)]
