@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -187,6 +187,7 @@ class _Search:
         self._options = trial.options
         self._until = time.monotonic() + trial.options.time_s
         self._passes: dict[str, dict[str, Pass]] = {name: {} for name in targets}
+        self._ways: dict[tuple[str, ...], str] = {}
         plan, graph = trial.reference.plan, trial.workshop.reference
         self._start = Verdict(
             REFERENCE,
@@ -250,45 +251,74 @@ class _Search:
                         Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
                     )
                 continue
-            found = self._try(self._approximating(recipe.name, target, recipe, given, ()))
+            making = _Making(target, recipe, given)
+            found = self._try_recipe(making)
             if found.broken:
-                found = self._with_some_in_float(target, recipe, given)
+                found = self._with_some_in_float(making)
             if found.kept:
                 self.outcome.keep(found.name, found, found.changed)
 
-    def _approximating(
-        self, name: str, target: Target, recipe: Recipe, given: Given, keep: Collection[str]
-    ) -> Attempt:
-        """A recipe on top of the passes that were kept."""
+    def _try_recipe(self, making: _Making) -> Verdict:
+        """The recipe as a whole."""
+        name = making.recipe.name
+        if (known := self._trial.workshop.known(name)) is not None:
+            return known
+        self._check_time()
+        return self._try(self._approximating(name, making, ()))
+
+    def _approximating(self, name: str, making: _Making, keep: Collection[str], way: str = "") -> Attempt:
+        """A recipe on top of the passes that were kept, without these nodes."""
+        recipe, target = making.recipe, making.target
+        way = way or self._best_way(making)
 
         def build(model: ir.Model) -> PassResult:
-            result = recipe.build(model, given, keep)
+            result = recipe.build(model, making.given, way, keep)
             for rewrite in self._passes[target.backend].values():
                 rewrite(model)
             return result
 
-        return Attempt(name, target.backend, build, recipe.precision, exact=False)
+        return Attempt(name, target.backend, build, recipe.precision.format(way), exact=False)
 
-    def _with_some_in_float(self, target: Target, recipe: Recipe, given: Given) -> Verdict:
+    def _best_way(self, making: _Making) -> str:
+        """Of how a recipe can be made, what is nearest on calibration feeds. Recipes that can be made in
+        the same ways share it."""
+        name, ways = making.recipe.name, making.recipe.ways
+        if len(ways) == 1:
+            return ways[0]
+        if ways not in self._ways:
+            nearness = {}
+            for way in ways:
+                self._trial.progress(f"{name}: {way}")
+                attempt = self._approximating(name, making, (), way)
+                nearness[way] = self._trial.rehearse(attempt, ()).figures["cosine"]
+            self._ways[ways] = max(nearness, key=nearness.__getitem__)
+        return self._ways[ways]
+
+    def _with_some_in_float(self, making: _Making) -> Verdict:
         """The recipe again, without the nodes that cost the most accuracy."""
-        name, trial = f"{recipe.name}-mixed", self._trial
+        recipe, trial = making.recipe, self._trial
+        name = f"{recipe.name}-mixed"
         if (known := trial.workshop.known(name)) is not None:
             return known
-
-        def without(keep: Collection[str]) -> Attempt:
-            return self._approximating(name, target, recipe, given, keep)
-
+        self._check_time()
         keep = kept_in_float(
             [node.name or "" for node in recipe.candidates(trial.workshop.load())],
-            lambda keep: 1.0 - trial.rehearse(without(keep), ()).figures["cosine"],
-            lambda keep: trial.rehearse(without(keep), self._options.budgets).broken is None,
+            lambda keep: (
+                1.0 - trial.rehearse(self._approximating(name, making, keep), ()).figures["cosine"]
+            ),
+            lambda keep: (
+                trial.rehearse(self._approximating(name, making, keep), self._options.budgets).broken
+                is None
+            ),
             lambda: time.monotonic() > self._until,
             lambda said: trial.progress(f"{name}: {said}"),
         )
         if keep is None:
             why = "most nodes would have to stay in float to meet the budget"
-            return trial.workshop.note(Verdict(name, False, why, exact=False, backend=target.backend))
-        return self._try(without(keep))
+            return trial.workshop.note(
+                Verdict(name, False, why, exact=False, backend=making.target.backend)
+            )
+        return self._try(self._approximating(name, making, keep))
 
     def _try_threads(self) -> None:
         """Fewer threads are faster for small graphs."""
@@ -352,6 +382,15 @@ class _Search:
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
             raise _OutOfTimeError
+
+
+@dataclass(frozen=True)
+class _Making:
+    """A recipe, for which backend, and with what."""
+
+    target: Target
+    recipe: Recipe
+    given: Given
 
 
 class _OutOfTimeError(Exception):

@@ -16,7 +16,7 @@ from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.passes.attention import attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
-from infer.optimizer.quantization.calibration import ActivationRange, ranges
+from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.smoothing import smooth
 
 _QUANTIZED = frozenset(
@@ -36,14 +36,13 @@ class Given:
 
     calibration: Sequence[Feeds]
     pair_bounded: bool
-    _known: dict[str, dict[str, ActivationRange]] = field(default_factory=dict)
+    _seen: dict[str, Observed] = field(default_factory=dict)
 
-    def ranges(self, model: ir.Model, tensors: Sequence[str], method: str) -> Mapping[str, ActivationRange]:
-        """Of these tensors of the reference's graph, each found once."""
-        known = self._known.setdefault(method, {})
-        if missing := [name for name in tensors if name not in known]:
-            known.update(ranges(model, missing, self.calibration, method=method))
-        return known
+    def observe(self, model: ir.Model, tensors: Sequence[str]) -> Mapping[str, Observed]:
+        """What these tensors of the reference's graph hold, each found once."""
+        if missing := [name for name in tensors if name not in self._seen]:
+            self._seen.update(observe(model, missing, self.calibration))
+        return self._seen
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,17 @@ class Recipe:
     """A way to make a variant that approximates.
 
     Attributes:
+        precision: of the variant; "{}" stands for how it was made.
+        ways: how it can be made: the one whose answers to calibration feeds are nearest is tried.
         candidates: the nodes it could change, which a search may keep in float.
-        build: changes the model, but for the nodes of these names.
+        build: changes the model in one of the ways, but for the nodes of these names.
     """
 
     name: str
     precision: str
-    about: str
+    ways: tuple[str, ...]
     candidates: Callable[[ir.Model], list[ir.Node]]
-    build: Callable[[ir.Model, Given, Collection[str]], PassResult]
+    build: Callable[[ir.Model, Given, str, Collection[str]], PassResult]
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,21 @@ class Target:
     recipes: tuple[Recipe, ...] = ()
 
 
-def _dynamic(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
+_SMOOTHED = {"as they come": 0.0, "smoothed by 0.3": 0.3, "smoothed by 0.5": 0.5, "smoothed by 0.7": 0.7}
+"""How activations are evened out before they are quantized → alpha of `quantization.smoothing`."""
+
+
+def _dynamic(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    if alpha := _SMOOTHED[way]:
+        chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
+        smooth(model, chosen, given.calibration, alpha)
     return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
 
 
-def _smoothed(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
-    chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
-    smooth(model, chosen, given.calibration)
-    return _dynamic(model, given, keep)
-
-
-def _static(method: str) -> Callable[[ir.Model, Given, Collection[str]], PassResult]:
-    def build(model: ir.Model, given: Given, keep: Collection[str]) -> PassResult:
-        return static.quantize_statically(
-            model,
-            lambda tensors: given.ranges(model, tensors, method),
-            keep,
-            pair_bounded=given.pair_bounded,
-        )
-
-    return build
+def _static(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    return static.quantize_statically(
+        model, lambda tensors: given.observe(model, tensors), way, keep, pair_bounded=given.pair_bounded
+    )
 
 
 CENSUS = {"attention": "attention"}
@@ -99,26 +95,12 @@ CENSUS = {"attention": "attention"}
 
 _TRANSFORMER_PASSES: dict[str, Pass] = {"attention": attention, "skip-norm": skip_norm}
 
-_STATIC_INT8 = "int8 (QDQ, per channel, calibrated)"
+_STATIC = "int8 (QDQ, per channel, ranges by {})"
 
 
-def _static_recipes(prefix: str) -> tuple[Recipe, ...]:
-    return (
-        Recipe(
-            f"{prefix}int8-static",
-            _STATIC_INT8,
-            "convolutions and products in int8, ranges by least squared error",
-            static.candidates,
-            _static("mse"),
-        ),
-        Recipe(
-            f"{prefix}int8-static-minmax",
-            _STATIC_INT8,
-            "convolutions and products in int8, ranges by extremes",
-            static.candidates,
-            _static("minmax"),
-        ),
-    )
+def _static_recipe(name: str) -> Recipe:
+    """Convolutions and products in int8, by ranges that calibration found."""
+    return Recipe(name, _STATIC, tuple(METHODS), static.candidates, _static)
 
 
 TARGETS: tuple[Target, ...] = (
@@ -127,24 +109,18 @@ TARGETS: tuple[Target, ...] = (
         "cpu",
         _TRANSFORMER_PASSES,
         (
-            *_static_recipes(""),
+            _static_recipe("int8-static"),
+            # products in int8, activations by the range of each run
             Recipe(
                 "int8-dynamic",
-                "int8 (dynamic, per channel)",
-                "products in int8, activations by the range of each run",
+                "int8 (dynamic, per channel, activations {})",
+                tuple(_SMOOTHED),
                 dynamic.candidates,
                 _dynamic,
             ),
-            Recipe(
-                "int8-smooth",
-                "int8 (dynamic, per channel, smoothed)",
-                "the same, with channels of activations evened out first",
-                dynamic.candidates,
-                _smoothed,
-            ),
         ),
     ),
-    Target("openvino", "cpu", {}, _static_recipes("openvino-")),
+    Target("openvino", "cpu", {}, (_static_recipe("openvino-int8-static"),)),
     Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
 )
 
@@ -165,7 +141,7 @@ def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     if not nodes:
         return "it finds nothing to quantize"
     convolutions = any(node.op_type == "Conv" for node in nodes)
-    if recipe.precision == _STATIC_INT8 and not convolutions:
+    if recipe.precision == _STATIC and not convolutions:
         return "without convolutions, ranges of each run are closer than fixed ones"
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,17 @@ from infer.measure.feeds import Feeds
 from infer.optimizer.watching import watched
 from infer.signature import Array
 
-_SAMPLED = 4096
-"""Values of a tensor that are kept of each run."""
+_SAMPLED, _LEAST_SAMPLED = 65536, 512
+"""Values of a tensor that are kept of all runs, and of each at least."""
 
 _SHRINK = np.linspace(1.0, 0.3, 36)
 """Parts of the whole range that are tried."""
+
+_PERCENTILE = 99.99
+_BINS, _LEVELS = 2048, 128
+"""Of a histogram of magnitudes, and what is left of it after quantizing."""
+
+_NEARLY_EMPTY = 1e-7
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,41 @@ class ActivationRange:
         return np.float32(scale), np.uint8(np.clip(np.rint(-self.low / scale), 0, 255))
 
 
-def ranges(
-    model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feeds], *, method: str
-) -> dict[str, ActivationRange]:
-    """The range of each tensor, by name. `method` is "minmax", or "mse": the range whose 256 steps are
-    closest to the values in the mean, which clips rare ones.
+@dataclass(frozen=True)
+class Observed:
+    """What calibration saw of a tensor.
+
+    Attributes:
+        low, high: the extremes, 0 among them.
+        sample: some of its values.
+        means: of each channel, the second axis of more than two and the last of two; empty for others.
+    """
+
+    low: float
+    high: float
+    sample: Array
+    means: Array
+
+    def range(self, method: str) -> ActivationRange:
+        """The range by one of `METHODS`."""
+        return METHODS[method](self)
+
+
+def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Observed]:
+    """What each tensor holds when the model is run on all feeds, by name.
 
     Raises `InputError` for values that are not finite.
     """
     kept: dict[str, list[Array]] = {name: [] for name in tensors}
+    means: dict[str, list[Array]] = {name: [] for name in tensors}
     extremes: dict[str, tuple[float, float]] = dict.fromkeys(tensors, (0.0, 0.0))
     rng = np.random.default_rng(0)
+    sampled = max(_LEAST_SAMPLED, _SAMPLED // max(1, len(feeds)))
     with watched(model, tensors) as inside:
         for number, each in enumerate(feeds):
             outputs = inside.run(each)
             for name in tensors:
-                values = outputs[name].ravel()
+                values = outputs[name]
                 if not np.isfinite(values).all():
                     raise InputError(
                         f"calibration input {number + 1} gives NaN or infinity at '{name}', which no range"
@@ -58,21 +83,85 @@ def ranges(
                     continue
                 low, high = extremes[name]
                 extremes[name] = min(low, float(values.min())), max(high, float(values.max()))
-                kept[name].append(rng.choice(values, min(_SAMPLED, values.size), replace=False))
-    found = {}
-    for name, (low, high) in extremes.items():
-        whole = ActivationRange(low, high)
-        sample = np.concatenate(kept[name]) if kept[name] else np.zeros(1, np.float32)
-        found[name] = whole if method == "minmax" else _closest(whole, sample)
-    return found
+                means[name].append(_channel_means(values))
+                flat = values.ravel()
+                kept[name].append(
+                    flat[rng.integers(0, flat.size, sampled)] if flat.size > sampled else flat
+                )
+    return {
+        name: Observed(
+            low,
+            high,
+            np.concatenate(kept[name]) if kept[name] else np.zeros(1, np.float32),
+            np.mean(means[name], axis=0) if means[name] else np.zeros(0),
+        )
+        for name, (low, high) in extremes.items()
+    }
 
 
-def _closest(whole: ActivationRange, sample: Array) -> ActivationRange:
-    tried = [ActivationRange(whole.low * part, whole.high * part) for part in _SHRINK]
-    return min(tried, key=lambda some: _squared_error(some, sample))
+def _channel_means(values: Array) -> Array:
+    if values.ndim < 2:
+        return np.zeros(0)
+    axis = 1 if values.ndim > 2 else -1
+    return np.asarray(
+        np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).mean(axis=0, dtype=np.float64)
+    )
+
+
+def _extremes(seen: Observed) -> ActivationRange:
+    return ActivationRange(seen.low, seen.high)
+
+
+def _closest(seen: Observed) -> ActivationRange:
+    """The range whose 256 steps are closest to the values in the mean square, which clips rare ones."""
+    tried = [ActivationRange(seen.low * part, seen.high * part) for part in _SHRINK]
+    return min(tried, key=lambda some: _squared_error(some, seen.sample))
 
 
 def _squared_error(some: ActivationRange, sample: Array) -> float:
     scale, zero = some.steps()
     steps = np.clip(np.rint(sample / scale) + zero, 0, 255)
     return float(np.mean(((steps - zero) * scale - sample) ** 2))
+
+
+def _percentile(seen: Observed) -> ActivationRange:
+    """What holds all values but one in ten thousand at each end."""
+    low, high = np.percentile(seen.sample, [100 - _PERCENTILE, _PERCENTILE])
+    return ActivationRange(min(0.0, float(low)), max(0.0, float(high)))
+
+
+def _entropy(seen: Observed) -> ActivationRange:
+    """The range whose 128 levels of magnitude tell least less than all do.
+
+    Source: Migacz 2017, "8-bit inference with TensorRT": the threshold with the smallest divergence of the
+    quantized histogram from the clipped one.
+    """
+    counts, edges = np.histogram(np.abs(seen.sample), _BINS)
+    best, threshold = np.inf, float(edges[-1])
+    for kept in range(_LEVELS, _BINS + 1, _LEVELS // 8):
+        clipped = counts[:kept].astype(np.float64)
+        levels = np.arange(kept) * _LEVELS // kept
+        sums = np.bincount(levels, weights=clipped, minlength=_LEVELS)
+        filled = np.bincount(levels, weights=clipped > 0, minlength=_LEVELS)
+        spread = np.where(clipped > 0, (sums / np.maximum(filled, 1))[levels], 0.0)
+        clipped[-1] += counts[kept:].sum()
+        divergence = _divergence(clipped, spread)
+        if divergence < best:
+            best, threshold = divergence, float(edges[kept])
+    return ActivationRange(max(seen.low, -threshold), min(seen.high, threshold))
+
+
+def _divergence(true: Array, other: Array) -> float:
+    """Kullback and Leibler's, of two histograms; where only the second is empty, it counts as nearly so."""
+    there = true > 0
+    p, q = true[there] / max(true.sum(), 1.0), other[there] / max(other.sum(), 1.0)
+    return float(np.sum(p * np.log(p / np.maximum(q, _NEARLY_EMPTY))))
+
+
+METHODS: dict[str, Callable[[Observed], ActivationRange]] = {
+    "extremes": _extremes,
+    "squared error": _closest,
+    "percentile": _percentile,
+    "entropy": _entropy,
+}
+"""How a range is chosen."""

@@ -3,11 +3,11 @@
     before   MatMul(x, W)     after   MatMul(x · (1/s), diag(s) · W)      the same numbers in float
 
 A few channels of a transformer's activations are many times larger than the others, and one scale for all
-leaves those with a few steps. Half of the difference, on a log scale, is moved to the weights, which have a
-scale for each column: s = sqrt(max |x| / max |w|), for each channel. The multiplication costs little beside
-the product.
+leaves those with a few steps. A part of the difference, alpha, is moved to the weights, which have a scale
+for each column: s = max |x| ** alpha / max |w| ** (1 - alpha), for each channel. The multiplication costs
+little beside the product.
 
-Source: Xiao et al. 2023, "SmoothQuant", equation 4 with alpha = 0.5.
+Source: Xiao et al. 2023, "SmoothQuant", equation 4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def channel_maxima(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed
     return found
 
 
-def smooth(model: ir.Model, products: Sequence[ir.Node], feeds: Iterable[Feeds]) -> None:
+def smooth(model: ir.Model, products: Sequence[ir.Node], feeds: Iterable[Feeds], alpha: float) -> None:
     """Even out the inputs of these MatMul nodes, which have constant matrices. In place."""
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in products:
@@ -46,16 +46,21 @@ def smooth(model: ir.Model, products: Sequence[ir.Node], feeds: Iterable[Feeds])
             groups.setdefault(node.inputs[0], []).append(node)
     maxima = channel_maxima(model, [value.name or "" for value in groups], feeds)
     for value, nodes in groups.items():
-        _smooth(model.graph, value, nodes, maxima)
+        _smooth(model.graph, value, nodes, maxima, alpha)
 
 
 def _smooth(
-    graph: ir.Graph, value: ir.Value, nodes: Sequence[ir.Node], maxima: Mapping[str, Array]
+    graph: ir.Graph,
+    value: ir.Value,
+    nodes: Sequence[ir.Node],
+    maxima: Mapping[str, Array],
+    alpha: float,
 ) -> None:
     matrices = [matrix for node in nodes if (matrix := constant(node.inputs[1])) is not None]
     of_weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
     of_values = maxima[value.name or ""]
-    factors = np.sqrt(np.maximum(of_values, _LEAST) / np.maximum(of_weights, _LEAST)).astype(np.float32)
+    of_values, of_weights = np.maximum(of_values, _LEAST), np.maximum(of_weights, _LEAST)
+    factors = (of_values**alpha / of_weights ** (1 - alpha)).astype(np.float32)
     factors /= np.exp(np.mean(np.log(factors)))  # the size of the whole stays
     scaled = ir.node("Mul", [value, weight(graph, f"{value.name}_smoothing", 1 / factors)])
     put(nodes[0], [scaled])

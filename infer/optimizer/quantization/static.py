@@ -20,17 +20,18 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization.calibration import ActivationRange
+from infer.optimizer.quantization.calibration import ActivationRange, Observed
 from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.rewriting import constant, maker, only_user, put, tidy, weight
+from infer.signature import Array
 
 _PASSED_ON = ("MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten", "Reshape", "Transpose")
 """Operators that work on eight bits as they do on floats, where what comes in is quantized anyway."""
 
 _CLIPPING = ("Relu", "Clip")
 
-RangesOf = Callable[[Sequence[str]], Mapping[str, ActivationRange]]
-"""Ranges of the tensors of these names."""
+Observing = Callable[[Sequence[str]], Mapping[str, Observed]]
+"""What calibration saw of the tensors of these names."""
 
 
 def candidates(model: ir.Model) -> list[ir.Node]:
@@ -39,10 +40,10 @@ def candidates(model: ir.Model) -> list[ir.Node]:
 
 
 def quantize_statically(
-    model: ir.Model, ranges_of: RangesOf, keep: Collection[str] = (), *, pair_bounded: bool
+    model: ir.Model, observing: Observing, method: str, keep: Collection[str] = (), *, pair_bounded: bool
 ) -> PassResult:
     """Quantize every convolution and product but those whose nodes are called as `keep` says, and what lies
-    between them."""
+    between them; ranges are chosen by one of `calibration.METHODS`."""
     result = PassResult()
     heavy: list[ir.Node] = []
     for node in candidates(model):
@@ -55,12 +56,14 @@ def quantize_statically(
         return result
     chosen = _with_light(model, heavy)
     tensors = _tensors(chosen)
-    ranges = ranges_of([value.name or "" for value in tensors])
+    names = [value.name or "" for value in tensors]
+    seen = observing(names)
+    ranges = {name: seen[name].range(method) for name in names}
     quantized = {value: _pair(model.graph, value, ranges[value.name or ""]) for value in tensors}
     for node in heavy:
-        _quantize_weights(
-            model.graph, node, ranges[(node.inputs[0] or tensors[0]).name or ""], pair_bounded
-        )
+        assert node.inputs[0] is not None
+        name = node.inputs[0].name or ""
+        _quantize_weights(model.graph, node, ranges[name], seen[name].means, pair_bounded)
         result.rewritten += 1
     for node in chosen:
         for place, value in enumerate(node.inputs):
@@ -152,7 +155,7 @@ def _pair(graph: ir.Graph, value: ir.Value, within: ActivationRange) -> ir.Value
 
 
 def _quantize_weights(
-    graph: ir.Graph, node: ir.Node, activations: ActivationRange, pair_bounded: bool
+    graph: ir.Graph, node: ir.Node, activations: ActivationRange, means: Array, pair_bounded: bool
 ) -> None:
     matrix = constant(node.inputs[1])
     assert matrix is not None
@@ -173,6 +176,10 @@ def _quantize_weights(
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if bias is None or bias.ndim != 1:
         return
+    shape = [1] * matrix.ndim
+    shape[axis] = -1
+    lost = matrix - quantized.values * quantized.scale.reshape(shape)
+    bias = bias + _mean_of_products(node, np.moveaxis(lost, axis, 0), means)
     # biases are added to the products' sums, so they have the products' scale
     scale = (np.float64(activations.steps()[0]) * quantized.scale).astype(np.float32)
     largest = np.iinfo(np.int32).max
@@ -188,6 +195,21 @@ def _quantize_weights(
     )
     put(node, [up])
     node.replace_input_with(2, up.outputs[0])
+
+
+def _mean_of_products(node: ir.Node, lost: Array, means: Array) -> Array:
+    """What rounding the weights takes from each output in the mean, as far as the means of the input's
+    channels tell: it is given back with the bias.
+
+    `lost` has shape (outputs, inputs of a group, …). Source: Nagel et al. 2019, "Data-free quantization",
+    section 4.2.
+    """
+    rows = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
+    groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
+    if means.shape != (rows.shape[1] * groups,):
+        return np.zeros(len(rows))
+    of_group = means.reshape(groups, -1).repeat(len(rows) // groups, axis=0)
+    return np.asarray((rows * of_group).sum(axis=1))
 
 
 def _drop_clipping(quantized: Mapping[ir.Value, ir.Value]) -> None:
