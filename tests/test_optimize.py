@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +287,25 @@ def test_what_loses_too_much_keeps_some_nodes_in_float(
     assert (mixed.name, mixed.kept, mixed.changed) == ("rough-mixed", True, "1 of 2")
 
 
+def test_what_calibration_did_not_show_is_kept_in_float_next(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the nodes that calibration feeds told to keep do not suffice on what is judged, more are kept."""
+    plant({}, (rough(0),), {"rough-mixed-2": 0.7})
+
+    def told(names: list[str], *_: Any) -> Iterator[list[str]]:
+        first, second = names
+        yield [second]
+        yield [second, first]
+
+    monkeypatch.setattr(search_module, "kept_in_float", told)
+    budgets = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
+    whole, mixed, again = found.verdicts
+    assert (whole.broken, mixed.broken, again.broken) == (True, True, False)
+    assert (mixed.name, again.name, again.rewritten) == ("rough-mixed", "rough-mixed-2", 0)
+
+
 def test_a_budget_that_nothing_meets_ships_nothing(
     classifier: Path, rows: Path, tmp_path: Path, plant: Plant
 ) -> None:
@@ -526,12 +545,13 @@ def test_sensitivity_finds_the_few_that_hurt() -> None:
         def holds(keep: Any, bad: set[str] = bad) -> bool:
             return bad <= set(keep)
 
-        kept = kept_in_float(names, damage, holds, lambda: False, lambda _: None)
-        assert kept is not None
+        kept, *more = kept_in_float(names, damage, holds, lambda: False, lambda _: None)
         assert bad <= set(kept)
         assert len(kept) <= most
-    assert kept_in_float(names, damage, lambda keep: False, lambda: False, lambda _: None) is None
-    assert kept_in_float(names, damage, holds, lambda: True, lambda _: None) is None
+        assert set(kept) < set(more[0])
+        assert len(more[-1]) <= 0.75 * count
+    assert not list(kept_in_float(names, damage, lambda keep: False, lambda: False, lambda _: None))
+    assert not list(kept_in_float(names, damage, holds, lambda: True, lambda _: None))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import json
 import pickle
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -27,8 +27,8 @@ from infer.errors import DeviceError, InferError, InputError, MissingPackageErro
 from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
-from infer.optimizer.budget import EQUAL
-from infer.optimizer.gates import Contender
+from infer.optimizer.budget import EQUAL, Budget
+from infer.optimizer.gates import Contender, Judged
 from infer.optimizer.material import material
 from infer.optimizer.outcome import (
     INTERRUPTED,
@@ -295,30 +295,36 @@ class _Search:
         return self._ways[ways]
 
     def _with_some_in_float(self, making: _Making) -> Verdict:
-        """The recipe again, without the nodes that cost the most accuracy."""
+        """The recipe again, without the nodes that cost the most accuracy: as few as calibration feeds
+        allow, or twice as many where these did not show it all."""
         recipe, trial = making.recipe, self._trial
         name = f"{recipe.name}-mixed"
-        if (known := trial.workshop.known(name)) is not None:
-            return known
+        done = [verdict for verdict in trial.workshop.verdicts if verdict.name.startswith(name)]
+        if done and not done[-1].broken:
+            return done[-1]
         self._check_time()
-        keep = kept_in_float(
+
+        def answered(keep: Sequence[str], budgets: Sequence[Budget]) -> Judged:
+            return trial.rehearse(self._approximating(name, making, keep), budgets)
+
+        choices = kept_in_float(
             [node.name or "" for node in recipe.candidates(trial.workshop.load())],
-            lambda keep: (
-                1.0 - trial.rehearse(self._approximating(name, making, keep), ()).figures["cosine"]
-            ),
-            lambda keep: (
-                trial.rehearse(self._approximating(name, making, keep), self._options.budgets).broken
-                is None
-            ),
+            lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
+            lambda keep: answered(keep, self._options.budgets).broken is None,
             lambda: time.monotonic() > self._until,
             lambda said: trial.progress(f"{name}: {said}"),
         )
-        if keep is None:
+        found = None
+        for turn, keep in enumerate(choices, 1):
+            called = name if turn == 1 else f"{name}-{turn}"
+            found = self._try(self._approximating(called, making, keep))
+            if not found.broken:
+                break
+        if found is None:
             why = "most nodes would have to stay in float to meet the budget"
-            return trial.workshop.note(
-                Verdict(name, False, why, exact=False, backend=making.target.backend)
-            )
-        return self._try(self._approximating(name, making, keep))
+            found = Verdict(name, False, why, exact=False, backend=making.target.backend)
+            trial.workshop.note(found)
+        return found
 
     def _try_threads(self) -> None:
         """Fewer threads are faster for small graphs."""
