@@ -29,8 +29,8 @@ class PlanOptions:
     that was measured to be faster. More than these do not spin, whatever `spinning` says."""
 
     backend: str | None = None
-    """Name of a backend; default: the one the variant was made for, or else the first installed one that
-    can use the device. A named one is a demand."""
+    """Name of a backend; default: the one the variant was made for, or else onnxruntime. A named one is a
+    demand."""
 
     graph_optimization: str = "all"
     """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""

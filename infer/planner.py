@@ -158,21 +158,11 @@ def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[st
 
 
 def _able(kind: str, options: PlanOptions) -> Backend:
-    """The backend asked for, or the first installed one that can use a kind of device. No other is loaded,
-    since that takes time. Raises `DeviceError` and `MissingPackageError`."""
-    missing: MissingPackageError | None = None
-    none_at_all = True
-    for name in BACKENDS if options.backend is None else (options.backend,):
-        try:
-            backend = load_backend(name)
-        except MissingPackageError as error:
-            missing = missing or error
-            continue
-        none_at_all = False
-        if kind in backend.device_kinds():
-            return backend
-    if none_at_all and missing:
-        raise missing
+    """The backend asked for, or the default, if it can use a kind of device. No other is loaded, since that
+    takes time. Raises `DeviceError` and `MissingPackageError`."""
+    backend = load_backend(options.backend or next(iter(BACKENDS)))
+    if kind in backend.device_kinds():
+        return backend
     if options.backend is not None:
         raise DeviceError(f"the backend {options.backend} was asked for, and cannot use {kind}")
     raise DeviceError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 import converters
 import infer
 from infer.artifact import Artifact
-from infer.errors import InferError, InputError
+from infer.errors import InferError, InputError, MissingPackageError
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, OUT_OF_TIME, Optimized, OptimizeOptions, optimize, parse_budget
@@ -395,8 +396,6 @@ def test_fewer_threads_are_kept_where_they_are_faster(
     classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They become part of the plan for this machine."""
-    from dataclasses import replace
-
     from infer import session
     from infer.machine import this_machine
 
@@ -409,6 +408,91 @@ def test_fewer_threads_are_kept_where_they_are_faster(
     assert why(found) == {"threads-1": (True, "faster")}
     with infer.load(tmp_path / "out.infer") as loaded:
         assert loaded.plan.num_threads == 1
+
+
+@pytest.fixture
+def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """A pass of the default backend, and another backend with a recipe; speeds are as told."""
+
+    def put(speeds: dict[str, float]) -> None:
+        first = Target("onnxruntime", "cpu", {"good": harmless})
+        second = Target("openvino", "cpu", {}, (replace(rough(), name="openvino-rough"),))
+        monkeypatch.setattr(search_module, "targets_of", lambda device: (first, second))
+
+        def told(candidate: Any, against: Any, *_: Any) -> Estimate:
+            found = speeds.get(candidate.name, 1.0)
+            return Estimate(found, found * 0.99, found * 1.01)
+
+        monkeypatch.setattr(trial_module, "time_ratio", told)
+
+    return put
+
+
+def test_another_backend_takes_over_where_it_is_faster(
+    classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
+) -> None:
+    """The reference's own graph, in no second file, on the backend that was faster than the passes of the
+    default; the output is loaded so, proves itself so, and runs elsewhere as ever."""
+    two_backends({"good": 0.9, "openvino": 0.5})
+    output = tmp_path / "out.infer"
+    found = optimized(classifier, output)
+    assert why(found) == {"good": (True, "faster"), "openvino": (True, "faster")}
+    manifest = Artifact.open(output).manifest
+    reference, variant = manifest.variants
+    assert (variant.name, variant.backend, variant.graph) == ("openvino", "openvino", reference.graph)
+    assert [name for name in manifest.files if name.startswith("graphs/")] == [reference.graph]
+    assert manifest.tuned[0].runtime.startswith("openvino 20")
+    with infer.load(output) as fast, infer.load(output, variant="fp32") as slow:
+        assert (fast.plan.backend, slow.plan.backend) == ("openvino", "onnxruntime")
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in slow.run(x).items():
+            np.testing.assert_allclose(fast.run(x)[name], answer, rtol=1e-5, atol=1e-6)
+    assert infer_command("verify", output).code == 0
+    assert "openvino" in infer_command("inspect", output).out
+    again = optimized(output, tmp_path / "again.infer").artifact.manifest
+    assert [v.name for v in again.variants] == ["fp32", "openvino"]
+
+
+def test_recipes_of_another_backend_run_on_it(
+    classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
+) -> None:
+    """An approximating variant has its own graph and backend; the exact one stays beside it. Without the
+    backend's package nothing of it is tried."""
+    two_backends({"good": 0.9, "openvino-rough": 0.5})
+    budgets = (parse_budget("cosine>=0.99"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets)
+    variants = found.artifact.manifest.variants
+    assert [(v.name, v.backend) for v in variants] == [
+        ("fp32", None),
+        ("fp32-fused", "onnxruntime"),
+        ("openvino-rough", "openvino"),
+    ]
+    assert found.best == "openvino-rough"
+    found = optimized(classifier, tmp_path / "one.infer", budgets=budgets, backends=("onnxruntime",))
+    assert why(found) == {"good": (True, "faster")}
+
+
+def test_an_absent_backend_is_skipped_unless_it_is_asked_for(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By name it is an error that says what to install; an unknown name lists those there are."""
+    two_backends({"good": 0.9})
+    load = search_module.load_backend
+
+    def absent(name: str) -> Any:
+        if name == "openvino":
+            raise MissingPackageError('pip install "infer-onnx[openvino]"')
+        return load(name)
+
+    monkeypatch.setattr(search_module, "load_backend", absent)
+    assert why(optimized(classifier, tmp_path / "out.infer")) == {"good": (True, "faster")}
+    with pytest.raises(MissingPackageError, match="openvino"):
+        optimized(classifier, tmp_path / "no.infer", backends=("openvino",))
+    with pytest.raises(InputError, match="no backend 'tvm'; choose from onnxruntime, openvino"):
+        optimized(classifier, tmp_path / "no.infer", backends=("tvm",))
 
 
 def test_a_smaller_variant_is_kept_for_its_size(classifier: Path, tmp_path: Path, plant: Plant) -> None:

@@ -1,4 +1,4 @@
-"""Backends run graphs. This is the seam: two protocols, and one table in order of preference.
+"""Backends run graphs. This is the seam: two protocols, and one table.
 
 Nothing outside a backend's own file imports its library.
 """
@@ -57,8 +57,8 @@ BACKENDS: dict[str, str] = {
     "onnxruntime": "infer.backends.ort:OrtBackend",
     "openvino": "infer.backends.openvino:OpenvinoBackend",
 }
-"""Backend name → where its class is. The first installed one that can use the device is taken, unless
-another was measured to be faster."""
+"""Backend name → where its class is. The first is the default, with which what is converted is proved;
+others run what was measured to be faster with them, or what is asked for."""
 
 
 def load_backend(name: str) -> Backend:

@@ -6,6 +6,7 @@ processor has them. Integers of 64 bits it computes in 32, so feeds that do not 
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,20 @@ from infer.guard import Feeds, Shapes
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
+# Its Python package sends an event home as soon as it is imported; without this one it has a stub instead.
+_TELEMETRY = "openvino_telemetry"
+_unheard = _TELEMETRY not in sys.modules
+if _unheard:
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # an import of None is refused
 try:
     import openvino as ov
 
     ov.Core  # noqa: B018  a folder that an uninstall left behind imports, and is empty
 except (ImportError, OSError, AttributeError) as _error:
     raise missing_package("openvino", "openvino", _error) from _error
+finally:
+    if _unheard:
+        del sys.modules[_TELEMETRY]
 
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4

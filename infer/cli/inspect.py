@@ -86,7 +86,11 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
             counts[_MOST_OPERATORS:] = [f"… {more} more"]
         rows(
             [
-                (variant.name, f"{variant.precision}, opset {variant.opset}, {size(variant.size_bytes)}"),
+                (
+                    variant.name,
+                    f"{variant.precision}, opset {variant.opset}, {size(variant.size_bytes)}"
+                    f"{f', for {variant.backend}' if variant.backend else ''}",
+                ),
                 (
                     "",
                     f"{sum(graph.operators.values())} nodes: {', '.join(counts)}",
@@ -98,7 +102,10 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
         heading("fastest")
         rows(
             [
-                (tuned.variant, f"{tuned.num_threads} threads on {tuned.device} of {tuned.machine}")
+                (
+                    tuned.variant,
+                    f"{tuned.runtime}, {tuned.num_threads} threads on {tuned.device} of {tuned.machine}",
+                )
                 for tuned in manifest.tuned
             ]
         )

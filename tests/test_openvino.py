@@ -1,0 +1,174 @@
+"""The OpenVINO backend: the same answers, in the same arrays, and its own refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import infer
+from infer.backends import load_backend
+from infer.errors import BackendError, SessionClosedError
+from infer.measure.waterfall import waterfall
+from infer.options import PlanOptions
+from infer.session import open_artifact, open_session
+from tests.command import infer_command
+from tests.tiny import parse, write
+
+X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
+
+MIXED = """g (float[N, M] x, int64[N] i, bool[N, M] b) => (float[N, M] y, int64[N] j, bool[N, M] n) {
+    y = Sin(x)
+    j = Add(i, i)
+    n = Not(b)
+}"""
+
+
+def mixed(rows: int, columns: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(rows + columns)
+    return {
+        "x": rng.standard_normal((rows, columns)).astype(np.float32),
+        "i": rng.integers(-(2**20), 2**20, rows),
+        "b": rng.random((rows, columns)) > 0.5,
+    }
+
+
+def test_it_answers_as_onnxruntime_does(net: Path) -> None:
+    """For more batches than it compiles anew for, in turn and again, none among them."""
+    with infer.load(net) as first, infer.load(net, backend="openvino") as session:
+        assert session.plan.backend == "openvino"
+        assert not session.plan.spinning
+        for rows in (3, 1, 2, 5, 8, 3, 13, 1, 8, 5):
+            x = np.random.default_rng(rows).standard_normal((rows, 10)).astype(np.float32)
+            expected = first.run({"x": x})["logits"]
+            np.testing.assert_allclose(session.run({"x": x})["logits"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_several_dims_types_and_chosen_outputs(tmp_path: Path) -> None:
+    """Integers and booleans have the dtypes of the signature; only what is asked for comes back."""
+    path = write(tmp_path, MIXED)
+    with infer.load(path) as first, infer.load(path, backend="openvino") as session:
+        for rows, columns in ((2, 3), (1, 1), (4, 7), (2, 3), (5, 2), (6, 1), (7, 1)):
+            feeds = mixed(rows, columns)
+            expected, found = first.run(feeds), session.run(feeds)
+            for name, array in expected.items():
+                assert found[name].dtype == array.dtype
+                np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
+        assert list(session.run(feeds, ["j"])) == ["j"]
+
+
+def test_answers_and_feeds_stay_as_they_are(net: Path) -> None:
+    """Answers belong to the caller, and feeds are not written to."""
+    with infer.load(net, backend="openvino") as session:
+        before = X.copy()
+        first = session.run({"x": X})["logits"]
+        kept = first.copy()
+        session.run({"x": X + 1})
+        np.testing.assert_array_equal(first, kept)
+        np.testing.assert_array_equal(X, before)
+        x = X.copy()
+        answer = session.run({"x": x})["logits"]
+        x[:] = 0  # what was shared with the last run must not be read again
+        np.testing.assert_array_equal(session.run({"x": X})["logits"], answer)
+
+
+def test_eight_threads_answer_alike(net: Path) -> None:
+    """With shapes that are new to all of them at once: one session, not a bit of difference."""
+    batches = [X[:1], X[:2], X, np.concatenate([X, X]), np.concatenate([X, X, X])]
+    with infer.load(net, backend="openvino") as session:
+
+        def work(i: int) -> list[np.ndarray]:
+            return [session.run({"x": batches[(i + k) % 5]})["logits"] for k in range(100)]
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(work, range(8)))
+        truth = [session.run({"x": batch})["logits"] for batch in batches]
+    for i, answers in enumerate(found):
+        for k, answer in enumerate(answers):
+            np.testing.assert_array_equal(answer, truth[(i + k) % 5])
+
+
+def test_a_graph_made_for_one_size_still_runs(tmp_path: Path) -> None:
+    """One that refuses to be compiled for its feeds' shapes is compiled for any."""
+    path = write(tmp_path, "g (float[2, 3] x) => (float[3, 2] y) { y = Transpose(x) }")
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    with infer.load(path, backend="openvino") as session:
+        np.testing.assert_array_equal(session.run({"x": x})["y"], x.T)
+
+
+def test_large_integers_are_refused(tmp_path: Path) -> None:
+    """It computes with 32 bits, and 2**40 would become something else in silence."""
+    path = write(tmp_path, MIXED)
+    feeds = mixed(2, 3)
+    feeds["i"] = np.array([1, 2**40])
+    with infer.load(path, backend="openvino") as session:
+        with pytest.raises(BackendError, match="integers of 32 bits, and input 'i' has larger ones"):
+            session.run(feeds)
+        feeds["i"] = np.array([1, -(2**31)])
+        session.run(feeds, ["y"])
+
+
+def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
+    """Strings, graphs as they are written, and operators it does not know, each in one sentence."""
+    path = write(tmp_path, "g (string[N] x) => (string[N] y) { y = Identity(x) }")
+    with pytest.raises(BackendError, match="takes no strings, as input 'x' has them"):
+        infer.load(path, backend="openvino")
+    path = write(tmp_path, MIXED)
+    with pytest.raises(BackendError, match="cannot run a graph as it is written"):
+        open_session(open_artifact(path), PlanOptions(backend="openvino", graph_optimization="none"))
+    proto = parse("g (float[N] x) => (float[N] y) { y = Relu(x) }")
+    proto.graph.node[0].op_type, proto.graph.node[0].domain = "Unheard", "a.domain"
+    proto.opset_import.append(onnx.helper.make_opsetid("a.domain", 1))
+    (tmp_path / "odd.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(BackendError, match="OpenVINO") as caught:
+        infer.load(tmp_path / "odd.onnx", backend="openvino")
+    assert "Unheard" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_closing_and_watching(net: Path) -> None:
+    """A closed session says so; its stages can be followed."""
+    session = infer.load(net, backend="openvino")
+    seen: list[str] = []
+
+    def switch(stage: str) -> str:
+        seen.append(stage)
+        return "other"
+
+    watched = session.watched(switch)
+    np.testing.assert_array_equal(watched.run({"x": X})["logits"], session.run({"x": X})["logits"])
+    assert seen == ["compute", "other"]
+    assert waterfall(session, {"x": X}, "net").stages_ms["compute"] > 0
+    session.close()
+    with pytest.raises(SessionClosedError):
+        session.run({"x": X})
+
+
+def test_the_commands_take_a_backend(net: Path) -> None:
+    """`infer run --explain` names it; an unknown one is an error that lists them."""
+    plan = json.loads(infer_command("run", net, "--explain", "--json", "--backend", "openvino").out)["plan"]
+    assert plan["backend"] == "openvino"
+    done = infer_command("run", net, "--explain", "--backend", "tvm")
+    assert done.code == 1
+    assert "there is no backend 'tvm'; choose from onnxruntime, openvino" in done.err
+
+
+def test_it_is_loaded_when_it_is_needed(net: Path) -> None:
+    """Opening an artifact with the first backend does not load the second; and none sends anything home:
+    OpenVINO's telemetry is never loaded."""
+    program = (
+        "import sys, infer\n"
+        f"infer.load({str(net)!r}).close()\n"
+        "print('openvino' in sys.modules)\n"
+        f"infer.load({str(net)!r}, backend='openvino').close()\n"
+        "print('openvino' in sys.modules, 'openvino_telemetry' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "False"]
+    assert load_backend("openvino").device_kinds() == ("cpu",)
