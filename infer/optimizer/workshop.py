@@ -11,19 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from infer import schema
 from infer.artifact import Artifact
 from infer.drafts import file_draft
 from infer.graphfile import read_graph_file
 from infer.manifest import FileRecord, Manifest, Variant
+from infer.optimizer.canonical import canonical
 from infer.optimizer.saving import save
 from infer.optimizer.verdict import Verdict
 
 _STATE = "state.json"
-_WEIGHTS_ALONE = 4
-"""The first IR version in which a weight need not be an input."""
 
 
 class Workshop:
@@ -70,12 +68,8 @@ class Workshop:
         return verdict
 
     def load(self) -> ir.Model:
-        """The reference's graph, to be rewritten. Weights that old graphs list among their inputs, too, are
-        weights only: a session cannot be fed with them."""
-        model = ir.load(self.folder / self.reference.graph)
-        RemoveInitializersFromInputsPass()(model)
-        model.ir_version = max(model.ir_version or 0, _WEIGHTS_ALONE)
-        return model
+        """The reference's graph, to be rewritten."""
+        return canonical(self.folder / self.reference.graph)
 
     def write(self, model: ir.Model, name: str) -> tuple[str, int]:
         """Save a graph; its path in the folder, and its size in bytes."""

@@ -9,7 +9,7 @@ heads are split by the kernel while it copies anyway, and neither Reshape nor Tr
 MiniLM: 4 to 9 % of the whole. Where the three products do not share their input, only the Transposes go.
 
 Numbers: the same products and sums in another order, 1e-7 of the scale. A boolean mask becomes a float one
-with the lowest number where it forbids; rows that forbid everything are then uniform instead of NaN, as in
+with a low number where it forbids; rows that forbid everything are then uniform instead of NaN, as in
 PyTorch's own masks.
 
 Source: ONNX `Attention` (opset 23), `com.microsoft.Attention`, `com.microsoft.MultiHeadAttention`.
@@ -39,6 +39,9 @@ from infer.optimizer.rewriting import (
     weight,
 )
 from infer.signature import Array
+
+_FORBIDDEN = float(np.finfo(np.float32).min) / 4
+"""The lowest number of which four can be added."""
 
 
 def attention(model: ir.Model) -> PassResult:
@@ -76,7 +79,7 @@ def _whole(node: ir.Node) -> Attended | None:
         query,
         key,
         value,
-        mask=node.inputs[3] if len(node.inputs) > 3 else None,
+        masks=tuple(value for value in node.inputs[3:4] if value is not None),
         scale=node.attributes.get_float("scale", 1.0 / float(np.sqrt(size or 1))),
         causal=bool(node.attributes.get_int("is_causal", 0)),
         problem=problem,
@@ -85,7 +88,7 @@ def _whole(node: ir.Node) -> Attended | None:
 
 def _unfit(found: Attended) -> str | None:
     """Why the kernels cannot take this one, or None."""
-    query, key, value, mask = found.query, found.key, found.value, found.mask
+    query, key, value = found.query, found.key, found.value
     if found.problem:
         return found.problem
     if any(rank(tensor) != 4 for tensor in (query, key, value)):
@@ -94,11 +97,11 @@ def _unfit(found: Attended) -> str | None:
         return "the number of heads is not known"
     if size_at(query, 1) != size_at(key, 1):
         return "several heads of queries share one of keys"
-    if mask is not None:
-        if rank(mask) != 4 or mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
-            return "its mask has not the shape [batch, heads, rows, columns]"
-        if dim_at(mask, 2) != dim_at(query, 2) or dim_at(mask, 3) != dim_at(key, 2):
-            return "its mask is the same for all rows"
+    for mask in found.masks:
+        if mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
+            return f"its mask is of type {mask.dtype}"
+        if (rank(mask) or 5) > 4:
+            return "its mask is not known to have the shape [batch, heads, rows, columns]"
     return None
 
 
@@ -109,7 +112,7 @@ def _lower(model: ir.Model, found: Attended) -> None:
     attributes: dict[str, int | float] = {"num_heads": heads, "scale": found.scale}
     if found.causal:
         attributes["unidirectional"] = 1
-    bias = None if found.mask is None else _as_bias(graph, node, found.mask)
+    bias = _bias(graph, found)
     inputs = (found.query, found.key, found.value)
     rows = [_rows(graph, node, tensor) for tensor in inputs if tensor is not None]
     if packed := _packed(rows):
@@ -133,10 +136,51 @@ def _lower(model: ir.Model, found: Attended) -> None:
     _give_back(graph, node, lowered, heads)
 
 
-def _as_bias(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
-    """A mask as what is added to the scores; tidying makes one of those that several layers share.
+def _bias(graph: ir.Graph, found: Attended) -> ir.Value | None:
+    """All masks as one tensor that is added to the scores, shape = (batch or 1, heads or 1, rows, columns);
+    tidying makes one of those that several layers share."""
+    if not found.masks:
+        return None
+    node, query, key = found.node, found.query, found.key
+    rows, columns = dim_at(query, 2), dim_at(key, 2)
+    whole: ir.Value | None = None
+    for mask in found.masks:
+        part = _as_numbers(graph, node, mask)
+        if whole is None:
+            whole = part
+            continue
+        added = ir.node("Add", [whole, part])
+        put(node, [added])
+        dims = _broadcast(whole, part)
+        whole = added.outputs[0]
+        whole.shape, whole.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
+    assert whole is not None
+    known = None not in (rows, columns) and rank(whole) == 4
+    if known and (dim_at(whole, 2), dim_at(whole, 3)) == (rows, columns):
+        return whole
+    # the kernels want a row of it for each of the queries
+    ones = small(graph, "one_axis", np.array([1]))
+    lengths = [ir.node("Shape", [each], {"start": 2, "end": 3}) for each in (query, key)]
+    shape = ir.node("Concat", [ones, ones, *(each.outputs[0] for each in lengths)], {"axis": 0})
+    spread = ir.node("Expand", [whole, shape.outputs[0]])
+    put(node, [*lengths, shape, spread])
+    return spread.outputs[0]
 
-    Minus infinity becomes the lowest number: a kernel that meets a row of nothing else gives NaN.
+
+def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str | None]:
+    """The dims of a sum of two tensors of up to four."""
+    found: list[int | str | None] = []
+    for axis in range(-max(rank(a) or 0, rank(b) or 0), 0):
+        ours = dim_at(a, axis) if -axis <= (rank(a) or 0) else 1
+        theirs = dim_at(b, axis) if -axis <= (rank(b) or 0) else 1
+        found.append(theirs if ours == 1 else ours)
+    return found
+
+
+def _as_numbers(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
+    """A mask as what is added to the scores.
+
+    Minus infinity becomes a low number: a kernel that meets a row of nothing else gives NaN.
     """
     if mask.dtype == ir.DataType.FLOAT:
         chosen = maker(mask, "Where")
@@ -144,7 +188,7 @@ def _as_bias(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
             return mask
         mask = chosen.inputs[0]
     allowed = small(graph, "mask_allows", np.array(0, np.float32))
-    forbidden = small(graph, "mask_forbids", np.array(np.finfo(np.float32).min, np.float32))
+    forbidden = small(graph, "mask_forbids", np.array(_FORBIDDEN, np.float32))
     where = ir.node("Where", [mask, allowed, forbidden])
     put(node, [where])
     where.outputs[0].shape, where.outputs[0].type = mask.shape, ir.TensorType(ir.DataType.FLOAT)

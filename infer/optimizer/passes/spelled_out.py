@@ -1,10 +1,10 @@
 """Attention that exporters wrote out, found again.
 
-    MatMul(Softmax(MatMul(q · a, kᵀ · b) · c + mask), v)
+    MatMul(Softmax(MatMul(q · a, kᵀ · b) · c + bias + …), v)
 
 as torch writes it below opset 23, from its dynamo exporter (which also replaces NaN of rows that forbid
-everything) and from TorchScript, and as models write it themselves. `a`, `b` and `c` are constants, and any
-of them, and the mask, may be missing.
+everything) and from TorchScript, and as models write it themselves: with positions and masks as several
+sums, or scores replaced where a mask forbids. `a`, `b` and `c` are constants, and any may be missing.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ _LAST_TWO = (0, 1, 3, 2)
 _KEYS_OF_ROWS = (0, 2, 3, 1)
 """From [batch, rows, heads, size] straight to keys on their side."""
 
+_FORBIDS = -1e4
+"""A score that is replaced by less than that is as good as none."""
+
 
 @dataclass(frozen=True)
 class Attended:
@@ -28,7 +31,7 @@ class Attended:
     Attributes:
         node: gives its answer, as its first output.
         query, key, value: shape = (batch, heads, rows, size).
-        mask: what is allowed, or what is added to the scores.
+        masks: each says what is allowed, or is added to the scores.
         problem: why no kernel can take it, "" if nothing is known against it.
     """
 
@@ -36,7 +39,7 @@ class Attended:
     query: ir.Value | None
     key: ir.Value | None
     value: ir.Value | None
-    mask: ir.Value | None
+    masks: tuple[ir.Value, ...]
     scale: float
     causal: bool = False
     problem: str = ""
@@ -49,25 +52,71 @@ def spelled_out(node: ir.Node) -> Attended | None:
     softmax = maker(_before_nan(node.inputs[0]), "Softmax")
     if softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return None
-    scores, mask = softmax.inputs[0], None
-    added = maker(scores, "Add")
-    if added is not None:
-        scores, mask = added.inputs
-        if maker(_unscaled(scores)[0], "MatMul") is None:
-            scores, mask = mask, scores
-    product, outer = _unscaled(scores)
-    matmul = maker(product, "MatMul")
-    if matmul is None or rank(softmax.inputs[0]) not in (None, 4):
+    scores = softmax.inputs[0]
+    found = None if scores is None or rank(scores) not in (None, 4) else _scores(scores)
+    if found is None or constant(node.inputs[1]) is not None:
         return None
+    matmul, outer, added = found
     query, ours = _unscaled(matmul.inputs[0])
     turned, theirs = _unscaled(matmul.inputs[1])
     key = _turned_back(node, turned)
-    if key is None or constant(node.inputs[1]) is not None:
+    if key is None:
         return None
+    masks = tuple(value if isinstance(value, ir.Value) else _forbidding(node, value) for value in added)
     problem = ""
     if only_user(softmax.outputs[0]) is None and _before_nan(node.inputs[0]) is node.inputs[0]:
         problem = "its scores, or its keys and values, are used elsewhere"
-    return Attended(node, query, key, node.inputs[1], mask, scale=outer * ours * theirs, problem=problem)
+    return Attended(node, query, key, node.inputs[1], masks, scale=outer * ours * theirs, problem=problem)
+
+
+@dataclass(frozen=True)
+class _Forbidden:
+    """Scores are replaced by a low number where `where` holds, or where it does not."""
+
+    where: ir.Value
+    holds: bool
+
+
+_Added = list["ir.Value | _Forbidden"]
+
+
+def _scores(value: ir.Value) -> tuple[ir.Node, float, _Added] | None:
+    """The product of queries and keys, the number it is multiplied with, and what is added to that."""
+    product, scale = _unscaled(value)
+    matmul = maker(product, "MatMul")
+    if matmul is not None:
+        return (matmul, scale, []) if _is_turned(_unscaled(matmul.inputs[1])[0]) else None
+    if (summed := maker(value, "Add")) is not None:
+        for side, other in (summed.inputs, summed.inputs[::-1]):
+            found = None if side is None else _scores(side)
+            if found is not None and other is not None:
+                matmul, scale, added = found
+                return matmul, scale, [*added, other]
+    if (chosen := maker(value, "Where")) is not None:
+        where, *sides = chosen.inputs
+        for side, instead, holds in ((sides[1], sides[0], True), (sides[0], sides[1], False)):
+            low = constant(instead)
+            if low is None or low.size != 1 or float(low.reshape(())) > _FORBIDS or side is None:
+                continue
+            found = _scores(side)
+            if found is not None and where is not None:
+                matmul, scale, added = found
+                return matmul, scale, [*added, _Forbidden(where, holds)]
+    return None
+
+
+def _forbidding(node: ir.Node, forbidden: _Forbidden) -> ir.Value:
+    """A mask of what is allowed."""
+    if not forbidden.holds:
+        return forbidden.where
+    allowed = ir.node("Not", [forbidden.where])
+    put(node, [allowed])
+    allowed.outputs[0].shape, allowed.outputs[0].type = forbidden.where.shape, forbidden.where.type
+    return allowed.outputs[0]
+
+
+def _is_turned(value: ir.Value | None) -> bool:
+    return maker(value, "Transpose", "Reshape") is not None
 
 
 def _before_nan(value: ir.Value | None) -> ir.Value | None:

@@ -1,0 +1,30 @@
+"""The form in which passes get a graph, whichever exporter wrote it.
+
+Weights are weights only, Identity is gone, and values have shapes where they follow from the inputs'.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir.passes.common import (
+    IdentityEliminationPass,
+    RemoveInitializersFromInputsPass,
+    ShapeInferencePass,
+)
+
+_WEIGHTS_ALONE = 4
+"""The first IR version in which a weight need not be an input."""
+
+
+def canonical(path: Path) -> ir.Model:
+    """The graph in a file, to be rewritten."""
+    model = ir.load(path)
+    # a session cannot be fed with weights that old graphs list among their inputs, too
+    RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version or 0, _WEIGHTS_ALONE)
+    IdentityEliminationPass()(model)
+    if any(value.shape is None for node in model.graph for value in node.outputs if value.name):
+        ShapeInferencePass()(model)
+    return model
