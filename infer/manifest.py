@@ -78,9 +78,17 @@ class Variant:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """A graph as the library optimized it on the machine, which takes `load_ratio` of the time to load."""
+
+    graph: str
+    load_ratio: float
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
-    library and its version."""
+    library and its version, and `prepared` holds for that one alone."""
 
     machine: str
     device: str
@@ -88,6 +96,7 @@ class Tuned:
     num_threads: int
     runtime: str
     created: str
+    prepared: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -252,11 +261,12 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where} has a plan for less than one thread")
     named = [v.graph for v in manifest.variants]
     named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
+    named += [tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared]
     if stray := set(named) - set(manifest.files):
         raise ArtifactError(f"{where} names files it does not list: {sorted(stray)}")
 
 
 __all__ = [
     "FORMAT_VERSION", "Attempt", "Evidence", "FileRecord", "GoldenPoint", "Manifest", "Measured", "Parity",
-    "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
+    "Prepared", "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
 ]  # fmt: skip

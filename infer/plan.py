@@ -17,6 +17,8 @@ class Plan:
     num_threads: int
     spinning: bool
     graph_optimization: str = "all"
+    prepared: str | None = None
+    """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
     reasons: tuple[str, ...] = ()
     """Why, one sentence each, for `--explain`."""
 
@@ -26,7 +28,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [
             ("variant", f"{self.variant} ({self.precision})"),
-            ("graph", self.graph),
+            ("graph", f"{self.graph}, prepared as {self.prepared}" if self.prepared else self.graph),
             ("backend", self.backend),
             ("device", self.device),
             ("threads", str(self.num_threads)),

@@ -42,6 +42,16 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
+    prepared = None
+    if tuned and tuned.prepared and options.graph_optimization == "all":
+        here = f"{backend.name} {backend.version}"
+        if tuned.runtime == here:
+            prepared = tuned.prepared.graph
+            reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
+        else:
+            reasons.append(
+                f"not prepared for {here}, but for {tuned.runtime}: loads sooner after: infer optimize"
+            )
     return Plan(
         variant=variant.name,
         graph=variant.graph,
@@ -51,6 +61,7 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         num_threads=threads,
         spinning=spinning,
         graph_optimization=options.graph_optimization,
+        prepared=prepared,
         reasons=tuple(reasons),
     )
 

@@ -65,10 +65,11 @@ def open_session(
     artifact: Artifact,
     plan_options: PlanOptions = PlanOptions(),
     options: SessionOptions = SessionOptions(),
+    plan: Plan | None = None,
 ) -> Session:
-    """Plan, load, check and warm up. Raises as `load` does."""
-    plan = make_plan(artifact.manifest, this_machine(), plan_options)
-    graph = artifact.file(plan.graph)
+    """Plan, unless there is a plan, load, check and warm up. Raises as `load` does."""
+    plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
+    graph = artifact.file(plan.prepared or plan.graph)
     if not options.verify:
         executable = _prepare(artifact, plan, graph)
     else:

@@ -24,6 +24,7 @@ from infer.manifest import (
     Manifest,
     Measured,
     Parity,
+    Prepared,
     Provenance,
     Speed,
     TaskSpec,
@@ -96,7 +97,17 @@ def example() -> Manifest:
             )
         },
         limits={"batch": Range(1, 64), "n": Range(2)},
-        tuned=(Tuned("a machine", "cpu", "int8", 1, "openvino 2026.4.1", "2026-01-02T03:04:05+00:00"),),
+        tuned=(
+            Tuned(
+                "a machine",
+                "cpu",
+                "int8",
+                1,
+                "openvino 2026.4.1",
+                "2026-01-02T03:04:05+00:00",
+                Prepared("graphs/fp32.onnx", 0.5),
+            ),
+        ),
     )
 
 

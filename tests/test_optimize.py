@@ -18,10 +18,18 @@ import torch
 import converters
 import infer
 from infer.artifact import Artifact
-from infer.errors import InferError, InputError, MissingPackageError
+from infer.errors import InferError, InputError, IntegrityError, MissingPackageError
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
-from infer.optimizer import INTERRUPTED, OUT_OF_TIME, Optimized, OptimizeOptions, optimize, parse_budget
+from infer.optimizer import (
+    INTERRUPTED,
+    OUT_OF_TIME,
+    Optimized,
+    OptimizeOptions,
+    optimize,
+    parse_budget,
+    preparing,
+)
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.budget import Budget, figures
@@ -536,7 +544,71 @@ def test_a_tuned_artifact_is_tuned_again_from_its_reference(
     plant({}, speeds={})
     less = optimized(tmp_path / "c.infer", tmp_path / "d.infer").artifact.manifest
     assert [variant.name for variant in less.variants] == ["fp32", "old"]
-    assert "graphs/fp32-fused.onnx" in manifest.files  # which "old" is still called in the file
+    graphs = {variant.name: variant.graph for variant in manifest.variants}
+    assert len(set(graphs.values())) == 3  # what "old" is called in the file is not written over
+
+
+def test_variants_of_two_machines_do_not_displace_each_other(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Where both are called alike, each keeps its graph, and each plan its own."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    first = optimized(classifier, tmp_path / "a.infer").artifact
+    edit_manifest(first.path, lambda data: data["tuned"][0].update(machine="another machine"))
+    manifest = optimized(first.path, tmp_path / "b.infer").artifact.manifest
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp32-fused", "fp32-fused-2"]
+    assert [tuned.variant for tuned in manifest.tuned] == ["fp32-fused", "fp32-fused-2"]
+    assert len({variant.graph for variant in manifest.variants}) == 3
+
+
+def test_the_best_graph_is_kept_as_it_is_optimized_here(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads sooner and answers alike; of another release of the library, or if not asked for, it is not
+    used, and a damaged one is refused."""
+    found = optimized(classifier, tmp_path / "a.infer")
+    (tuned,) = found.artifact.manifest.tuned
+    assert tuned.prepared is not None
+    assert tuned.prepared.load_ratio < 0.9
+    x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+    with infer.load(tmp_path / "a.infer") as session, infer.load(classifier) as before:
+        assert session.plan.prepared == tuned.prepared.graph
+        assert any("loads in ×0." in reason for reason in session.plan.reasons)
+        np.testing.assert_array_equal(session.run(x)["logits"], before.run(x)["logits"])
+    verified = infer_command("verify", tmp_path / "a.infer")
+    assert verified.code == 0
+    assert "fp32, prepared" in verified.out
+    bare = optimized(classifier, tmp_path / "b.infer", prepare=False).artifact.manifest
+    assert bare.tuned[0].prepared is None
+    assert not [name for name in bare.files if name.startswith("prepared")]
+    edit_manifest(tmp_path / "a.infer", lambda data: data["tuned"][0].update(runtime="onnxruntime 1.0"))
+    with infer.load(tmp_path / "a.infer") as session:
+        assert session.plan.prepared is None
+        assert any("for onnxruntime 1.0: loads sooner after" in reason for reason in session.plan.reasons)
+    path = found.artifact.path / tuned.prepared.graph
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match="differs from the sha256"):
+        infer.load(tmp_path / "a.infer")
+
+
+def test_a_prepared_graph_that_answers_otherwise_is_not_kept(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the library writes is compared before it is trusted."""
+    told = preparing.save_optimized
+
+    def spoiled(graph: Path, plan: Any, target: Path, *, packed: bool) -> None:
+        told(graph, plan, target, packed=packed)
+        model = onnx.load(target)
+        weights = model.graph.initializer[0]
+        array = onnx.numpy_helper.to_array(weights) + 1
+        weights.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), weights.name))
+        onnx.save(model, target)
+
+    monkeypatch.setattr(preparing, "save_optimized", spoiled)
+    found = optimized(classifier, tmp_path / "a.infer").artifact.manifest
+    assert found.tuned[0].prepared is None
+    assert not (tmp_path / "a.infer" / "prepared").exists()
 
 
 def test_what_was_not_fused_is_said(tmp_path: Path) -> None:

@@ -105,13 +105,29 @@ def record(
     return Recording(Path(events), dict(zip(names, results, strict=True)))
 
 
+def save_optimized(graph: Path, plan: Plan, target: Path, *, packed: bool) -> None:
+    """Write to `target` what ONNX Runtime makes of `graph` when it is loaded as `plan` says, with large
+    weights beside it; if `packed`, as its kernels pack them. Raises `BackendError` and `DeviceError`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    options = _options(plan)
+    options.optimized_model_filepath = str(target)
+    entries = {
+        "session.optimized_model_external_initializers_file_name": f"{target.name}.data",
+        "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        "session.save_external_prepacked_constant_initializers": "1" if packed else "0",
+    }
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    _open(graph, plan, options)
+
+
 def _options(plan: Plan) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its messages come to us as exceptions
     options.intra_op_num_threads = plan.num_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = _OPTIMIZATION[plan.graph_optimization]
+    options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
     # whatever the file is called: its own format .ort was not looked at by infer.graphfile
     options.add_session_config_entry("session.load_model_format", "ONNX")

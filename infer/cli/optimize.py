@@ -73,6 +73,12 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Exit with 1 if the original does something more often than the passes rewrote.",
 )
+@click.option(
+    "--prepare/--no-prepare",
+    default=True,
+    show_default=True,
+    help="Keep the best graph as it is optimized here while loading, too: larger, but loads sooner.",
+)
 @click.option("--force", is_flag=True, help="Replace the artifact at the output.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.pass_context
@@ -88,6 +94,7 @@ def command(
     device: str,
     backends: tuple[str, ...],
     strict_fusion: bool,
+    prepare: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -117,6 +124,7 @@ def command(
         device=device,
         num_threads=threads,
         backends=backends,
+        prepare=prepare,
         overwrite=force,
     )
     with Progress(quiet=as_json) as progress:

@@ -41,12 +41,20 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
         opened.verify_files()
         tolerances = manifest.parity.tolerances if manifest.parity else TOLERANCES
         found: dict[str, dict[str, tuple[Difference, ...]]] = {}
-        for variant in manifest.variants:
-            progress(f"running the golden points of {variant.name}")
-            options = PlanOptions(device=device, variant=variant.name)
+        wanted: list[str | None] = [variant.name for variant in manifest.variants]
+        if any(tuned.prepared for tuned in manifest.tuned):
+            wanted.append(None)  # as it is run here
+        for wish in wanted:
+            options = PlanOptions(device=device, variant=wish)
             with open_session(opened, options, SessionOptions(verify=False, warm_up=False)) as session:
+                plan = session.plan
+                if wish is None and plan.prepared is None:
+                    continue
+                told = f"{plan.variant}, prepared" if plan.prepared else plan.variant
+                progress(f"running the golden points of {told}")
+                (variant,) = (each for each in manifest.variants if each.name == plan.variant)
                 held = {**tolerances, **(variant.evidence.tolerances if variant.evidence else {})}
-                found[variant.name] = {
+                found[told] = {
                     name: _prove(session, name, feeds, expected, held)
                     for name, feeds, expected in opened.golden()
                 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from infer.artifact import Artifact
 from infer.backends.ort_trace import Event, trace_times
@@ -51,7 +52,7 @@ def profile(
     file = artifact.file(plan.graph)
     check_graph(artifact, file)
     signature = artifact.manifest.signature
-    traced = trace_times(file, plan, Guard(signature).admit(feeds), runs)
+    traced = trace_times(file, replace(plan, prepared=None), Guard(signature).admit(feeds), runs)
     times = _medians(traced.runs)
     origins = Origins(read_graph_nodes(file))
     modules: tuple[Share, ...] = ()

@@ -49,7 +49,7 @@ def count_work(artifact: Artifact, plan: Plan, feeds: Mapping[str, object]) -> W
     graph = artifact.file(plan.graph)
     check_graph(artifact, graph)
     admitted = Guard(artifact.manifest.signature).admit(feeds)
-    found = trace_shapes(graph, replace(plan, device="cpu"), admitted)
+    found = trace_shapes(graph, replace(plan, device="cpu", prepared=None), admitted)
     nodes = read_graph_nodes(graph)
     ran = _by_node(nodes, found.events)
     sources = _folded(nodes)

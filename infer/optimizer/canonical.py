@@ -18,6 +18,10 @@ _WEIGHTS_ALONE = 4
 """The first IR version in which a weight need not be an input."""
 
 
+_NO_TENSORS = ("Sequence", "Optional")
+"""In the names of operators that give something else."""
+
+
 def canonical(path: Path) -> ir.Model:
     """The graph in a file, to be rewritten."""
     model = ir.load(path)
@@ -25,6 +29,8 @@ def canonical(path: Path) -> ir.Model:
     RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, _WEIGHTS_ALONE)
     IdentityEliminationPass()(model)
-    if any(value.shape is None for node in model.graph for value in node.outputs if value.name):
+    unknown = any(value.shape is None for node in model.graph for value in node.outputs if value.name)
+    # inference notes tensors where sequences are
+    if unknown and not any(word in node.op_type for node in model.graph for word in _NO_TENSORS):
         ShapeInferencePass()(model)
     return model

@@ -29,6 +29,7 @@ class OptimizeOptions:
         gate_s: how long a variant is timed beside what it would replace.
         device, num_threads: as in `PlanOptions`.
         backends: those to try, by name; all that are installed, if none is named.
+        prepare: keep the best graph as the backend optimizes it here, too, if that loads sooner.
         overwrite: replace an artifact at the output.
     """
 
@@ -40,6 +41,7 @@ class OptimizeOptions:
     device: str = "auto"
     num_threads: int | None = None
     backends: tuple[str, ...] = ()
+    prepare: bool = True
     overwrite: bool = False
 
 

@@ -94,6 +94,7 @@ def optimize(
             found.judged[0],
             " and ".join(map(str, options.budgets)) or EQUAL,
             found.described,
+            prepared=options.prepare and options.objective != "size",
             overwrite=options.overwrite,
         )
     if not unfinished:

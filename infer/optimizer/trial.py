@@ -152,17 +152,21 @@ class Trial:
         return Judge(self.reference, material, self.options.budgets, self._tolerances, self.progress)
 
     def rehearse(self, attempt: Attempt, budgets: Sequence[Budget]) -> Judged:
-        """What an attempt's answers to calibration feeds are, for decisions that judging must not see."""
+        """What an attempt's answers to calibration feeds are, for decisions that judging must not see; one
+        that fails is as far off as can be."""
         assert attempt.build is not None
         if self._rehearsal is None:
             self._rehearsal = self._judging(self.material.rehearsed(_REHEARSED))
         model = self.workshop.load()
         attempt.build(model)
         graph, _ = self.workshop.write(model, "rehearsal")
-        with self._opened("rehearsal", graph, attempt.backend, None) as session:
-            judged = self._rehearsal.judge(session, budgets)
-        self.workshop.discard(graph)
-        return judged
+        try:
+            with self._opened("rehearsal", graph, attempt.backend, None) as session:
+                return self._rehearsal.judge(session, budgets)
+        except InferError as error:
+            return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
+        finally:
+            self.workshop.discard(graph)
 
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
         """Its time over the other's. A glance is enough to drop what is slower; what is undecided is

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import onnx_ir as ir
 
-from infer.artifact import MANIFEST, Artifact, record_files
+from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
 from infer.graphfile import read_graph_file
 from infer.machine import this_machine
-from infer.manifest import Evidence, GoldenPoint, Manifest, Speed, Tuned, Variant
+from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
+from infer.measure.feeds import Feeds
 from infer.npz import save_npz
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.outcome import Outcome
+from infer.optimizer.preparing import files_of, prepare
 from infer.optimizer.saving import save
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
@@ -35,20 +38,23 @@ def write_output(
     output: Path,
     outcome: Outcome,
     reference: Session,
-    golden: Mapping[str, object],
+    golden: Feeds,
     budget: str,
     data: str,
     *,
+    prepared: bool,
     overwrite: bool,
 ) -> Artifact:
     """Write the artifact, whole or not at all, and run every new variant once. Raises `ArtifactError`."""
     machine, device = this_machine().fingerprint, reference.plan.device
     with artifact_draft(output, overwrite=overwrite) as draft:
-        for name in _still_needed(artifact.manifest, outcome, machine, device):
+        kept = _elsewhere(artifact.manifest, machine, device)
+        for name in _still_needed(artifact.manifest, kept):
             _copy(artifact.file(name), draft / name)
         points = artifact.manifest.golden or _golden(draft, reference, golden)
         added = []
-        for name, verdict in outcome.variants.items():
+        for verdict_name, verdict in outcome.variants.items():
+            name = _free(verdict_name, [variant.name for variant in kept.variants])
             graph, size_bytes = _write_graph(workshop, verdict, name, draft)
             added.append(
                 Variant(
@@ -57,19 +63,82 @@ def write_output(
                     verdict.precision,
                     read_graph_file(draft / graph).opset,
                     size_bytes,
-                    _evidence(verdict, outcome, name, budget, data, machine),
+                    _evidence(verdict, outcome.changes[verdict_name], budget, data, machine),
                     verdict.backend,
                 )
             )
-        manifest = _with(artifact.manifest, added, outcome, machine, device)
-        manifest = replace(manifest, golden=points, files=record_files(draft))
-        (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        opened = Artifact.open(draft)
-        proved = [replace(variant, evidence=_proved(opened, variant, device)) for variant in added]
-        by_name = {variant.name: variant for variant in proved}
-        variants = tuple(by_name.get(variant.name, variant) for variant in manifest.variants)
-        (draft / MANIFEST).write_text(replace(manifest, variants=variants).to_json(), encoding="utf-8")
+        variants = (*kept.variants, *added)
+        plan = _tuned(outcome, (added or kept.variants)[-1 if added else 0].name, machine, device)
+        manifest = replace(
+            kept, variants=variants, tuned=(*kept.tuned, plan), golden=points, files=record_files(draft)
+        )
+        opened = _written(manifest, draft)
+        proved = {variant.name: _proved(opened, variant, device) for variant in added}
+        variants = tuple(replace(v, evidence=proved.get(v.name, v.evidence)) for v in variants)
+        manifest = replace(manifest, variants=variants)
+        if prepared and device == "cpu" and plan.runtime.startswith("onnxruntime"):
+            plan, files = _prepared(opened, plan, golden)
+            manifest = replace(manifest, tuned=(*kept.tuned, plan), files={**manifest.files, **files})
+        _written(manifest, draft)
     return Artifact.open(output)
+
+
+def _written(manifest: Manifest, draft: Path) -> Artifact:
+    (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    return Artifact.open(draft)
+
+
+def _elsewhere(before: Manifest, machine: str, device: str) -> Manifest:
+    """The manifest with the reference, and with the plans for other machines and devices and what they
+    need."""
+    others = [tuned for tuned in before.tuned if (tuned.machine, tuned.device) != (machine, device)]
+    needed = {tuned.variant for tuned in others}
+    reference, *variants = before.variants
+    return replace(
+        before,
+        variants=(reference, *(variant for variant in variants if variant.name in needed)),
+        tuned=tuple(others),
+    )
+
+
+def _still_needed(before: Manifest, kept: Manifest) -> list[str]:
+    """The files but the graphs of variants that are gone, and what was prepared of them."""
+    gone = _graphs(before) - _graphs(kept)
+    return [name for name in before.files if name not in gone and name.removesuffix(".data") not in gone]
+
+
+def _graphs(manifest: Manifest) -> set[str]:
+    prepared = {tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared}
+    return prepared | {variant.graph for variant in manifest.variants}
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """The name, or with a number if what is for another machine has it."""
+    count, free = 1, name
+    while free in taken:
+        count, free = count + 1, f"{name}-{count + 1}"
+    return free
+
+
+def _tuned(outcome: Outcome, variant: str, machine: str, device: str) -> Tuned:
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Tuned(machine, device, variant, outcome.num_threads, outcome.runtime, created)
+
+
+def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dict[str, FileRecord]]:
+    """The plan with its graph as the backend optimizes it here, if that loads sooner, and the new files."""
+    where = hashlib.sha256(f"{plan.machine}|{plan.device}".encode()).hexdigest()[:8]
+    options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
+    taken = [path.stem for path in (artifact.path / "prepared").glob("*.onnx")]
+    name = _free(f"{plan.variant}-{where}", taken)
+    found = prepare(artifact, options, f"prepared/{name}", feeds)
+    if found is None:
+        return plan, {}
+    files = {
+        file.relative_to(artifact.path).as_posix(): FileRecord(sha256(file), file.stat().st_size)
+        for file in files_of(artifact, found)
+    }
+    return replace(plan, prepared=found), files
 
 
 def _write_graph(workshop: Workshop, verdict: Verdict, name: str, draft: Path) -> tuple[str, int]:
@@ -77,43 +146,17 @@ def _write_graph(workshop: Workshop, verdict: Verdict, name: str, draft: Path) -
     assert verdict.graph is not None
     if verdict.graph == workshop.reference.graph:
         return verdict.graph, verdict.size_bytes
-    graph = f"graphs/{name}.onnx"
+    files = [path.stem for path in (draft / "graphs").glob("*.onnx")]
+    graph = f"graphs/{_free(name, files)}.onnx"
     # written anew, because a graph says what its file of weights is called
     return graph, save(ir.load(workshop.folder / verdict.graph), draft / graph)
 
 
-def _still_needed(before: Manifest, outcome: Outcome, machine: str, device: str) -> list[str]:
-    """The artifact's files but the graphs of variants that are replaced or have lost their plan."""
-    kept = {variant.graph for variant in _with(before, [], outcome, machine, device).variants}
-    gone = {variant.graph for variant in before.variants} - kept
-    return [name for name in before.files if name not in gone and name.removesuffix(".data") not in gone]
-
-
-def _with(before: Manifest, added: list[Variant], outcome: Outcome, machine: str, device: str) -> Manifest:
-    """The manifest with these variants, and the plan for this machine; those for others stay."""
-    others = tuple(tuned for tuned in before.tuned if (tuned.machine, tuned.device) != (machine, device))
-    needed = {tuned.variant for tuned in others} - {variant.name for variant in added}
-    kept = [variant for variant in before.variants[1:] if variant.name in needed]
-    others = tuple(t for t in others if t.variant in {v.name for v in (before.variants[0], *kept)})
-    best = added[-1].name if added else before.variants[0].name
-    tuned = Tuned(
-        machine=machine,
-        device=device,
-        variant=best,
-        num_threads=outcome.num_threads,
-        runtime=outcome.runtime,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-    return replace(before, variants=(before.variants[0], *kept, *added), tuned=(*others, tuned))
-
-
-def _evidence(
-    verdict: Verdict, outcome: Outcome, name: str, budget: str, data: str, machine: str
-) -> Evidence:
+def _evidence(verdict: Verdict, changes: dict[str, str], budget: str, data: str, machine: str) -> Evidence:
     assert verdict.ratio is not None
     ratio = verdict.ratio
     return Evidence(
-        changes=outcome.changes[name],
+        changes=changes,
         budget=EQUAL if verdict.exact else budget,
         figures=verdict.figures,
         data=data,
@@ -139,12 +182,11 @@ def _proved(artifact: Artifact, variant: Variant, device: str) -> Evidence | Non
     return replace(evidence, tolerances=found)
 
 
-def _golden(draft: Path, reference: Session, feeds: Mapping[str, object]) -> tuple[GoldenPoint, ...]:
+def _golden(draft: Path, reference: Session, feeds: Feeds) -> tuple[GoldenPoint, ...]:
     """A point for an artifact that has none: the reference's own answer."""
-    arrays = {name: feeds[name] for name in feeds}
     (draft / "golden").mkdir(exist_ok=True)
-    save_npz(draft / "golden/0-feeds.npz", arrays)  # type: ignore[arg-type]
-    save_npz(draft / "golden/0-outputs.npz", reference.run(arrays))
+    save_npz(draft / "golden/0-feeds.npz", feeds)
+    save_npz(draft / "golden/0-outputs.npz", reference.run(feeds))
     return (GoldenPoint("example", "golden/0-feeds.npz", "golden/0-outputs.npz"),)
 
 

@@ -93,9 +93,9 @@ def _unfit(found: Attended) -> str | None:
         return found.problem
     if any(rank(tensor) != 4 for tensor in (query, key, value)):
         return "its inputs are not known to have the shape [batch, heads, rows, size]"
-    if size_at(query, 1) is None or size_at(query, 3) is None:
+    if _heads(query) is None or size_at(query, 3) is None:
         return "the number of heads is not known"
-    if size_at(query, 1) != size_at(key, 1):
+    if _heads(query) != _heads(key):
         return "several heads of queries share one of keys"
     for mask in found.masks:
         if mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
@@ -105,9 +105,20 @@ def _unfit(found: Attended) -> str | None:
     return None
 
 
+def _heads(tensor: ir.Value | None) -> int | None:
+    """How many heads [batch, heads, rows, size] has: what is noted, or what the last axis was cut into."""
+    noted, size = size_at(tensor, 1), size_at(tensor, 3)
+    transposed = maker(tensor, "Transpose")
+    split = maker(transposed.inputs[0], "Reshape") if transposed is not None else None
+    if noted is not None or size is None or split is None or not _splits_last(split):
+        return noted
+    whole = size_at(split.inputs[0], 2)
+    return None if whole is None else whole // size
+
+
 def _lower(model: ir.Model, found: Attended) -> None:
     graph, node = model.graph, found.node
-    heads = size_at(found.query, 1)
+    heads = _heads(found.query)
     assert heads is not None
     attributes: dict[str, int | float] = {"num_heads": heads, "scale": found.scale}
     if found.causal:
