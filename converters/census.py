@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 _KINDS: dict[str, tuple[Callable[..., Any], ...]] = {
     "attention": (F.scaled_dot_product_attention, F.multi_head_attention_forward),
     "norm": (
-        F.layer_norm, torch.layer_norm, F.batch_norm, F.group_norm, torch.group_norm,
-        F.instance_norm, torch.instance_norm, F.rms_norm,
+        F.layer_norm, torch.layer_norm, F.group_norm, torch.group_norm, F.instance_norm,
+        torch.instance_norm, F.rms_norm,
     ),
+    "batch norm": (F.batch_norm, torch.batch_norm),
     "activation": (
         F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.gelu, F.silu, F.elu, F.leaky_relu, F.hardswish,
         F.hardsigmoid, F.mish, F.softplus, F.selu,

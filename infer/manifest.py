@@ -151,8 +151,8 @@ class Attempt:
 class Provenance:
     """Where the graph comes from. Times are ISO 8601 in UTC.
 
-    `census` counts what the original does in one call: "attention", "norm", "activation", "convolution",
-    "linear", "embedding", "recurrent".
+    `census` counts what the original does in one call: "attention", "norm", "batch norm", "activation",
+    "convolution", "linear", "embedding", "recurrent".
     """
 
     source: str

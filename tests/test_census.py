@@ -64,10 +64,12 @@ def test_convolutions_and_recurrence() -> None:
 
     found = census(Net().train(False).requires_grad_(False), [torch.randn(1, 3, 8, 8)])
     assert {
-        kind: found.get(kind) for kind in ("attention", "norm", "activation", "convolution", "recurrent")
+        kind: found.get(kind)
+        for kind in ("attention", "norm", "batch norm", "activation", "convolution", "recurrent")
     } == {
         "attention": 1,
-        "norm": 1,
+        "norm": None,
+        "batch norm": 1,
         "activation": 1,
         "convolution": 2,
         "recurrent": 1,

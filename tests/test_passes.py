@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer.bare_graph import artifact_of_graph
-from infer.optimizer.passes.attention import attention
+from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.saving import save
 from infer.options import PlanOptions, SessionOptions
@@ -344,3 +344,30 @@ def test_what_happened_is_said_in_a_line() -> None:
     assert str(result) == "0 of 1 (1: several heads of queries share one of keys)"
     assert str(attention(attending())) == "1 of 1"
     assert str(skip_norm(attending())) == "0 of 0"
+
+
+def test_rows_that_are_forbidden_everything_give_zero_if_guarded(tmp_path: Path) -> None:
+    """A window beside padding forbids a query every key: attention is 0 there, the kernel gives a mean."""
+    for spelling in ("whole", "dynamo"):
+        before, plain, guarded = (attending(spelling=spelling) for _ in range(3))
+        assert attention(plain).rewritten == guarded_attention(guarded).rewritten == 1
+        feeds = feeds_of(before, 2, 5)
+        feeds["mask"][1, :, 2:4] = False
+        expected = answers(before, tmp_path / "before.onnx", feeds)["y"]
+        assert (expected[1, 2:4] == 0).all()
+        found = answers(guarded, tmp_path / "guarded.onnx", feeds)["y"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+        assert np.abs(answers(plain, tmp_path / "plain.onnx", feeds)["y"][1, 2:4]).max() > 0.01
+        same(before, guarded, tmp_path)
+
+
+def test_old_graphs_keep_what_their_opset_cannot_say() -> None:
+    """A row of a mask for all queries needs Shape with a start, and guarding ReduceMax with axes."""
+    model = attending(spelling="plain", mask="numbers row")
+    model.opset_imports[""] = 14
+    assert list(attention(model).declined) == ["its mask is the same for all rows, which needs opset 15"]
+    model = attending(spelling="plain")
+    model.opset_imports[""] = 17
+    (reason,) = guarded_attention(model).declined
+    assert reason == "rows that are forbidden everything need opset 18, and the graph has 17"
+    assert attention(model).rewritten == 1

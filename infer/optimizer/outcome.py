@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from infer.artifact import Artifact
 from infer.measure.statistics import Estimate
 from infer.optimizer.budget import Budget
+from infer.optimizer.contract import shortfalls
 from infer.optimizer.material import Data
-from infer.optimizer.targets import CENSUS
-from infer.optimizer.verdict import Verdict, shortfalls
+from infer.optimizer.verdict import Verdict
 
 OBJECTIVES = {"latency": 1, "throughput": 8, "size": 1}
 """What is to become better → the rows of a feed that is timed."""
@@ -83,20 +83,24 @@ class Outcome:
 class Optimized:
     """What came of it: the artifact at the output, all that was tried, and what was worth keeping.
 
-    `data` says what answers were judged on; `unfinished`, why not all was tried: "", `INTERRUPTED` or
-    `OUT_OF_TIME`.
+    Attributes:
+        data: what answers were judged on.
+        whole: norms and activations that are one node in the exact graph, as the default backend optimizes
+            it; empty on another.
+        unfinished: why not all was tried: "", `INTERRUPTED` or `OUT_OF_TIME`.
     """
 
     artifact: Artifact
     verdicts: tuple[Verdict, ...]
     outcome: Outcome
     data: str
+    whole: dict[str, int]
     unfinished: str
 
     @property
     def shortfalls(self) -> list[str]:
-        """What the original does more often than passes rewrote; see `verdict.shortfalls`."""
-        return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, CENSUS)
+        """What the original does more often than is fused; see `contract.shortfalls`."""
+        return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, self.whole)
 
     @property
     def best(self) -> str:

@@ -28,6 +28,7 @@ from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL, Budget
+from infer.optimizer.contract import whole
 from infer.optimizer.gates import Contender, Judged
 from infer.optimizer.material import material
 from infer.optimizer.outcome import (
@@ -97,9 +98,22 @@ def optimize(
             prepared=options.prepare and options.objective != "size",
             overwrite=options.overwrite,
         )
+        left = _whole(workshop, search.outcome, reference)
     if not unfinished:
         workshop.clear()
-    return Optimized(written, tuple(workshop.verdicts), search.outcome, found.described, unfinished)
+    return Optimized(written, tuple(workshop.verdicts), search.outcome, found.described, left, unfinished)
+
+
+def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> dict[str, int]:
+    """Of the variant that keeps the numbers, or of the reference."""
+    plan = reference.plan
+    if plan.backend != "onnxruntime":
+        return {}
+    graph = workshop.reference.graph
+    for found in outcome.variants.values():
+        if found.exact and found.backend == plan.backend and found.graph is not None:
+            graph = found.graph
+    return whole(workshop.folder / graph, plan)
 
 
 def _check(artifact: Artifact, options: OptimizeOptions) -> None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from infer.machine import Machine
 from infer.measure.feeds import Feeds
 from infer.optimizer.passes import Pass, PassResult
-from infer.optimizer.passes.attention import attention
+from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
@@ -90,10 +90,11 @@ def _static(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> P
     )
 
 
-CENSUS = {"attention": "attention"}
-"""Pass → what it must find all of, as the census of the original counts it."""
-
-_TRANSFORMER_PASSES: dict[str, Pass] = {"attention": attention, "skip-norm": skip_norm}
+_TRANSFORMER_PASSES: dict[str, Pass] = {
+    "attention": attention,
+    "guarded-attention": guarded_attention,  # finds nothing where the first was kept
+    "skip-norm": skip_norm,
+}
 
 _STATIC = "int8 (QDQ, per channel, ranges by {})"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from infer.measure.statistics import Estimate
@@ -56,25 +55,3 @@ class Verdict:
         """Why it did not change all that it found, the most frequent first."""
         ordered = sorted(self.declined.items(), key=lambda item: -item[1])
         return "; ".join(f"{count}: {reason}" for reason, count in ordered)
-
-
-def shortfalls(
-    verdicts: Sequence[Verdict], census: Mapping[str, int], kinds: Mapping[str, str]
-) -> list[str]:
-    """The fusion contract: what the original does more often than passes rewrote, a sentence each.
-
-    `kinds` has for some passes what they must rewrite all of, as `census` counts it. Without a census, such
-    as for a plain graph, nothing can be said.
-    """
-    found = []
-    for verdict in verdicts:
-        expected = census.get(kinds.get(verdict.name, ""), 0)
-        if verdict.rewritten >= expected:
-            continue
-        said = f"{verdict.name}: the original does it {expected} times, {verdict.rewritten} were rewritten"
-        if unseen := expected - verdict.found:
-            said += f"; {unseen} were not recognized in the graph"
-        if verdict.declined:
-            said += f"; {verdict.reasons}"
-        found.append(said)
-    return found

@@ -10,7 +10,7 @@ MiniLM: 4 to 9 % of the whole. Where the three products do not share their input
 
 Numbers: the same products and sums in another order, 1e-7 of the scale. A boolean mask becomes a float one
 with a low number where it forbids; rows that forbid everything are then uniform instead of NaN, as in
-PyTorch's own masks.
+PyTorch's own masks; where they must be 0, there is `guarded_attention`.
 
 Source: ONNX `Attention` (opset 23), `com.microsoft.Attention`, `com.microsoft.MultiHeadAttention`.
 """
@@ -40,22 +40,35 @@ from infer.optimizer.rewriting import (
 )
 from infer.signature import Array
 
+_SPREAD_SINCE, _GUARDED_SINCE = 15, 18
+"""Opsets of Shape with a start, and of ReduceMax with axes as an input."""
+
 _FORBIDDEN = float(np.finfo(np.float32).min) / 4
 """The lowest number of which four can be added."""
 
 
 def attention(model: ir.Model) -> PassResult:
     """Rewrite every attention of the graph that the kernels can take."""
+    return _rewrite(model, guarded=False)
+
+
+def guarded_attention(model: ir.Model) -> PassResult:
+    """The same for models whose masks forbid some rows everything, as windows beside padding do: attention
+    gives 0 there by its definition, and the kernels give a mean, which is multiplied away."""
+    return _rewrite(model, guarded=True)
+
+
+def _rewrite(model: ir.Model, *, guarded: bool) -> PassResult:
     result = PassResult()
     for node in list(model.graph):
         found = _whole(node) or spelled_out(node)
         if found is None:
             continue
         result.found += 1
-        if reason := _unfit(found):
+        if reason := _unfit(found) or _too_old(model, found, guarded):
             result.decline(reason)
             continue
-        _lower(model, found)
+        _lower(model, found, guarded)
         result.rewritten += 1
     tidy(model)
     return result
@@ -105,6 +118,23 @@ def _unfit(found: Attended) -> str | None:
     return None
 
 
+def _too_old(model: ir.Model, found: Attended, guarded: bool) -> str | None:
+    """Why the operators that are put around the kernel do not fit the graph's opset, or None."""
+    opset = model.opset_imports.get("", 0)
+    if guarded and found.masks and opset < _GUARDED_SINCE:
+        return f"rows that are forbidden everything need opset {_GUARDED_SINCE}, and the graph has {opset}"
+    if opset < _SPREAD_SINCE and not all(_fits(found, mask) for mask in found.masks):
+        return f"its mask is the same for all rows, which needs opset {_SPREAD_SINCE}"
+    return None
+
+
+def _fits(found: Attended, mask: ir.Value) -> bool:
+    """Whether a mask has a row for each of the queries, and a column for each of the keys."""
+    rows, columns = dim_at(found.query, 2), dim_at(found.key, 2)
+    known = None not in (rows, columns) and rank(mask) == 4
+    return known and (dim_at(mask, 2), dim_at(mask, 3)) == (rows, columns)
+
+
 def _heads(tensor: ir.Value | None) -> int | None:
     """How many heads [batch, heads, rows, size] has: what is noted, or what the last axis was cut into."""
     noted, size = size_at(tensor, 1), size_at(tensor, 3)
@@ -116,7 +146,7 @@ def _heads(tensor: ir.Value | None) -> int | None:
     return None if whole is None else whole // size
 
 
-def _lower(model: ir.Model, found: Attended) -> None:
+def _lower(model: ir.Model, found: Attended, guarded: bool) -> None:
     graph, node = model.graph, found.node
     heads = _heads(found.query)
     assert heads is not None
@@ -144,7 +174,10 @@ def _lower(model: ir.Model, found: Attended) -> None:
         lowered = ir.node("MultiHeadAttention", [*rows, None, None, bias], attributes, domain=CONTRIB)
     model.opset_imports[CONTRIB] = 1
     put(node, [lowered])
-    _give_back(graph, node, lowered, heads)
+    answer = lowered.outputs[0]
+    if guarded and bias is not None:
+        answer = _without_forbidden_rows(graph, node, answer, bias)
+    _give_back(graph, node, answer, heads)
 
 
 def _bias(graph: ir.Graph, found: Attended) -> ir.Value | None:
@@ -153,7 +186,6 @@ def _bias(graph: ir.Graph, found: Attended) -> ir.Value | None:
     if not found.masks:
         return None
     node, query, key = found.node, found.query, found.key
-    rows, columns = dim_at(query, 2), dim_at(key, 2)
     whole: ir.Value | None = None
     for mask in found.masks:
         part = _as_numbers(graph, node, mask)
@@ -166,8 +198,7 @@ def _bias(graph: ir.Graph, found: Attended) -> ir.Value | None:
         whole = added.outputs[0]
         whole.shape, whole.type = ir.Shape(dims), ir.TensorType(ir.DataType.FLOAT)
     assert whole is not None
-    known = None not in (rows, columns) and rank(whole) == 4
-    if known and (dim_at(whole, 2), dim_at(whole, 3)) == (rows, columns):
+    if _fits(found, whole):
         return whole
     # the kernels want a row of it for each of the queries
     ones = small(graph, "one_axis", np.array([1]))
@@ -279,18 +310,30 @@ def _product(tensor: ir.Value) -> tuple[ir.Node | None, Array | None]:
     return None, None
 
 
-def _give_back(graph: ir.Graph, node: ir.Node, lowered: ir.Node, heads: int) -> None:
+def _without_forbidden_rows(graph: ir.Graph, node: ir.Node, answer: ir.Value, bias: ir.Value) -> ir.Value:
+    """[batch, rows, width], with 0 in the rows of which a bias forbids every column."""
+    least = small(graph, "mask_least", np.array(_FORBIDDEN / 2, np.float32))
+    axes = small(graph, "mask_axes", np.array([1, 3]))
+    highest = ir.node("ReduceMax", [bias, axes], {"keepdims": 0})
+    some = ir.node("Greater", [highest.outputs[0], least])
+    shares = ir.node("Cast", [some.outputs[0]], {"to": ir.DataType.FLOAT})
+    last = small(graph, "last_axis", np.array([2]))
+    spread = ir.node("Unsqueeze", [shares.outputs[0], last])
+    kept = ir.node("Mul", [answer, spread.outputs[0]])
+    put(node, [highest, some, shares, spread, kept])
+    return kept.outputs[0]
+
+
+def _give_back(graph: ir.Graph, node: ir.Node, lowered: ir.Value, heads: int) -> None:
     """The kernel's [batch, rows, heads · size] where the graph wants it so, or split and transposed."""
     answer = node.outputs[0]
     transposed = only_user(answer, "Transpose")
     if transposed is not None and permutation(transposed) == HEADS_BEFORE_ROWS:
         joined = only_user(transposed.outputs[0], "Reshape")
         if joined is not None and _joins_last(joined):
-            take_place(joined.outputs[0], lowered.outputs[0])
+            take_place(joined.outputs[0], lowered)
             return
-    split = ir.node(
-        "Reshape", [lowered.outputs[0], small(graph, f"split_{heads}", np.array([0, 0, heads, -1]))]
-    )
+    split = ir.node("Reshape", [lowered, small(graph, f"split_{heads}", np.array([0, 0, heads, -1]))])
     back = ir.node("Transpose", [split.outputs[0]], {"perm": HEADS_BEFORE_ROWS})
     put(node, [split, back])
     take_place(answer, back.outputs[0])
