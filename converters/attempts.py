@@ -20,8 +20,8 @@ from converters.pristine import pristine
 from converters.rounding import own_rounding
 from infer.bare_graph import artifact_of_graph
 from infer.errors import ConversionError, InferError, ParityError
+from infer.graphwriting import save
 from infer.manifest import Attempt, Measured
-from infer.optimizer.saving import save
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import Difference, Tolerance, compare, tolerance_of
 from infer.session import Session, open_session

@@ -92,7 +92,7 @@ _IMAGE_ENCODER = {
     "patch_size": 8,
 }
 _STAGES = {"hidden_sizes": [8, 16, 24, 32], "depths": [2, 1, 2, 1]}
-_WINDOWS = {"image_size": 32, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+_WINDOWS = {"image_size": 32, "embed_dim": 16, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
 _RESNET = {
     "model_type": "resnet",
     "embedding_size": 8,
@@ -212,7 +212,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     }),
     Architecture("roformer", "RoFormerModel", TEXT, {**_ENCODER, "embedding_size": 16}),
     Architecture("funnel", "FunnelModel", ("batch",), {
-        "vocab_size": 99, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1, 1],
+        "vocab_size": 99, "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48, "block_sizes": [1, 1],
         "num_decoder_layers": 1,
     }, fixed=("sequence",)),  # its relative positions are Python lists as long as the text
     Architecture("xlnet", "XLNetModel", TEXT, {

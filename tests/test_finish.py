@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converters import finish
-from infer.optimizer.saving import save
+from infer.graphwriting import save
 from infer.signature import Array, TensorSpec
 
 

@@ -144,6 +144,9 @@ def test_a_detector_folder_converts_with_its_task(name: str, tmp_path: Path) -> 
     artifact = converters.convert(folder, tmp_path / "detector.infer")
     assert artifact.manifest.task is not None
     assert artifact.manifest.task.name == "object-detection"
+    assert artifact.manifest.parity is not None
+    assert artifact.manifest.parity.passed
+    assert artifact.manifest.signature.dims == next(a for a in ARCHITECTURES if a.name == name).dims
     with infer.load(artifact.path) as session:
         task: Any = session.task
         task.spec = replace(task.spec, threshold=THRESHOLD)

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infer.bare_graph import artifact_of_graph
+from infer.graphwriting import save
 from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.skip_norm import skip_norm
-from infer.optimizer.saving import save
 from infer.options import PlanOptions, SessionOptions
 from infer.session import open_session
 from infer.signature import Array

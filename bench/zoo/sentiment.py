@@ -2,7 +2,7 @@
 
 Hutto and Gilbert's rated sentences (ICWSM 2014): 10,605 from film reviews, 3,708 from Amazon's, with the
 mean of human scores from -4 to 4; above 0 is positive, and those at 0 are left out. They come with the
-source distribution of vaderSentiment. Trained here, seeded, in a minute or two on 2 cores: first a new head
+source distribution of vaderSentiment. Trained here, seeded, in a minute on 2 cores: first a new head
 on the frozen encoder, then its last two layers, too, at a small learning rate. A seeded part of the
 sentences is used, so that it stays so short; sentences of one Amazon review are never divided between
 training and testing.
@@ -142,7 +142,7 @@ def _train_layers(model: Any, tokenizer: Any, training: Sentences, validation: S
         step,
         len(training.texts),
         validate,
-        epochs=2,
+        epochs=1,
         batch_size=BATCH_SIZE,
         learning_rate=1e-4,
         patience=1,

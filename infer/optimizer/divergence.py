@@ -13,9 +13,9 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.errors import InferError
+from infer.graphwriting import save
 from infer.measure.feeds import Feeds
 from infer.npz import save_npz
-from infer.optimizer.saving import save
 from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor
 from infer.signature import Array

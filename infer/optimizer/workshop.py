@@ -16,9 +16,9 @@ from infer import schema
 from infer.artifact import Artifact
 from infer.drafts import file_draft
 from infer.graphfile import read_graph_file
+from infer.graphwriting import save
 from infer.manifest import FileRecord, Manifest, Variant
 from infer.optimizer.canonical import canonical
-from infer.optimizer.saving import save
 from infer.optimizer.verdict import Verdict
 
 _STATE = "state.json"

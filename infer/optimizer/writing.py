@@ -14,6 +14,7 @@ import onnx_ir as ir
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
 from infer.graphfile import read_graph_file
+from infer.graphwriting import save
 from infer.machine import this_machine
 from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
 from infer.measure.feeds import Feeds
@@ -21,7 +22,6 @@ from infer.npz import save_npz
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.outcome import Outcome
 from infer.optimizer.preparing import files_of, prepare
-from infer.optimizer.saving import save
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions
