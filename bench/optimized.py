@@ -1,9 +1,10 @@
-"""What the optimizer makes of every family of the zoo.
+"""What the optimizer makes of every family of the zoo, and of transformers of full size.
 
     python -m bench.optimized [FAMILY…] [--exact] [--budget TEXT] [--objective NAME] [--time S]
 
 Each family is judged on its own data: labelled, where it has any. Without `--budget`, on labelled data the
-main metric may fall by half a point, elsewhere the cosine to the reference must be 0.999 or more.
+main metric may fall by half a point, elsewhere the cosine to the reference must be 0.999 or more. Models of
+`bench.full_size` have no inputs of their own: they are timed on such as their example inputs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.full_size import FULL_SIZE
+from bench.full_size import artifact as full_size_artifact
 from bench.peers.material import material
 from bench.zoo import FAMILIES, family
 from bench.zoo.debian import NoDataError
@@ -31,7 +34,7 @@ _MOST = 400
 def main() -> None:
     """Print a line for each thing that was tried, and one for each result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("families", nargs="*", choices=[*FAMILIES, []], metavar="FAMILY")
+    parser.add_argument("families", nargs="*", choices=[*FAMILIES, *FULL_SIZE, []], metavar="FAMILY")
     parser.add_argument("--exact", action="store_true", help="keep answers equal")
     parser.add_argument("--budget", type=parse_budget)
     parser.add_argument("--objective", default="latency")
@@ -39,7 +42,7 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = this_machine()
     print(f"{machine.cpu}, {machine.cores} cores, objective {arguments.objective}")
-    for name in arguments.families or FAMILIES:
+    for name in arguments.families or [*FAMILIES, *FULL_SIZE]:
         try:
             found = _optimized(name, arguments)
         except (InferError, NoDataError) as error:
@@ -54,11 +57,14 @@ def main() -> None:
         )
         unfinished = f" ({found.unfinished})" if found.unfinished else ""
         print(f"{name:<20}= {said} of the reference's time; {found.data}{unfinished}", flush=True)
+        for shortfall in found.shortfalls:
+            print(f"{name:<20}! {shortfall}", flush=True)
 
 
 def _optimized(name: str, arguments: argparse.Namespace) -> Optimized:
-    artifact = open_artifact(material(name).artifact)
-    data = _data(name)
+    full = name in FULL_SIZE
+    artifact = full_size_artifact(name) if full else open_artifact(material(name).artifact)
+    data = None if full else _data(name)
     budgets: tuple[Budget, ...] = ()
     if arguments.budget is not None:
         budgets = (arguments.budget,)
@@ -80,7 +86,7 @@ def _data(name: str) -> Dataset | Sequence[Any]:
     return [*module.samples(), *others][:_MOST]
 
 
-def _budget(artifact: Any, data: Dataset | Sequence[Any]) -> Budget:
+def _budget(artifact: Any, data: Dataset | Sequence[Any] | None) -> Budget:
     """Half a point of the task's main metric."""
     if not isinstance(data, Dataset):
         return parse_budget("cosine>=0.999")

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 from infer.errors import InputError
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, ActivationRange, Observed, observe
+from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import smooth
-from infer.optimizer.quantization.weights import may_saturate, quantize_weight
+from infer.optimizer.quantization.weights import (
+    channels_that_may_saturate,
+    may_saturate,
+    quantize_weight,
+)
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
 from tests.tiny import parse
@@ -201,6 +206,24 @@ def test_nan_in_calibration_is_refused() -> None:
         observe(convolutions(), ["c1"], feeds)
 
 
+@pytest.mark.parametrize("pair_bounded", [True, False])
+def test_channels_that_may_saturate_are_counted(pair_bounded: bool) -> None:
+    """In convolutions and products: none if their weights were bounded; else most, since their largest two
+    are seldom far apart."""
+    model = convolutions()
+    static.quantize_statically(
+        model, lambda names: observe(model, names, pictures(2, 0)), "extremes", pair_bounded=pair_bounded
+    )
+    assert (channels_that_may_saturate(model) == 0) == pair_bounded
+    assert channels_that_may_saturate(model) <= 8 + 8 + 10
+    proto = parse("g (float[N, 64] x) => (float[N, 96] y) { y = MatMul(x, w) }", opset=20, ir_version=9)
+    w = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+    product = loaded(proto)
+    dynamic.quantize_dynamically(product, pair_bounded=pair_bounded)
+    assert (channels_that_may_saturate(product) == 0) == pair_bounded
+
+
 def _told(seen: dict[str, Observed], _: Sequence[str]) -> dict[str, Observed]:
     return seen
 
@@ -235,3 +258,29 @@ def test_what_rounding_takes_in_the_mean_is_given_back(tmp_path: Path) -> None:
             ]
             off.append(np.abs(np.mean(difference, axis=(0, 1, 3, 4))).max())
         assert off[0] < 0.2 * off[1]
+
+
+def test_weights_of_half_precision_answer_nearly_the_same(tmp_path: Path) -> None:
+    """The file has half the size; what does not fit 16 bits stays."""
+    proto = parse(
+        "g (float[N, 64] x) => (float[N, 64] y) { a = MatMul(x, w) b = MatMul(a, v) y = Add(b, c) }",
+        opset=20,
+        ir_version=9,
+    )
+    rng = np.random.default_rng(0)
+    w, v = (rng.standard_normal((64, 64)).astype(np.float32) / 8 for _ in range(2))
+    v[0, 0] = 1e6
+    for name, array in {"w": w, "v": v, "c": np.ones(64, np.float32)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    before, after = loaded(proto), loaded(proto)
+    result = halve(after)
+    assert (result.found, result.rewritten) == (2, 1)
+    assert list(result.declined) == ["its values do not fit half precision"]
+    assert operators(after) == ["Cast", "MatMul", "MatMul", "Add"]
+    feeds = {"x": rng.standard_normal((3, 64)).astype(np.float32)}
+    expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
+    found = answers(after, tmp_path / "b.onnx", feeds)["y"]
+    scale = np.abs(expected).max()
+    assert 0 < np.abs(found - expected).max() < 2**-10 * scale
+    saved = (tmp_path / "a.onnx").stat().st_size - (tmp_path / "b.onnx").stat().st_size
+    assert abs(saved - 64 * 64 * 2) < 300

@@ -156,6 +156,7 @@ def _document(found: Optimized) -> dict[str, Any]:
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "data": found.data,
         "unfinished": found.unfinished,
+        "elsewhere": found.elsewhere,
         "shortfalls": found.shortfalls,
         "verdicts": [{**asdict(verdict), "changed": verdict.changed} for verdict in found.verdicts],
     }
@@ -182,6 +183,8 @@ def _report(found: Optimized, output: Path) -> None:
     else:
         said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
         facts.insert(0, ("time", said))
+    if found.elsewhere:
+        facts.append(("elsewhere", found.elsewhere))
     facts += [("not fused", said) for said in found.shortfalls]
     rows(facts)
 

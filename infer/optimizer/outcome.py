@@ -103,6 +103,19 @@ class Optimized:
         return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, self.whole)
 
     @property
+    def elsewhere(self) -> str:
+        """What the best would be on the other kind of x86, if its products are of int8; "" if not."""
+        best = self.outcome.best
+        if best is None or "int8" not in best.precision:
+            return ""
+        if best.may_saturate:
+            return (
+                f"on x86 without VNNI products of {best.may_saturate} channels can overflow, and answers"
+                f" would be others; tune it there"
+            )
+        return "no product can overflow on x86 without VNNI; with VNNI int8 is faster: tune it there"
+
+    @property
     def best(self) -> str:
         """The name of the variant that is fastest here."""
         return next(reversed(self.outcome.variants), self.artifact.manifest.variants[0].name)

@@ -260,6 +260,8 @@ class _Search:
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
         for recipe in target.recipes:
+            if recipe.for_size and self._options.objective != "size":
+                continue
             if reason := unfit(recipe, self._trial.workshop.load()):
                 if self._trial.workshop.known(recipe.name) is None:
                     self._trial.workshop.note(

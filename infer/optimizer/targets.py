@@ -17,6 +17,7 @@ from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
+from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import smooth
 
 _QUANTIZED = frozenset(
@@ -54,6 +55,7 @@ class Recipe:
         ways: how it can be made: the one whose answers to calibration feeds are nearest is tried.
         candidates: the nodes it could change, which a search may keep in float.
         build: changes the model in one of the ways, but for the nodes of these names.
+        for_size: whether it makes files smaller, and nothing faster.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Recipe:
     ways: tuple[str, ...]
     candidates: Callable[[ir.Model], list[ir.Node]]
     build: Callable[[ir.Model, Given, str, Collection[str]], PassResult]
+    for_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,21 @@ def _dynamic(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> 
         chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
         smooth(model, chosen, given.calibration, alpha)
     return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
+
+
+def _none(model: ir.Model) -> list[ir.Node]:
+    """Of a recipe that changes no nodes, there is none to be kept in float."""
+    return []
+
+
+def _halved(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    return halve(model)
+
+
+def _dynamic_and_halved(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    result = _dynamic(model, given, way, keep)
+    halve(model)
+    return result
 
 
 def _static(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
@@ -119,6 +137,22 @@ TARGETS: tuple[Target, ...] = (
                 dynamic.candidates,
                 _dynamic,
             ),
+            Recipe(
+                "half",
+                "float32, weights in half precision",
+                ("as they are",),
+                _none,
+                _halved,
+                for_size=True,
+            ),
+            Recipe(
+                "int8-dynamic-half",
+                "int8 (dynamic, per channel, activations {}), other weights in half precision",
+                tuple(_SMOOTHED),
+                dynamic.candidates,
+                _dynamic_and_halved,
+                for_size=True,
+            ),
         ),
     ),
     Target("openvino", "cpu", {}, (_static_recipe("openvino-int8-static"),)),
@@ -133,6 +167,8 @@ def targets_of(device: str) -> tuple[Target, ...]:
 
 def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     """Why a recipe is not worth a try on this graph, or None."""
+    if recipe.candidates is _none:
+        return None
     if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
         return f"the graph is quantized already ({', '.join(done)})"
     opset = model.opset_imports.get("", 0)

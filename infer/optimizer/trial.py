@@ -18,6 +18,7 @@ from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
 from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
+from infer.optimizer.quantization.weights import channels_that_may_saturate
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions, SessionOptions
@@ -98,7 +99,8 @@ class Trial:
                 why = "it could not be applied" if result.found else "nothing of the kind is in the graph"
                 return self.workshop.note(replace(found, why=why, graph=None))
             graph, size_bytes = self.workshop.write(model, attempt.name)
-            found = replace(found, graph=graph, size_bytes=size_bytes)
+            saturating = 0 if attempt.exact else channels_that_may_saturate(model)
+            found = replace(found, graph=graph, size_bytes=size_bytes, may_saturate=saturating)
         try:
             found = self._gated(found, model, best, best_bytes)
         except InferError as error:

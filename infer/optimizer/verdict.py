@@ -21,6 +21,7 @@ class Verdict:
         ratio: its time over that of `against`; None if it was not timed.
         neighbours: how far an answer moves with its neighbours in a batch.
         graph: its file, if it has one.
+        may_saturate: channels of int8 weights whose products can overflow on x86 without VNNI.
         broken: whether it was dropped because of the budget.
     """
 
@@ -39,6 +40,7 @@ class Verdict:
     neighbours: float = 0.0
     graph: str | None = None
     size_bytes: int = 0
+    may_saturate: int = 0
     broken: bool = False
 
     @property

@@ -11,7 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
+from infer.optimizer.rewriting import constant
 from infer.signature import Array
 
 _LARGEST = 127
@@ -51,3 +53,17 @@ def may_saturate(values: Array, axis: int, largest_activation: int = U8) -> int:
         return 0
     two = np.partition(rows, -2, axis=1)[:, -2:].sum(axis=1)
     return int((two * largest_activation > np.iinfo(np.int16).max).sum())
+
+
+def channels_that_may_saturate(model: ir.Model) -> int:
+    """Of all int8 weights of a quantized graph."""
+    found = 0
+    for node in model.graph:
+        if node.domain != "" or node.op_type not in ("MatMulInteger", "DequantizeLinear"):
+            continue
+        values = constant(node.inputs[1 if node.op_type == "MatMulInteger" else 0])
+        if values is None or values.dtype != np.int8 or values.ndim < 2:
+            continue
+        axis = 1 if node.op_type == "MatMulInteger" else node.attributes.get_int("axis", 1)
+        found += may_saturate(values, axis)
+    return found

@@ -1,0 +1,97 @@
+"""Transformers at their published size, with random weights: plain forward passes, to be optimized.
+
+The zoo has the convolutional networks of full size. None of these has a metric; what is fused, and how fast
+it is, does not depend on the weights' values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import converters
+from bench.peers.places import ROOT, cache, sources_hash
+from infer.artifact import Artifact
+
+_PLACES = (Path(converters.__file__).parent, ROOT / "bench/full_size.py")
+
+
+def bert_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """BERT-base, 110 M parameters; 128 tokens, of which the second text has half."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig()
+    model: Any = BertModel(config)
+    mask = torch.ones(2, 128, dtype=torch.int64)
+    mask[1, 64:] = 0
+    return model, {"input_ids": torch.randint(0, config.vocab_size, (2, 128)), "attention_mask": mask}
+
+
+def vit_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """ViT-B/16, 86 M parameters, 224 × 224."""
+    from transformers import ViTConfig, ViTModel
+
+    model: Any = ViTModel(ViTConfig())
+    return model, {"pixel_values": torch.randn(2, 3, 224, 224)}
+
+
+def detr_resnet50() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """DETR on ResNet-50, 41 M parameters, 480 × 640."""
+    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+
+    backbone: Any = ResNetConfig(out_features=["stage4"])
+    config: Any = DetrConfig(
+        use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone
+    )
+    model: Any = DetrForObjectDetection(config)
+    return model, {"pixel_values": torch.randn(2, 3, 480, 640)}
+
+
+def gpt2() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """GPT-2, 124 M parameters, as a plain forward pass over 64 tokens, without past."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(use_cache=False)
+    model: Any = GPT2LMHeadModel(config)
+    ids = torch.randint(0, config.vocab_size, (2, 64))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def whisper_base_encoder() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Whisper base's encoder, 20 M parameters, 30 s of sound."""
+    from transformers import WhisperConfig, WhisperModel
+
+    config: Any = WhisperConfig(
+        d_model=512,
+        encoder_layers=6,
+        encoder_attention_heads=8,
+        encoder_ffn_dim=2048,
+        decoder_layers=1,
+    )
+    model: Any = WhisperModel(config)
+    return model.encoder, {"input_features": torch.randn(2, 80, 3000)}
+
+
+FULL_SIZE: dict[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
+    "bert-base": bert_base,
+    "vit-base": vit_base,
+    "detr-resnet50": detr_resnet50,
+    "gpt2": gpt2,
+    "whisper-base-encoder": whisper_base_encoder,
+}
+"""Name → the model and its example inputs, two rows."""
+
+
+def artifact(name: str) -> Artifact:
+    """The model converted, from the cache if it is there."""
+    path = cache().parent / "full-size" / f"{name}-{sources_hash(_PLACES, (torch.__version__,))}.infer"
+    if path.exists():
+        return Artifact.open(path)
+    path.parent.mkdir(exist_ok=True)
+    torch.manual_seed(0)
+    model, example = FULL_SIZE[name]()
+    return converters.convert(model.eval(), path, example_inputs=example)
