@@ -32,10 +32,8 @@ from infer.optimizer import (
 )
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
-from infer.optimizer.budget import Budget, figures
 from infer.optimizer.passes import PassResult
 from infer.optimizer.rewriting import constant, put, take_place, weight
-from infer.optimizer.sensitivity import kept_in_float
 from infer.optimizer.targets import TARGETS, Recipe, Target
 from infer.session import open_artifact
 from tests.command import infer_command
@@ -526,23 +524,23 @@ def test_a_tuned_artifact_is_tuned_again_from_its_reference(
 ) -> None:
     """The plan for another machine stays, with its variant; this one's is replaced."""
     plant({"good": harmless}, speeds={"good": 0.8})
-    first = optimized(classifier, tmp_path / "a.infer").artifact
+    first = optimized(classifier, tmp_path / "a.infer", prepare=False).artifact
 
     def elsewhere(data: Any) -> None:
         data["tuned"][0]["machine"] = "another machine"
         data["tuned"][0]["variant"] = data["variants"][1]["name"] = "old"
 
     edit_manifest(first.path, elsewhere)
-    manifest = optimized(first.path, tmp_path / "b.infer").artifact.manifest
+    manifest = optimized(first.path, tmp_path / "b.infer", prepare=False).artifact.manifest
     assert [variant.name for variant in manifest.variants] == ["fp32", "old", "fp32-fused"]
     assert [(tuned.machine == "another machine", tuned.variant) for tuned in manifest.tuned] == [
         (True, "old"),
         (False, "fp32-fused"),
     ]
-    again = optimized(tmp_path / "b.infer", tmp_path / "c.infer").artifact
+    again = optimized(tmp_path / "b.infer", tmp_path / "c.infer", prepare=False).artifact
     assert again.manifest.files.keys() == manifest.files.keys()
     plant({}, speeds={})
-    less = optimized(tmp_path / "c.infer", tmp_path / "d.infer").artifact.manifest
+    less = optimized(tmp_path / "c.infer", tmp_path / "d.infer", prepare=False).artifact.manifest
     assert [variant.name for variant in less.variants] == ["fp32", "old"]
     graphs = {variant.name: variant.graph for variant in manifest.variants}
     assert len(set(graphs.values())) == 3  # what "old" is called in the file is not written over
@@ -641,73 +639,6 @@ def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
     assert "several heads of queries share one of keys" in done.err or "not recognized" in done.err
     assert "not fused" in done.out
     assert (tmp_path / "o.infer").is_dir()
-
-
-@pytest.mark.parametrize(
-    ("text", "budget"),
-    [
-        ("equal", Budget()),
-        ("cosine>=0.999", Budget("cosine", least=0.999)),
-        (" min-cosine >= .9 ", Budget("min-cosine", least=0.9)),
-        ("accuracy-0.5%", Budget("accuracy", change=-0.5)),
-        ("rmse+1%", Budget("rmse", change=1.0)),
-    ],
-)
-def test_budgets_as_people_write_them(text: str, budget: Budget) -> None:
-    """Read, and written back."""
-    assert parse_budget(text) == budget
-    assert parse_budget(str(budget)) == budget
-
-
-@pytest.mark.parametrize(
-    "text", ["", "fast", "cosine>0.9", "cosine>=1.5", "accuracy-", "accuracy<0.5%", "-0.5%"]
-)
-def test_what_is_no_budget_is_refused(text: str) -> None:
-    """With the forms there are, or why it cannot be met."""
-    with pytest.raises(InputError, match=r"is no budget; write|cannot be met"):
-        parse_budget(text)
-
-
-def test_budgets_are_kept_to_the_letter() -> None:
-    """Points of metrics between 0 and 1, percent of others."""
-    accuracy, error = parse_budget("accuracy-0.5%"), parse_budget("rmse+1%")
-    assert accuracy.broken({"accuracy": 0.896}, {"accuracy": 0.9}) is None
-    assert accuracy.broken({"accuracy": 0.894}, {"accuracy": 0.9}) == "accuracy 0.9000 → 0.8940"
-    assert error.broken({"rmse": 55.4}, {"rmse": 55.0}) is None
-    assert error.broken({"rmse": 55.6}, {"rmse": 55.0}) is not None
-
-
-def test_cosines_are_the_worst_outputs() -> None:
-    """Of each output over all feeds; what is not finite is as far as can be."""
-    a = [{"x": np.array([1.0, 0.0], np.float32), "y": np.array([1.0, 1.0], np.float32)}] * 2
-    b = [{**a[0], "y": np.array([1.0, 0.0], np.float32)}, a[1]]
-    found = figures(a, b)
-    assert found["equal"] == 0
-    assert found["cosine"] == pytest.approx((1 + np.sqrt(0.5)) / 2)
-    assert found["min-cosine"] == pytest.approx(np.sqrt(0.5))
-    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1}
-    assert figures(a, [{**a[0], "x": np.array([np.nan, 0], np.float32)}, a[1]])["min-cosine"] == -1
-
-
-def test_sensitivity_finds_the_few_that_hurt() -> None:
-    """Of forty nodes three hurt: they are kept in float, and no others; with 200, in groups."""
-    for count, most in ((40, 3), (200, 9)):
-        names = [f"n{i}" for i in range(count)]
-        bad = {"n3", "n17", "n31"}
-
-        def damage(keep: Any, names: list[str] = names, bad: set[str] = bad) -> float:
-            return 0.001 + len(bad - set(keep))
-
-        def holds(keep: Any, bad: set[str] = bad) -> bool:
-            return bad <= set(keep)
-
-        kept, *more = kept_in_float(names, damage, holds, lambda: False, lambda _: None)
-        assert bad <= set(kept)
-        assert len(kept) <= most
-        assert set(kept) < set(more[0])
-        assert len(more[-1]) <= 0.75 * count
-    assert not list(kept_in_float(names, damage, lambda keep: False, lambda: False, lambda _: None))
-    assert not list(kept_in_float(names, damage, holds, lambda: True, lambda _: None))
 
 
 @pytest.mark.parametrize(
