@@ -22,8 +22,6 @@ from infer.signature import Array
 
 Progress = Callable[[str], None]
 
-_STARTS = 4
-
 _SIZES = (2, 3)
 """Batches at which answers must hold, beside single rows."""
 
@@ -171,11 +169,12 @@ def time_ratio(
     timed: Sequence[Feeds],
     seconds: float,
     progress: Progress,
+    starts: int,
 ) -> Estimate:
     """How many times as long `contender` takes as `against` for all of `timed`, asked in turns.
 
-    Both are opened several times: a session keeps the speed that it began with, and two of one and the same
-    graph were seen 6 % apart.
+    Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
+    same graph were seen 6 % apart.
     """
     with ExitStack() as stack:
         ours, theirs = _Asked(contender, timed, stack), _Asked(against, timed, stack)
@@ -184,6 +183,6 @@ def time_ratio(
             ours.reopen()
             theirs.reopen()
 
-        measured = take_turns({"a": ours, "b": theirs}, seconds, progress, starts=_STARTS, restart=restart)
+        measured = take_turns({"a": ours, "b": theirs}, seconds, progress, starts=starts, restart=restart)
     times = measured.times
     return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)

@@ -28,8 +28,11 @@ from infer.session import Session, open_session
 _REHEARSED = 16
 """Calibration feeds that a sensitivity search asks again and again."""
 
-_GLANCE = 0.25
-"""How much of the time a first look takes."""
+_STARTS = 4
+"""How often contenders are opened for a ratio that decides."""
+
+_GLANCE, _MUCH_SLOWER = 0.25, 1.1
+"""How much of the time a first look takes, and what it is enough for: one start may be 6 % off."""
 
 _SLOWER = 0.02
 """A smaller variant may be so much slower, which is less than is noticed."""
@@ -171,21 +174,21 @@ class Trial:
             self.workshop.discard(graph)
 
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
-        """Its time over the other's. A glance is enough to drop what is slower; what is undecided is
+        """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is
         measured again, for three times as long."""
 
         def told(said: str) -> None:
             self.progress(f"{contender.name}: timing, {said}")
 
-        def look(part: float) -> Estimate:
-            return time_ratio(contender, against, self.material.timed, part * self.options.gate_s, told)
+        def look(part: float, starts: int) -> Estimate:
+            seconds = part * self.options.gate_s
+            return time_ratio(contender, against, self.material.timed, seconds, told, starts)
 
-        ratio = look(_GLANCE)
-        for part in (1.0, 3.0):
-            if verdict(ratio) == "slower" or (part > 1.0 and verdict(ratio) != "undecided"):
-                break
-            ratio = look(part)
-        return ratio
+        ratio = look(_GLANCE, 1)
+        if ratio.low > _MUCH_SLOWER:
+            return ratio
+        ratio = look(1.0, _STARTS)
+        return look(3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
 
     def contender(self, found: Verdict, num_threads: int | None = None) -> Contender:
         """A verdict's graph on its backend, with as many threads as the reference has, or as are named."""
