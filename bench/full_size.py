@@ -69,6 +69,7 @@ def whisper_base_encoder() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         d_model=512,
         encoder_layers=6,
         encoder_attention_heads=8,
+        decoder_attention_heads=8,
         encoder_ffn_dim=2048,
         decoder_layers=1,
     )

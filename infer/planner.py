@@ -24,7 +24,9 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
     tuned = _tuned(manifest, machine, device, options, reasons)
     variant = _variant(manifest, tuned.variant if tuned else options.variant)
     if options.backend is None and variant.backend is not None:
-        backend = _made_for(variant, device)
+        backend = load_backend(variant.backend)
+        if device.partition(":")[0] not in backend.device_kinds():
+            device = _instead(variant, backend, device, options, reasons)
     spinning = options.spinning and backend.spins
     if options.num_threads is not None:
         threads = options.num_threads
@@ -115,17 +117,20 @@ def _tuned(
     return None
 
 
-def _made_for(variant: Variant, device: str) -> Backend:
-    """The backend that a variant was made for. Raises `MissingPackageError`, and `DeviceError` if it cannot
-    use the device."""
-    assert variant.backend is not None
-    backend = load_backend(variant.backend)
-    if device.partition(":")[0] not in backend.device_kinds():
+def _instead(
+    variant: Variant, backend: Backend, device: str, options: PlanOptions, reasons: list[str]
+) -> str:
+    """The device for a variant whose backend cannot use the one there is. Raises `DeviceError` if that was
+    asked for."""
+    if str(options.device).lower() != "auto":
         raise DeviceError(
             f"the variant '{variant.name}' was made for {backend.name}, which cannot use {device}; choose"
             f" another variant, or a device of: {', '.join(backend.device_kinds())}"
         )
-    return backend
+    reasons.append(
+        f"cpu: the variant '{variant.name}' was made for {backend.name}, which cannot use {device}"
+    )
+    return "cpu"
 
 
 def _variant(manifest: Manifest, name: str | None) -> Variant:
@@ -152,7 +157,9 @@ def _backend_and_device(machine: Machine, options: PlanOptions, reasons: list[st
             found = _able("cuda", options)
         except DeviceError:
             reasons.append(
-                f"cpu, although {present[0]} is present: no installed backend can use it;"
+                f"cpu, although {present[0]} is present: {options.backend} cannot use it"
+                if options.backend
+                else f"cpu, although {present[0]} is present: no installed backend can use it;"
                 f' pip install "infer-onnx[gpu]" in place of [cpu]'
             )
             return _able("cpu", options), "cpu"

@@ -102,6 +102,17 @@ def test_a_graph_made_for_one_size_still_runs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run({"x": x})["y"], x.T)
 
 
+def test_large_feeds_are_not_kept_for_every_thread(tmp_path: Path) -> None:
+    """A request holds its feeds until it is asked again, so only two of those with large ones are kept."""
+    path = write(tmp_path, "g (float[N, 1000] x) => (float[N, 1000] y) { y = Relu(x) }")
+    with infer.load(path, backend="openvino") as session:
+        large = np.ones((600, 1000), np.float32)
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda _: session.run({"x": large}), range(24)))
+        kept = session._executable._models.requests(((600, 1000),))._idle  # type: ignore[attr-defined]
+        assert 1 <= len(kept) <= 3  # two, or one more where two threads looked at once
+
+
 def test_large_integers_are_refused(tmp_path: Path) -> None:
     """It computes with 32 bits, and 2**40 would become something else in silence."""
     path = write(tmp_path, MIXED)
@@ -115,9 +126,12 @@ def test_large_integers_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
-    """Strings, graphs as they are written, and operators it does not know, each in one sentence."""
+    """Strings, doubles, graphs as they are written, and operators it does not know, in a sentence each."""
     path = write(tmp_path, "g (string[N] x) => (string[N] y) { y = Identity(x) }")
-    with pytest.raises(BackendError, match="takes no strings, as input 'x' has them"):
+    with pytest.raises(BackendError, match="computes with no string, which 'x' is"):
+        infer.load(path, backend="openvino")
+    path = write(tmp_path, "g (float[N] x) => (double[N] y) { y = Cast<to = 11>(x) }")
+    with pytest.raises(BackendError, match="computes with no float64, which 'y' is"):
         infer.load(path, backend="openvino")
     path = write(tmp_path, MIXED)
     with pytest.raises(BackendError, match="cannot run a graph as it is written"):

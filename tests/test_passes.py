@@ -363,6 +363,34 @@ def test_rows_that_are_forbidden_everything_give_zero_if_guarded(tmp_path: Path)
         same(before, guarded, tmp_path)
 
 
+def test_minus_infinity_is_no_nan(tmp_path: Path) -> None:
+    """A mask of numbers may hold it, and forbid a row everything: the original gives 0 there, and so it is
+    if guarded; nothing is NaN without."""
+    for spelling in ("whole", "dynamo"):
+        before, plain, guarded = (attending(spelling=spelling, mask="float") for _ in range(3))
+        assert attention(plain).rewritten == guarded_attention(guarded).rewritten == 1
+        feeds = feeds_of(before, 2, 5)
+        feeds["mask"][1, :, 2:4] = -np.inf
+        feeds["mask"][0, :, :, 1] = -np.inf
+        expected = answers(before, tmp_path / "before.onnx", feeds)["y"]
+        assert (expected[1, 2:4] == 0).all()
+        found = answers(guarded, tmp_path / "guarded.onnx", feeds)["y"]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+        found = answers(plain, tmp_path / "plain.onnx", feeds)["y"]
+        np.testing.assert_allclose(found[0], expected[0], rtol=0, atol=2e-6 * np.abs(expected).max())
+        assert np.isfinite(found).all()
+
+
+def test_masks_that_do_not_tell_alone_are_not_guarded() -> None:
+    """Where causality forbids, too, or a mask is another for each head, rows cannot be told by it."""
+    reason = "which rows are forbidden everything is not told by its mask alone"
+    assert list(guarded_attention(attending(spelling="plain", positions=True)).declined) == [reason]
+    model = attending()
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    node.attributes["is_causal"] = ir.AttrInt64("is_causal", 1)
+    assert list(guarded_attention(model).declined) == [reason]
+
+
 def test_old_graphs_keep_what_their_opset_cannot_say() -> None:
     """A row of a mask for all queries needs Shape with a start, and guarding ReduceMax with axes."""
     model = attending(spelling="plain", mask="numbers row")

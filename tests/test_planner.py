@@ -11,7 +11,7 @@ import pytest
 from infer import planner
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
-from infer.manifest import Manifest, Tuned, Variant
+from infer.manifest import Manifest, Prepared, Tuned, Variant
 from infer.options import PlanOptions
 from infer.planner import make_plan
 from tests.test_manifest import example
@@ -28,8 +28,10 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     and does not spin, and "absent" is not installed."""
     found = ["cpu"]
     installed = {
-        "pretend": SimpleNamespace(name="pretend", spins=True, device_kinds=lambda: tuple(found)),
-        "other": SimpleNamespace(name="other", spins=False, device_kinds=lambda: ("cpu",)),
+        "pretend": SimpleNamespace(
+            name="pretend", version="1.2", spins=True, device_kinds=lambda: tuple(found)
+        ),
+        "other": SimpleNamespace(name="other", version="3", spins=False, device_kinds=lambda: ("cpu",)),
     }
 
     def load(name: str) -> object:
@@ -119,6 +121,24 @@ def test_a_backend_that_is_asked_for_is_taken(kinds: list[str]) -> None:
         make_plan(MANIFEST, GPU, PlanOptions(backend="other", device="cuda"))
 
 
+def test_what_was_prepared_is_used_with_the_release_it_was_made_with(kinds: list[str]) -> None:
+    """And by nobody who asks for a variant; with another release the plan says how to make it anew."""
+    manifest = tuned()
+    found = replace(manifest.tuned[0], prepared=Prepared("prepared/int8.onnx", 0.25))
+    plan = make_plan(replace(manifest, tuned=(found,)), MACHINE, PlanOptions())
+    assert (plan.graph, plan.prepared) == ("graphs/int8.onnx", "prepared/int8.onnx")
+    assert "prepared/int8.onnx: loads in ×0.25 of the time" in plan.reasons
+    assert "graphs/int8.onnx, prepared as prepared/int8.onnx" in str(plan)
+    asked = make_plan(replace(manifest, tuned=(found,)), MACHINE, PlanOptions(variant="int8"))
+    assert asked.prepared is None
+    plain = PlanOptions(graph_optimization="none")
+    assert make_plan(replace(manifest, tuned=(found,)), MACHINE, plain).prepared is None
+    old = replace(found, runtime="pretend 1.1")
+    plan = make_plan(replace(manifest, tuned=(old,)), MACHINE, PlanOptions())
+    assert (plan.variant, plan.prepared) == ("int8", None)
+    assert any("not prepared for pretend 1.2, but for pretend 1.1" in reason for reason in plan.reasons)
+
+
 def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) -> None:
     """The reference runs, and the plan says what to install; who asks for the variant gets the error."""
     plan = make_plan(with_backend("absent"), MACHINE, PlanOptions())
@@ -129,8 +149,11 @@ def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) ->
 
 
 def test_a_variant_for_the_cpu_is_refused_on_a_gpu(kinds: list[str]) -> None:
-    """Its backend cannot use that device."""
+    """Its backend cannot use that device; where the choice is left to the planner, it takes the CPU."""
     kinds += ["cuda"]
+    plan = make_plan(with_backend("other"), GPU, PlanOptions(variant="int8"))
+    assert (plan.backend, plan.device) == ("other", "cpu")
+    assert any("made for other, which cannot use cuda:0" in reason for reason in plan.reasons)
     with pytest.raises(DeviceError, match="'int8' was made for other, which cannot use cuda:0"):
         make_plan(with_backend("other"), GPU, PlanOptions(variant="int8", device="cuda"))
 

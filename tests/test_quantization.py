@@ -224,6 +224,30 @@ def test_channels_that_may_saturate_are_counted(pair_bounded: bool) -> None:
     assert (channels_that_may_saturate(product) == 0) == pair_bounded
 
 
+def test_calibration_feeds_may_differ_in_length(tmp_path: Path) -> None:
+    """A convolution over time and a product behind it: what lies along the product's second axis are no
+    channels, and no mean is made of them."""
+    text = """g (float[N, 4, T] x) => (float[N, T, 6] y) {
+        c = Conv<pads = [1, 1]>(x, w, b)
+        t = Transpose<perm = [0, 2, 1]>(c)
+        y = MatMul(t, v)
+    }"""
+    proto = parse(text, opset=20, ir_version=9)
+    rng = np.random.default_rng(0)
+    for name, shape in {"w": (8, 4, 3), "b": (8,), "v": (8, 6)}.items():
+        array = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    before, after = loaded(proto), loaded(proto)
+    feeds = [{"x": rng.standard_normal((1, 4, length)).astype(np.float32)} for length in (7, 9, 11)]
+    seen = observe(after, ["x", "t"], feeds)
+    assert (len(seen["x"].means), len(seen["t"].means)) == (4, 0)
+    seen = observe(after, ["x", "c", "t", "y"], feeds)
+    static.quantize_statically(after, partial(_told, seen), "extremes", pair_bounded=True)
+    expected = answers(before, tmp_path / "a.onnx", feeds[1])["y"].ravel()
+    found = answers(after, tmp_path / "b.onnx", feeds[1])["y"].ravel()
+    assert expected @ found / np.linalg.norm(expected) / np.linalg.norm(found) > 0.999
+
+
 def _told(seen: dict[str, Observed], _: Sequence[str]) -> dict[str, Observed]:
     return seen
 

@@ -1,7 +1,8 @@
 """The OpenVINO backend, for CPUs. The only file that imports openvino.
 
 It computes in float32 where the graph does: by default it would take bfloat16 or float16 where the
-processor has them. Integers of 64 bits it computes in 32, so feeds that do not fit are refused.
+processor has them. Of float64 it would make float32, so graphs that take or give it are refused. Integers
+of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph makes inside may wrap.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ finally:
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4
 
+_REFUSED = ("string", "float64")
+
+# A request keeps its feeds until it is asked again: of larger ones, so many are kept.
+_SMALL_BYTES, _MAX_IDLE_LARGE = 2**20, 2
+
 _INT32 = np.iinfo(np.int32)
 
 Infer = Callable[[Any, dict[int, Array]], None]
@@ -61,8 +67,12 @@ class OpenvinoBackend:
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OpenvinoExecutable:
         if plan.graph_optimization != "all":
             raise BackendError("OpenVINO cannot run a graph as it is written; use the backend onnxruntime")
-        if strings := [spec.name for spec in signature.inputs if spec.dtype == "string"]:
-            raise BackendError(f"OpenVINO takes no strings, as input '{strings[0]}' has them")
+        for spec in (*signature.inputs, *signature.outputs):
+            if spec.dtype in _REFUSED:
+                raise BackendError(
+                    f"OpenVINO computes with no {spec.dtype}, which '{spec.name}' is; use the backend"
+                    f" onnxruntime"
+                )
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
@@ -106,7 +116,7 @@ class OpenvinoExecutable:
         answer = {
             name: np.array(request.get_output_tensor(places[name]).data, dtypes[name]) for name in outputs
         }
-        requests.give_back(request)
+        requests.give_back(request, sum(array.nbytes for array in feeds.values()))
         return answer
 
     def watched(self, switch: Switch) -> OpenvinoExecutable:
@@ -177,8 +187,9 @@ class _Requests:
         except IndexError:
             return self._compiled.create_infer_request()
 
-    def give_back(self, request: Any) -> None:
-        self._idle.append(request)
+    def give_back(self, request: Any, feeds_bytes: int) -> None:
+        if feeds_bytes <= _SMALL_BYTES or len(self._idle) < _MAX_IDLE_LARGE:
+            self._idle.append(request)
 
 
 def _words(error: Exception) -> str:

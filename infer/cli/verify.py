@@ -11,7 +11,7 @@ import click
 from infer.artifact import Artifact
 from infer.cli.output import print_json, rows
 from infer.cli.progress import Progress
-from infer.errors import ParityError
+from infer.errors import MissingPackageError, ParityError
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, Difference, Tolerance, compare
 from infer.session import Session, open_session, run_golden
@@ -41,12 +41,20 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
         opened.verify_files()
         tolerances = manifest.parity.tolerances if manifest.parity else TOLERANCES
         found: dict[str, dict[str, tuple[Difference, ...]]] = {}
+        absent: dict[str, str] = {}  # variants that cannot be run here
         wanted: list[str | None] = [variant.name for variant in manifest.variants]
         if any(tuned.prepared for tuned in manifest.tuned):
             wanted.append(None)  # as it is run here
         for wish in wanted:
             options = PlanOptions(device=device, variant=wish)
-            with open_session(opened, options, SessionOptions(verify=False, warm_up=False)) as session:
+            try:
+                opening = open_session(opened, options, SessionOptions(verify=False, warm_up=False))
+            except MissingPackageError as error:
+                if wish in (None, manifest.variants[0].name):
+                    raise
+                absent[str(wish)] = str(error)
+                continue
+            with opening as session:
                 plan = session.plan
                 if wish is None and plan.prepared is None:
                     continue
@@ -58,7 +66,7 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
                     name: _prove(session, name, feeds, expected, held)
                     for name, feeds, expected in opened.golden()
                 }
-    _report(opened, found, as_json)
+    _report(opened, found, absent, as_json)
     wrong = [
         f"variant '{variant}' at {point}: {difference}"
         for variant, points in found.items()
@@ -85,7 +93,12 @@ def _prove(
     )
 
 
-def _report(opened: Artifact, found: dict[str, dict[str, tuple[Difference, ...]]], as_json: bool) -> None:
+def _report(
+    opened: Artifact,
+    found: dict[str, dict[str, tuple[Difference, ...]]],
+    absent: dict[str, str],
+    as_json: bool,
+) -> None:
     parity = opened.manifest.parity
     all_within = all(d.within for points in found.values() for ds in points.values() for d in ds)
     if as_json:
@@ -101,6 +114,7 @@ def _report(opened: Artifact, found: dict[str, dict[str, tuple[Difference, ...]]
                     }
                     for variant, points in found.items()
                 },
+                "not_proved": absent,
             }
         )
         return
@@ -111,7 +125,8 @@ def _report(opened: Artifact, found: dict[str, dict[str, tuple[Difference, ...]]
             for variant, points in found.items()
             for point, differences in points.items()
             for difference in differences
-        ],
+        ]
+        + [(variant, f"not proved here: {why}") for variant, why in absent.items()],
         indent="",
     )
     if not opened.manifest.golden:

@@ -140,7 +140,7 @@ def compare(
     return found
 
 
-_PACKAGES = ("infer-onnx", "numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers")
+_PACKAGES = ("infer-onnx", "numpy", "onnxruntime", "openvino", "onnxruntime-gpu", "torch", "transformers")
 
 
 def conditions(found: Found, asked: Asked, threads: int, peaks: tuple[Peaks, ...] = ()) -> Conditions:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from infer.errors import InputError
+from infer.errors import InferError, InputError
 from infer.evaluation import LOWER_IS_BETTER, evaluate_task
 from infer.measure.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
 from infer.measure.rounds import take_turns
 from infer.measure.statistics import Estimate, paired_ratio
-from infer.optimizer.budget import Answers, Budget, figures
+from infer.optimizer.budget import Budget, figures
 from infer.optimizer.material import Material
 from infer.parity import Tolerance
 from infer.session import Session
@@ -46,12 +46,13 @@ class Judge:
     budgets: Sequence[Budget]
     tolerances: Mapping[str, Tolerance]
     progress: Progress
-    _answers: Answers = field(default_factory=list)
+    _answers: list[Mapping[str, Array]] = field(default_factory=list)
     _metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._feeds = [*self.material.judged, *self._batches()]
         self._answers = [self.reference.run(feeds) for feeds in self._feeds]
+        self._add_padded()
         wanted = [budget for budget in self.budgets if budget.of_task]
         if wanted:
             self._metrics = self._measured(self.reference)
@@ -96,6 +97,29 @@ class Judge:
             for size in _SIZES
             if dim not in signature.limits or size in signature.limits[dim]
         ]
+
+    def _add_padded(self) -> None:
+        """Two rows, of which the second has half masked out, as of a batch of texts of two lengths: a feed
+        of one row is never padded. Left out where the reference has no finite answer to it."""
+        dim = batch_dim(self.reference.signature)
+        if dim is None or dim in self.reference.signature.limits:
+            return
+        feeds = resized(self.reference.signature, self.material.judged[0], {dim: 2})
+        masked = False
+        for spec in self.reference.signature.inputs:
+            if "mask" in spec.name and spec.dims[:1] == (dim,) and len(spec.dims) > 1:
+                array = feeds[spec.name] = feeds[spec.name].copy()
+                array[1, array.shape[1] // 2 :] = 0
+                masked = True
+        if not masked:
+            return
+        try:
+            answer = self.reference.run(feeds)
+        except InferError:
+            return
+        if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answer.values()):
+            self._feeds.append(feeds)
+            self._answers.append(answer)
 
     def _neighbours(self, session: Session) -> float:
         """One input alone, and beside another one of the same size."""

@@ -68,9 +68,10 @@ class Outcome:
         """The fastest variant, if there is one beside the reference."""
         return next(reversed(self.variants.values()), None)
 
-    def keep(self, variant: str, verdict: Verdict, change: str) -> None:
+    def keep(self, variant: str, verdict: Verdict, change: str, runtime: str) -> None:
         """Note a verdict as the best so far, in the place of others of its kind: there is one variant that
         keeps the numbers, and one that does not."""
+        self.runtime = runtime
         before = self.changes.get(variant, {})
         for name, other in list(self.variants.items()):
             if other.exact == verdict.exact:

@@ -105,7 +105,7 @@ def optimize(
 
 
 def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> dict[str, int]:
-    """Of the variant that keeps the numbers, or of the reference."""
+    """Of the variant that keeps the numbers, or of the reference; empty if it cannot be told."""
     plan = reference.plan
     if plan.backend != "onnxruntime":
         return {}
@@ -113,7 +113,10 @@ def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> dict[str
     for found in outcome.variants.values():
         if found.exact and found.backend == plan.backend and found.graph is not None:
             graph = found.graph
-    return whole(workshop.folder / graph, plan)
+    try:
+        return whole(workshop.folder / graph, plan)
+    except InferError:  # the output is written, and what cannot be counted is no reason to lose it
+        return {}
 
 
 def _check(artifact: Artifact, options: OptimizeOptions) -> None:
@@ -242,7 +245,7 @@ class _Search:
             return
         found = self._try(Attempt(target.backend, target.backend, None, self._start.precision, exact=True))
         if found.kept:
-            self.outcome.keep(target.backend, found, "as it is")
+            self._keep(target.backend, found, "as it is")
 
     def _try_passes(self, target: Target) -> None:
         """One at a time, on top of those kept before."""
@@ -255,7 +258,7 @@ class _Search:
             found = self._try(Attempt(name, target.backend, build, "float32", exact=True))
             if found.kept:
                 self._passes[target.backend] = passes
-                self.outcome.keep(FUSED, found, found.changed)
+                self._keep(FUSED, found, found.changed)
 
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
@@ -273,7 +276,7 @@ class _Search:
             if found.broken:
                 found = self._with_some_in_float(making)
             if found.kept:
-                self.outcome.keep(found.name, found, found.changed)
+                self._keep(found.name, found, found.changed)
 
     def _try_recipe(self, making: _Making) -> Verdict:
         """The recipe as a whole."""
@@ -338,6 +341,7 @@ class _Search:
             if not found.broken:
                 break
         if found is None:
+            self._check_time()
             why = "most nodes would have to stay in float to meet the budget"
             found = Verdict(name, False, why, exact=False, backend=making.target.backend)
             trial.workshop.note(found)
@@ -383,8 +387,10 @@ class _Search:
             )
             self.outcome = Outcome(num_threads=threads, runtime=_runtime(self._start.backend))
         else:
-            self.outcome.runtime = _runtime(best.backend)
             self.outcome.ratio = ratio
+
+    def _keep(self, variant: str, found: Verdict, change: str) -> None:
+        self.outcome.keep(variant, found, change, _runtime(found.backend))
 
     @property
     def _best(self) -> Verdict:

@@ -20,7 +20,7 @@ from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import channels_that_may_saturate
 from infer.optimizer.verdict import Verdict
-from infer.optimizer.workshop import Workshop
+from infer.optimizer.workshop import Workshop, graph_of
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES
 from infer.session import Session, open_session
@@ -91,29 +91,32 @@ class Trial:
             graph=self.workshop.reference.graph,
             size_bytes=self.workshop.reference.size_bytes,
         )
-        model = None
-        if attempt.build is not None:
-            model = self.workshop.load()
-            result = attempt.build(model)
-            found = replace(
-                found, found=result.found, rewritten=result.rewritten, declined=dict(result.declined)
-            )
-            if not result.rewritten:
-                why = "it could not be applied" if result.found else "nothing of the kind is in the graph"
-                return self.workshop.note(replace(found, why=why, graph=None))
-            graph, size_bytes = self.workshop.write(model, attempt.name)
-            saturating = 0 if attempt.exact else channels_that_may_saturate(model)
-            found = replace(found, graph=graph, size_bytes=size_bytes, may_saturate=saturating)
         try:
-            found = self._gated(found, model, best, best_bytes)
+            found = self._built_and_gated(attempt, found, best, best_bytes)
         except InferError as error:
             found = replace(found, kept=False, why=f"it fails: {error}")
         if not found.kept:
-            if attempt.build is not None:
-                assert found.graph is not None
-                self.workshop.discard(found.graph)
+            self.workshop.discard(graph_of(attempt.name))
             found = replace(found, graph=None)
         return self.workshop.note(found)
+
+    def _built_and_gated(
+        self, attempt: Attempt, found: Verdict, best: Contender, best_bytes: int
+    ) -> Verdict:
+        if attempt.build is None:
+            return self._gated(found, None, best, best_bytes)
+        model = self.workshop.load()
+        result = attempt.build(model)
+        found = replace(
+            found, found=result.found, rewritten=result.rewritten, declined=dict(result.declined)
+        )
+        if not result.rewritten:
+            why = "it could not be applied" if result.found else "nothing of the kind is in the graph"
+            return replace(found, why=why)
+        graph, size_bytes = self.workshop.write(model, attempt.name)
+        saturating = 0 if attempt.exact else channels_that_may_saturate(model)
+        found = replace(found, graph=graph, size_bytes=size_bytes, may_saturate=saturating)
+        return self._gated(found, model, best, best_bytes)
 
     def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
         budgets = (Budget(),) if found.exact else self.options.budgets
@@ -162,16 +165,16 @@ class Trial:
         assert attempt.build is not None
         if self._rehearsal is None:
             self._rehearsal = self._judging(self.material.rehearsed(_REHEARSED))
-        model = self.workshop.load()
-        attempt.build(model)
-        graph, _ = self.workshop.write(model, "rehearsal")
         try:
+            model = self.workshop.load()
+            attempt.build(model)
+            graph, _ = self.workshop.write(model, "rehearsal")
             with self._opened("rehearsal", graph, attempt.backend, None) as session:
                 return self._rehearsal.judge(session, budgets)
         except InferError as error:
             return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
         finally:
-            self.workshop.discard(graph)
+            self.workshop.discard(graph_of("rehearsal"))
 
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
         """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import onnx_ir as ir
 
@@ -22,6 +22,11 @@ from infer.optimizer.canonical import canonical
 from infer.optimizer.verdict import Verdict
 
 _STATE = "state.json"
+
+
+def graph_of(name: str) -> str:
+    """The path, in the folder, of what is tried under a name."""
+    return f"tried/{name}.onnx"
 
 
 class Workshop:
@@ -73,7 +78,7 @@ class Workshop:
 
     def write(self, model: ir.Model, name: str) -> tuple[str, int]:
         """Save a graph; its path in the folder, and its size in bytes."""
-        graph = f"graphs/{name}.onnx"
+        graph = graph_of(name)
         for old in self.folder.glob(f"{graph}*"):
             old.unlink()
         return graph, save(model, self.folder / graph)
@@ -87,7 +92,8 @@ class Workshop:
         """The artifact as if this graph were its only variant."""
         outline = read_graph_file(self.folder / graph)
         variant = Variant(name, graph, "", outline.opset, 0)
-        own = {graph, *(f"graphs/{location}" for location in outline.external_files)}
+        folder = PurePosixPath(graph).parent
+        own = {graph, *(str(folder / location) for location in outline.external_files)}
         files = {path: FileRecord(None, (self.folder / path).stat().st_size) for path in own}
         manifest = replace(self._manifest, variants=(variant,), files={**self._manifest.files, **files})
         return Artifact(self.folder, manifest, None)

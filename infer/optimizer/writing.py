@@ -76,7 +76,8 @@ def write_output(
         proved = {variant.name: _proved(opened, variant, device) for variant in added}
         variants = tuple(replace(v, evidence=proved.get(v.name, v.evidence)) for v in variants)
         manifest = replace(manifest, variants=variants)
-        if prepared and device == "cpu" and plan.runtime.startswith("onnxruntime"):
+        best = variants[-1] if added else variants[0]
+        if prepared and device == "cpu" and best.backend in (None, "onnxruntime"):
             plan, files = _prepared(opened, plan, golden)
             manifest = replace(manifest, tuned=(*kept.tuned, plan), files={**manifest.files, **files})
         _written(manifest, draft)

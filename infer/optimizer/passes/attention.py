@@ -53,8 +53,8 @@ def attention(model: ir.Model) -> PassResult:
 
 
 def guarded_attention(model: ir.Model) -> PassResult:
-    """The same for models whose masks forbid some rows everything, as windows beside padding do: attention
-    gives 0 there by its definition, and the kernels give a mean, which is multiplied away."""
+    """The same for models whose masks forbid some rows everything, as windows beside padding do: PyTorch's
+    attention gives 0 there, and the kernels give a mean, which is multiplied away."""
     return _rewrite(model, guarded=True)
 
 
@@ -121,11 +121,18 @@ def _unfit(found: Attended) -> str | None:
 def _too_old(model: ir.Model, found: Attended, guarded: bool) -> str | None:
     """Why the operators that are put around the kernel do not fit the graph's opset, or None."""
     opset = model.opset_imports.get("", 0)
+    if guarded and found.masks and (found.causal or any(_by_head(mask) for mask in found.masks)):
+        return "which rows are forbidden everything is not told by its mask alone"
     if guarded and found.masks and opset < _GUARDED_SINCE:
         return f"rows that are forbidden everything need opset {_GUARDED_SINCE}, and the graph has {opset}"
     if opset < _SPREAD_SINCE and not all(_fits(found, mask) for mask in found.masks):
         return f"its mask is the same for all rows, which needs opset {_SPREAD_SINCE}"
     return None
+
+
+def _by_head(mask: ir.Value) -> bool:
+    """Whether a mask, not known to be the same for all heads, may be another for each."""
+    return rank(mask) in (3, 4) and dim_at(mask, -3) != 1
 
 
 def _fits(found: Attended, mask: ir.Value) -> bool:
@@ -188,7 +195,7 @@ def _bias(graph: ir.Graph, found: Attended) -> ir.Value | None:
     node, query, key = found.node, found.query, found.key
     whole: ir.Value | None = None
     for mask in found.masks:
-        part = _as_numbers(graph, node, mask)
+        part = _as_numbers(graph, node, mask, alone=len(found.masks) == 1)
         if whole is None:
             whole = part
             continue
@@ -219,7 +226,7 @@ def _broadcast(a: ir.Value, b: ir.Value) -> list[int | str | None]:
     return found
 
 
-def _as_numbers(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
+def _as_numbers(graph: ir.Graph, node: ir.Node, mask: ir.Value, *, alone: bool) -> ir.Value:
     """A mask as what is added to the scores.
 
     Minus infinity becomes a low number: a kernel that meets a row of nothing else gives NaN.
@@ -227,7 +234,7 @@ def _as_numbers(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
     if mask.dtype == ir.DataType.FLOAT:
         chosen = maker(mask, "Where")
         if chosen is None or not _allows(chosen) or chosen.inputs[0] is None:
-            return mask
+            return _finite(graph, node, mask, alone=alone)
         mask = chosen.inputs[0]
     allowed = small(graph, "mask_allows", np.array(0, np.float32))
     forbidden = small(graph, "mask_forbids", np.array(_FORBIDDEN, np.float32))
@@ -235,6 +242,20 @@ def _as_numbers(graph: ir.Graph, node: ir.Node, mask: ir.Value) -> ir.Value:
     put(node, [where])
     where.outputs[0].shape, where.outputs[0].type = mask.shape, ir.TensorType(ir.DataType.FLOAT)
     return where.outputs[0]
+
+
+def _finite(graph: ir.Graph, node: ir.Node, numbers: ir.Value, *, alone: bool) -> ir.Value:
+    """Numbers that are added to the scores, so that their sum with others is finite, too."""
+    chosen = maker(numbers, "Where")
+    known = [constant(value) for value in (chosen.inputs[1:] if chosen is not None else [numbers])]
+    least = float(np.finfo(np.float32).min) if alone else _FORBIDDEN
+    if all(part is not None and (part >= least).all() for part in known):
+        return numbers
+    floor = small(graph, "mask_floor", np.array(_FORBIDDEN, np.float32))
+    highest = ir.node("Max", [numbers, floor])
+    put(node, [highest])
+    highest.outputs[0].shape, highest.outputs[0].type = numbers.shape, numbers.type
+    return highest.outputs[0]
 
 
 def _allows(where: ir.Node) -> bool:

@@ -93,10 +93,17 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
             low,
             high,
             np.concatenate(kept[name]) if kept[name] else np.zeros(1, np.float32),
-            np.mean(means[name], axis=0) if means[name] else np.zeros(0),
+            _mean_of(means[name]),
         )
         for name, (low, high) in extremes.items()
     }
+
+
+def _mean_of(vectors: Sequence[Array]) -> Array:
+    """Empty if they differ in length: then what was taken for channels is something else."""
+    if len({len(vector) for vector in vectors}) != 1:
+        return np.zeros(0)
+    return np.asarray(np.mean(vectors, axis=0))
 
 
 def _channel_means(values: Array) -> Array:
@@ -136,7 +143,8 @@ def _entropy(seen: Observed) -> ActivationRange:
     Source: Migacz 2017, "8-bit inference with TensorRT": the threshold with the smallest divergence of the
     quantized histogram from the clipped one.
     """
-    counts, edges = np.histogram(np.abs(seen.sample), _BINS)
+    sizes = np.abs(seen.sample)
+    counts, edges = np.histogram(sizes, _BINS, range=(0.0, float(sizes.max()) or 1.0))
     best, threshold = np.inf, float(edges[-1])
     for kept in range(_LEVELS, _BINS + 1, _LEVELS // 8):
         clipped = counts[:kept].astype(np.float64)
