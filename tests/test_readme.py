@@ -78,7 +78,7 @@ def test_the_commands_run(desk: Path) -> None:
     assert len(typed) >= 9
     for line in typed:
         line += " --seconds 1" if line.startswith("infer bench") else ""
-        line += " --time 5s" if line.startswith("infer optimize") else ""
+        line += " --time 1s" if line.startswith("infer optimize") else ""
         done = subprocess.run(
             f"{Path(sys.executable).parent}/{line}", shell=True, cwd=desk, capture_output=True, text=True
         )
