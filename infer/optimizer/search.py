@@ -41,7 +41,7 @@ from infer.optimizer.outcome import (
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.sensitivity import kept_in_float
-from infer.optimizer.targets import Given, Recipe, Target, saturates, targets_of, unfit
+from infer.optimizer.targets import INSTEAD, Given, Recipe, Target, saturates, targets_of, unfit
 from infer.optimizer.trial import Attempt, Trial, speed_said
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
@@ -250,6 +250,9 @@ class _Search:
     def _try_passes(self, target: Target) -> None:
         """One at a time, on top of those kept before."""
         for name, rewrite in target.passes.items():
+            first = self._trial.workshop.known(INSTEAD.get(name, ""))
+            if first is not None and not first.broken:
+                continue
             passes = {**self._passes[target.backend], name: rewrite}
 
             def build(model: ir.Model, passes: dict[str, Pass] = passes) -> PassResult:

@@ -110,9 +110,12 @@ def _static(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> P
 
 _TRANSFORMER_PASSES: dict[str, Pass] = {
     "attention": attention,
-    "guarded-attention": guarded_attention,  # finds nothing where the first was kept
+    "guarded-attention": guarded_attention,
     "skip-norm": skip_norm,
 }
+
+INSTEAD = {"guarded-attention": "attention"}
+"""Pass → the one before it that it is tried in the place of, where that one's answers differ."""
 
 _STATIC = "int8 (QDQ, per channel, ranges by {})"
 
