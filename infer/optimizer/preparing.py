@@ -64,17 +64,16 @@ def prepare(
     return None if best is None else Prepared(best[1], best[0] / before)
 
 
-def files_of(artifact: Artifact, prepared: Prepared) -> list[Path]:
-    """The file, and its weights if they lie beside it."""
-    return sorted((artifact.path / prepared.graph).parent.glob(f"{Path(prepared.graph).name}*"))
+def files_of(graph: Path) -> list[Path]:
+    """The file of a graph, and its weights if they lie beside it."""
+    return sorted(graph.parent.glob(f"{graph.name}*"))
 
 
 def _with(artifact: Artifact, graph: str) -> Artifact:
     """The artifact, and this graph among its files."""
-    path = artifact.path / graph
     added = {
         file.relative_to(artifact.path).as_posix(): FileRecord(None, file.stat().st_size)
-        for file in path.parent.glob(f"{path.name}*")
+        for file in files_of(artifact.path / graph)
     }
     return replace(
         artifact, manifest=replace(artifact.manifest, files={**artifact.manifest.files, **added})
@@ -82,7 +81,7 @@ def _with(artifact: Artifact, graph: str) -> Artifact:
 
 
 def _remove(graph: Path) -> None:
-    for file in graph.parent.glob(f"{graph.name}*"):
+    for file in files_of(graph):
         file.unlink()
     with contextlib.suppress(OSError):  # another machine's may be there
         graph.parent.rmdir()

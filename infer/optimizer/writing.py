@@ -137,7 +137,7 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
         return plan, {}
     files = {
         file.relative_to(artifact.path).as_posix(): FileRecord(sha256(file), file.stat().st_size)
-        for file in files_of(artifact, found)
+        for file in files_of(artifact.path / found.graph)
     }
     return replace(plan, prepared=found), files
 

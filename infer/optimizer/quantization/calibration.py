@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -53,10 +53,13 @@ class Observed:
     high: float
     sample: Array
     means: Array
+    _ranges: dict[str, ActivationRange] = field(default_factory=dict, compare=False, repr=False)
 
     def range(self, method: str) -> ActivationRange:
-        """The range by one of `METHODS`."""
-        return METHODS[method](self)
+        """The range by one of `METHODS`, found once: a search for nodes asks for it again and again."""
+        if method not in self._ranges:
+            self._ranges[method] = METHODS[method](self)
+        return self._ranges[method]
 
 
 def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> dict[str, Observed]:
