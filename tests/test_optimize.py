@@ -500,6 +500,18 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]]
     return put
 
 
+def hide_openvino(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, for what `module` loads."""
+    load = module.load_backend
+
+    def absent(name: str) -> Any:
+        if name == "openvino":
+            raise MissingPackageError('it needs openvino; pip install "infer-onnx[openvino]"')
+        return load(name)
+
+    monkeypatch.setattr(module, "load_backend", absent)
+
+
 def test_another_backend_takes_over_where_it_is_faster(
     classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
 ) -> None:
@@ -557,14 +569,7 @@ def test_a_variant_whose_backend_is_absent_is_not_proved(
     """`infer verify` proves the others, and says what it could not."""
     two_backends({"openvino": 0.5})
     optimized(classifier, tmp_path / "out.infer")
-    load = planner.load_backend
-
-    def absent(name: str) -> Any:
-        if name == "openvino":
-            raise MissingPackageError('it needs openvino; pip install "infer-onnx[openvino]"')
-        return load(name)
-
-    monkeypatch.setattr(planner, "load_backend", absent)
+    hide_openvino(planner, monkeypatch)
     done = infer_command("verify", tmp_path / "out.infer")
     assert done.code == 0
     assert "not proved here: it needs openvino" in done.out
@@ -600,14 +605,7 @@ def test_an_absent_backend_is_skipped_unless_it_is_asked_for(
 ) -> None:
     """By name it is an error that says what to install; an unknown name lists those there are."""
     two_backends({"good": 0.9})
-    load = search_module.load_backend
-
-    def absent(name: str) -> Any:
-        if name == "openvino":
-            raise MissingPackageError('pip install "infer-onnx[openvino]"')
-        return load(name)
-
-    monkeypatch.setattr(search_module, "load_backend", absent)
+    hide_openvino(search_module, monkeypatch)
     assert why(optimized(classifier, tmp_path / "out.infer")) == {"good": (True, "faster")}
     with pytest.raises(MissingPackageError, match="openvino"):
         optimized(classifier, tmp_path / "no.infer", backends=("openvino",))

@@ -18,7 +18,7 @@ from infer.errors import InputError
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, ActivationRange, Observed, observe
 from infer.optimizer.quantization.halves import halve
-from infer.optimizer.quantization.smoothing import smooth
+from infer.optimizer.quantization.smoothing import channel_maxima, smooth
 from infer.optimizer.quantization.weights import (
     channels_that_may_saturate,
     may_saturate,
@@ -95,7 +95,12 @@ def test_smoothing_keeps_the_numbers_and_helps_outliers(tmp_path: Path) -> None:
 
     plain, smoothed, rough = product(), product(), product()
     calibration, judged = [feeds() for _ in range(8)], feeds()
-    smooth(smoothed, dynamic.candidates(smoothed), calibration, 0.5)
+    smooth(
+        smoothed,
+        dynamic.candidates(smoothed),
+        lambda names: channel_maxima(smoothed, names, calibration),
+        0.5,
+    )
     expected = answers(plain, tmp_path / "a.onnx", judged)["y"]
     np.testing.assert_allclose(
         answers(smoothed, tmp_path / "b.onnx", judged)["y"], expected, rtol=1e-4, atol=1e-3

@@ -18,7 +18,8 @@ from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.halves import halve
-from infer.optimizer.quantization.smoothing import smooth
+from infer.optimizer.quantization.smoothing import channel_maxima, smooth
+from infer.signature import Array
 
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
@@ -38,12 +39,19 @@ class Given:
     calibration: Sequence[Feeds]
     pair_bounded: bool
     _seen: dict[str, Observed] = field(default_factory=dict)
+    _maxima: dict[str, Array] = field(default_factory=dict)
 
     def observe(self, model: ir.Model, tensors: Sequence[str]) -> Mapping[str, Observed]:
         """What these tensors of the reference's graph hold, each found once."""
         if missing := [name for name in tensors if name not in self._seen]:
             self._seen.update(observe(model, missing, self.calibration))
         return self._seen
+
+    def maxima(self, model: ir.Model, tensors: Sequence[str]) -> Mapping[str, Array]:
+        """The largest magnitude of each channel of these tensors, each found once."""
+        if missing := [name for name in tensors if name not in self._maxima]:
+            self._maxima.update(channel_maxima(model, missing, self.calibration))
+        return self._maxima
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ _SMOOTHED = {"as they come": 0.0, "smoothed by 0.3": 0.3, "smoothed by 0.5": 0.5
 def _dynamic(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
     if alpha := _SMOOTHED[way]:
         chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
-        smooth(model, chosen, given.calibration, alpha)
+        smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
     return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
 
 

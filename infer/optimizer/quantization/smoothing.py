@@ -12,7 +12,7 @@ Source: Xiao et al. 2023, "SmoothQuant", equation 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -38,13 +38,17 @@ def channel_maxima(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feed
     return found
 
 
-def smooth(model: ir.Model, products: Sequence[ir.Node], feeds: Iterable[Feeds], alpha: float) -> None:
+MaximaOf = Callable[[Sequence[str]], Mapping[str, Array]]
+"""`channel_maxima` of the tensors of these names."""
+
+
+def smooth(model: ir.Model, products: Sequence[ir.Node], maxima_of: MaximaOf, alpha: float) -> None:
     """Even out the inputs of these MatMul nodes, which have constant matrices. In place."""
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in products:
         if node.inputs[0] is not None and node.op_type == "MatMul":
             groups.setdefault(node.inputs[0], []).append(node)
-    maxima = channel_maxima(model, [value.name or "" for value in groups], feeds)
+    maxima = maxima_of([value.name or "" for value in groups])
     for value, nodes in groups.items():
         _smooth(model.graph, value, nodes, maxima, alpha)
 
