@@ -10,6 +10,8 @@
     ├── DeviceError              the requested device, or way to run there, cannot be had
     ├── BackendError             the backend failed on a graph or a run
     ├── SessionClosedError       the session was closed, or belongs to another process
+    ├── OverloadedError          too many requests wait already
+    ├── DeadlineError            no answer was had in the time that was given
     └── MissingPackageError      an optional package is absent or broken; the message ends with its
                                  install command
 
@@ -58,6 +60,14 @@ class BackendError(InferError):
 
 class SessionClosedError(InferError):
     """The session was closed, or was opened in a process this one was forked from."""
+
+
+class OverloadedError(InferError):
+    """Too many requests wait already; try again later."""
+
+
+class DeadlineError(InferError):
+    """There was no answer in the time that the caller gave."""
 
 
 class MissingPackageError(InferError):

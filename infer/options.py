@@ -41,6 +41,22 @@ class PlanOptions:
 
 
 @dataclass(frozen=True)
+class BatchOptions:
+    """How requests of many callers are answered together."""
+
+    max_delay_s: float = 0.0
+    """How long a request waits for others while nothing runs. Off by default: under load, requests gather
+    while a batch runs, and without load waiting only makes answers late."""
+
+    max_rows: int = 64
+    """The most rows of one run; a request with more is run in several."""
+
+    max_waiting: int = 128
+    """The most requests that may wait or run; more are refused, because they would only wait longer. Each
+    has a thread while it is waited for, unless its caller waits in one of its own."""
+
+
+@dataclass(frozen=True)
 class SessionOptions:
     """How a session treats its artifact and its feeds."""
 
@@ -61,3 +77,6 @@ class SessionOptions:
     decode: Callable[..., Any] | None = None
     """Takes the place of the task's own way from outputs to results: `decode(outputs, inputs)` gets
     arrays by output name and the list of inputs, and returns a list with a result for each."""
+
+    batching: BatchOptions = BatchOptions()
+    """How `Session.submit` and `arun` answer many callers together."""

@@ -9,21 +9,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from infer.artifact import Artifact
 from infer.backends import Executable, Switch, load_backend
 from infer.bare_graph import artifact_of_graph
 from infer.errors import ArtifactError, FeedError, InferError, IntegrityError, SessionClosedError
 from infer.graphfile import read_graph_file
-from infer.guard import Guard
+from infer.guard import Feeds, Guard
 from infer.machine import this_machine
-from infer.options import PlanOptions, SessionOptions
+from infer.options import BatchOptions, PlanOptions, SessionOptions
 from infer.plan import Plan
 from infer.planner import make_plan
 from infer.signature import Array, Signature, TensorSpec
 from infer.structure import rebuild
-from infer.tasks import Run, Task, load_task
+from infer.tasks import PaddedTask, Run, Task, load_task
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from infer.batching import Batcher
 
 
 def load(
@@ -39,6 +44,7 @@ def load(
     refuse_nan: bool = False,
     encode: Callable[..., Any] | None = None,
     decode: Callable[..., Any] | None = None,
+    batching: BatchOptions = BatchOptions(),
 ) -> Session:
     """Open the artifact, or the plain `.onnx` file, at `path`.
 
@@ -51,7 +57,14 @@ def load(
         PlanOptions(
             device=device, variant=variant, num_threads=num_threads, backend=backend, spinning=spinning
         ),
-        SessionOptions(verify=verify, warm_up=warm_up, refuse_nan=refuse_nan, encode=encode, decode=decode),
+        SessionOptions(
+            verify=verify,
+            warm_up=warm_up,
+            refuse_nan=refuse_nan,
+            encode=encode,
+            decode=decode,
+            batching=batching,
+        ),
     )
 
 
@@ -184,6 +197,8 @@ class Session:
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
         self._options = options
         self._task: Task | None = None
+        self._batcher: Batcher | None = None
+        self._making = threading.Lock()
         self._closed = ""  # why, once it is
         self._under_way: list[None] = []
         self._run_ended = threading.Condition()
@@ -197,7 +212,7 @@ class Session:
         or `SessionClosedError`.
         """
         admitted = self._guard.admit(feeds)
-        names = self._output_names if outputs is None else self._known(outputs)
+        names = self._output_names if outputs is None else self.wanted(outputs)
         # one entry for each run under way; appending and popping are atomic, and cheaper than a lock
         self._under_way.append(None)
         try:
@@ -209,6 +224,14 @@ class Session:
             if self._closed:
                 with self._run_ended:
                     self._run_ended.notify_all()
+
+    def admit(self, feeds: Mapping[str, object]) -> Feeds:
+        """`feeds` as `run` would hand them on. Raises `FeedError`."""
+        return self._guard.admit(feeds)
+
+    def wanted(self, outputs: Iterable[str] | None) -> tuple[str, ...]:
+        """The names of the outputs that are asked for, all by default. Raises `FeedError`."""
+        return self._output_names if outputs is None else self._known(outputs)
 
     def __call__(self, inputs: Any) -> Any:
         """The task's result for one input, or the list of results for a list of inputs.
@@ -231,6 +254,36 @@ class Session:
         """Another one of the artifact's task, on `run` in place of the session's. Raises as `load_task`."""
         return load_task(self.artifact, run, self._options.encode, self._options.decode)
 
+    def submit(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Future[Any]:
+        """A future of what `session(inputs)` gives, answered together with other callers' requests; see
+        `infer.batching.Batcher.submit`."""
+        return self.batcher.submit(inputs, timeout_s=timeout_s, caller=caller)
+
+    async def arun(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
+        """`submit`, awaited."""
+        return await self.batcher.arun(inputs, timeout_s=timeout_s, caller=caller)
+
+    @property
+    def batcher(self) -> Batcher:
+        """What answers many callers together, made on first use. Raises as `load_task`, and
+        `SessionClosedError`."""
+        if self._batcher is None:
+            with self._making:
+                if self._closed:
+                    raise SessionClosedError(self._closed)
+                if self._batcher is None:
+                    self._batcher = self._new_batcher()
+        return self._batcher
+
+    def _new_batcher(self) -> Batcher:
+        from infer.batching import Batcher
+        from infer.batching.proof import proved_layout
+
+        padding = self.task.padding if isinstance(self.task, PaddedTask) else None
+        variant = next(v for v in self.artifact.manifest.variants if v.name == self.plan.variant)
+        layout = proved_layout(self.artifact, variant, padding, self.admit, self.run)
+        return Batcher(self, layout, self._options.batching)
+
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see
         `infer.backends.Executable.watched`. It ends when this one is closed."""
@@ -241,7 +294,11 @@ class Session:
         return rebuild(self.artifact.manifest.structure, outputs)
 
     def close(self) -> None:
-        """Wait for runs under way, then give memory and threads back. Safe to call again."""
+        """Wait for runs under way, then give memory and threads back. Requests that wait for their turn
+        fail. Safe to call again."""
+        with self._making:
+            if self._batcher is not None:
+                self._batcher.close()
         with self._run_ended:
             if self._closed:
                 return
@@ -293,6 +350,7 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 def _after_fork_in_child() -> None:
     """Threads do not come along into a forked process, and a backend's would be waited for forever."""
     for session in _SESSIONS:
+        session._making = threading.Lock()
         session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone
         session._closed = (
             f"this session was opened in process {os.getppid()}, and its threads did not come along into"

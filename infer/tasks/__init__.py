@@ -79,6 +79,23 @@ class StreamTask(Task, Protocol):
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How rows of several lengths are made alike: input → what fills its second axis, at the right end or
+    the left."""
+
+    fill: Mapping[str, int]
+    left: bool = False
+
+
+@runtime_checkable
+class PaddedTask(Task, Protocol):
+    """A task that pads its rows."""
+
+    @property
+    def padding(self) -> Padding: ...
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a task is built from: its artifact's signature, files and spec, and the way to run it."""
 

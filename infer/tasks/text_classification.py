@@ -9,7 +9,7 @@ from typing import Any
 
 from infer.errors import InputError
 from infer.signature import Array
-from infer.tasks import Setting
+from infer.tasks import Padding, Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
 from infer.tasks.lines import read_lines
 from infer.tasks.rows import Part, answer, answer_parts
@@ -49,6 +49,10 @@ class TextClassification:
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, self._many)
+
+    @property
+    def padding(self) -> Padding:
+        return self.encoder.padding
 
     def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
         return self.encoder.parts([_text(text, i) for i, text in enumerate(texts)])

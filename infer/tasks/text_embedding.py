@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
-from infer.tasks import Setting
+from infer.tasks import Padding, Setting
 from infer.tasks.lines import read_lines
 from infer.tasks.rows import Part, answer, answer_parts
 from infer.tasks.tokens import TextEncoder, TokenizerSpec
@@ -49,6 +49,10 @@ class TextEmbedding:
 
     def __call__(self, inputs: Any) -> Any:
         return answer(inputs, self._many)
+
+    @property
+    def padding(self) -> Padding:
+        return self.encoder.padding
 
     def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
         return self.encoder.parts([self._prompted(text, place) for place, text in enumerate(texts)])

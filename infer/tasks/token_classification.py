@@ -14,7 +14,7 @@ import numpy as np
 
 from infer.errors import ArtifactError
 from infer.signature import Array
-from infer.tasks import Setting
+from infer.tasks import Padding, Setting
 from infer.tasks.labels import Classes
 from infer.tasks.lines import read_lines
 from infer.tasks.rows import Part, answer, answer_parts
@@ -109,6 +109,10 @@ class TokenClassification:
         return answer(
             inputs, lambda many: answer_parts(self.setting, self.parts(many), self.rows, self.join)
         )
+
+    @property
+    def padding(self) -> Padding:
+        return self.encoder.padding
 
     def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
         return self.encoder.parts(texts)

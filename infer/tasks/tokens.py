@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError, missing_package
 from infer.signature import Array, TensorSpec
-from infer.tasks import Setting
+from infer.tasks import Padding, Setting
 from infer.tasks.rows import Part
 
 try:
@@ -119,6 +119,12 @@ class TextEncoder:
     def takes_pairs(self) -> bool:
         """Whether a text may be a tuple of two."""
         return bool(self._pair_template)
+
+    @property
+    def padding(self) -> Padding:
+        """What fills rows that are shorter than others."""
+        fill = {name: self._fill[kind] for name, kind in self.spec.inputs.items()}
+        return Padding(fill, left=self.spec.pad_left)
 
     def parts(self, texts: Sequence[Any]) -> Iterator[Part]:
         """Feeds for all `texts`, those of similar length together; about each row, its `Window`."""

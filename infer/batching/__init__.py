@@ -1,0 +1,404 @@
+"""Many callers of one session, answered together.
+
+Rows of several requests run as one batch where that takes less time than one after the other, and only if
+a row's answer does not depend on its neighbours. A request that comes while nothing runs is run at once, by
+its own thread; batches form of those that come meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from infer.batching.joining import Layout
+from infer.batching.pace import Pace
+from infer.batching.waiting import Request, Waiting
+from infer.errors import DeadlineError, InputError, OverloadedError, SessionClosedError
+from infer.guard import Feeds
+from infer.options import BatchOptions
+from infer.signature import Array, Signature
+from infer.tasks import Run, Task
+
+_CLOSED = "the session is closed; open the artifact again"
+_LONGEST_S, _MOST_ROWS, _MOST_WAITING = 60, 65536, 4096
+
+
+@dataclass
+class BatchStats:
+    """What was done since the batcher was made; counts, but for `seconds`.
+
+    Attributes:
+        runs: of the session, which took `seconds` together; `rows` were in them.
+        cost: the work in them, of which `padding` was for no request.
+        refused: requests, because too many waited.
+        dropped: requests that were never run, because their deadline was past or their caller gone.
+        alone: requests that ran again by themselves, because a run with others failed.
+    """
+
+    runs: int = 0
+    rows: int = 0
+    cost: int = 0
+    padding: int = 0
+    refused: int = 0
+    dropped: int = 0
+    alone: int = 0
+    seconds: float = 0.0
+
+
+class Served(Protocol):
+    """What a batcher asks of a session."""
+
+    signature: Signature
+
+    def admit(self, feeds: Mapping[str, object]) -> Feeds:
+        """Feeds that may run. Raises `FeedError`."""
+        ...
+
+    def wanted(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
+        """Names of outputs. Raises `FeedError`."""
+        ...
+
+    def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """The outputs. Raises as `Session.run`."""
+        ...
+
+    def task_on(self, run: Run) -> Task:
+        """The artifact's task, on `run`."""
+        ...
+
+
+class Batcher:
+    """Answers many callers of one session. Threads may share it; the session closes it.
+
+    Attributes:
+        options: as it was made.
+        layout: how rows of several requests run together, or why each request runs by itself.
+    """
+
+    def __init__(
+        self, session: Served, layout: Layout | str, options: BatchOptions = BatchOptions()
+    ) -> None:
+        _check(options)
+        self.options, self.layout = options, layout
+        self._session = session
+        self._joins = layout if isinstance(layout, Layout) else None
+        self._pace = Pace()
+        self._waiting = Waiting(self._joins, self._pace, options.max_rows)
+        self._stats = BatchStats()
+        self._running = False
+        self._in_flight = 0
+        self._closed = ""  # why, once it is
+        self._pid = os.getpid()
+        self._changed = threading.Condition()
+        self._asking = threading.local()
+        self._task = session.task_on(self._run_asked)
+        self._callers = ThreadPoolExecutor(options.max_waiting, thread_name_prefix="infer-caller")
+        self._thread = threading.Thread(target=self._serve, name="infer-batcher", daemon=True)
+        self._thread.start()
+
+    def submit(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Future[Any]:
+        """A future of what `session(inputs)` gives, answered together with other callers' requests.
+
+        Cancelling it drops what does not run yet. After `timeout_s` it fails with `DeadlineError`. Callers
+        of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
+        """
+        future: Future[Any] = Future()
+        asked = _Asked(_deadline(timeout_s), caller, future)
+        self._enter()
+        try:
+            self._callers.submit(self._answer, asked, future, inputs)
+        except BaseException:
+            self._leave()
+            raise
+        return future
+
+    async def arun(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
+        """`submit`, awaited. Cancelling what awaits it drops what does not run yet."""
+        import asyncio  # takes as long to import as all of infer
+
+        return await asyncio.wrap_future(self.submit(inputs, timeout_s=timeout_s, caller=caller))
+
+    def __call__(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
+        """What `session(inputs)` gives, answered together with other callers' requests, for a caller that
+        waits in a thread of its own. Raises as the session and as `submit`, and `DeadlineError`."""
+        asked = _Asked(_deadline(timeout_s), caller)
+        self._enter()
+        try:
+            return self._ask(asked, inputs)
+        finally:
+            self._leave()
+
+    def run(
+        self,
+        feeds: Mapping[str, object],
+        outputs: Sequence[str] | None = None,
+        *,
+        timeout_s: float | None = None,
+        caller: str = "",
+    ) -> dict[str, Array]:
+        """What `session.run` gives, of a run that may hold rows of other callers. Raises as `__call__`."""
+        asked = _Asked(_deadline(timeout_s), caller)
+        self._enter()
+        try:
+            return self._run(asked, feeds, outputs)
+        finally:
+            self._leave()
+
+    def stats(self) -> BatchStats:
+        """What was done so far."""
+        with self._changed:
+            return replace(self._stats)
+
+    def close(self) -> None:
+        """Fail what waits, and wait for what runs. Safe to call again."""
+        if os.getpid() != self._pid:
+            return  # threads and locks are the parent's
+        with self._changed:
+            self._closed = self._closed or _CLOSED
+            for request in self._waiting.clear():
+                request.finish(None, SessionClosedError(_CLOSED))
+            self._changed.notify()
+        self._thread.join()
+        self._callers.shutdown()
+
+    def _enter(self) -> None:
+        if os.getpid() != self._pid:
+            raise SessionClosedError(
+                f"this batcher was made in process {self._pid}, and its threads did not come along into the"
+                f" forked process {os.getpid()}; call infer.load after the fork"
+            )
+        with self._changed:
+            if self._closed:
+                raise SessionClosedError(self._closed)
+            if self._in_flight >= self.options.max_waiting:
+                self._stats.refused += 1
+                raise OverloadedError(
+                    f"{self._in_flight} requests wait already, all that may (max_waiting); try again later"
+                )
+            self._in_flight += 1
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._in_flight -= 1
+
+    def _answer(self, asked: _Asked, future: Future[Any], inputs: Any) -> None:
+        """`future`'s result, in a thread of the pool."""
+        result, error = None, None
+        try:
+            result = self._ask(asked, inputs)
+        except BaseException as raised:
+            error = raised
+        finally:
+            self._leave()
+        if not asked.begin():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def _ask(self, asked: _Asked, inputs: Any) -> Any:
+        """The task's result; its runs are those of `asked`."""
+        self._asking.now = asked
+        try:
+            return self._task(inputs)
+        finally:
+            del self._asking.now
+
+    def _run_asked(self, feeds: Mapping[str, object]) -> dict[str, Array]:
+        asked: _Asked = self._asking.now
+        return self._run(asked, feeds, None)
+
+    def _run(
+        self, asked: _Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
+    ) -> dict[str, Array]:
+        names = self._session.wanted(outputs)
+        requests = self._requests(asked, self._session.admit(feeds), names)
+        with self._changed:
+            if self._closed:
+                raise SessionClosedError(self._closed)
+            at_once = (
+                len(requests) == 1
+                and not self._running
+                and not len(self._waiting)
+                and asked.deadline is None
+                and not self.options.max_delay_s
+            )
+            if at_once:
+                self._running = True
+            else:
+                for request in requests:
+                    self._waiting.add(request)
+                self._changed.notify()
+        if at_once:
+            return self._run_at_once(asked, requests[0])
+        answers = self._awaited(requests)
+        if len(answers) == 1:
+            return answers[0]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+
+    def _requests(self, asked: _Asked, feeds: Feeds, names: tuple[str, ...]) -> list[Request]:
+        """One, or several if it has more rows than a run may have."""
+        layout = self._joins
+        if layout is None:
+            return [Request(feeds, names, None, 1, 1, 1, asked.caller, asked.deadline, asked.begin)]
+        rows, most = layout.rows(feeds), self.options.max_rows
+        starts = range(0, rows, most) if rows > most else range(1)
+        kind, length, row_cost = layout.kind(feeds), layout.length_of(feeds), layout.row_cost(feeds)
+        return [
+            Request(
+                feeds if rows <= most else layout.cut(feeds, start, start + most),
+                names,
+                kind,
+                min(most, rows - start),
+                length,
+                row_cost,
+                asked.caller,
+                asked.deadline,
+                asked.begin,
+            )
+            for start in starts
+        ]
+
+    def _run_at_once(self, asked: _Asked, request: Request) -> dict[str, Array]:
+        try:
+            if not asked.begin():
+                raise CancelledError
+            return self._timed(request.feeds, request.outputs, request.rows, request.cost, 0)
+        finally:
+            with self._changed:
+                self._running = False
+                if len(self._waiting):
+                    self._changed.notify()
+
+    def _awaited(self, requests: Sequence[Request]) -> list[dict[str, Array]]:
+        """The answers, when all are there. Raises `DeadlineError`, and what running them raised."""
+        answers = []
+        try:
+            for request in requests:
+                left = None
+                if request.deadline is not None:
+                    left = max(0.0, request.deadline - time.monotonic())
+                if not request.done.wait(left):
+                    raise DeadlineError("there was no answer in the time that the caller gave")
+                if request.error is not None:
+                    raise request.error
+                assert request.answer is not None
+                answers.append(request.answer)
+        except BaseException:
+            with self._changed:
+                left_over = [request for request in requests if self._waiting.remove(request)]
+                self._stats.dropped += bool(left_over)
+            raise
+        return answers
+
+    def _serve(self) -> None:
+        """The batcher's thread: run what waits, whatever happens to it."""
+        while True:
+            with self._changed:
+                while not self._closed and (self._running or self._pause_s() is not None):
+                    self._changed.wait(None if self._running else self._pause_s() or None)
+                if self._closed:
+                    return
+                waiting = len(self._waiting)
+                together = self._waiting.take()
+                self._stats.dropped += waiting - len(self._waiting) - len(together)
+                self._running = True
+            try:
+                self._run_together(together)
+            except BaseException as error:
+                for request in together:
+                    if not request.done.is_set():
+                        request.finish(None, error)
+            finally:
+                with self._changed:
+                    self._running = False
+
+    def _pause_s(self) -> float | None:
+        """How long to wait for more before the next run: 0.0 without an end, None not at all."""
+        if not len(self._waiting):
+            return 0.0
+        left = self._waiting.oldest + self.options.max_delay_s - time.monotonic()
+        return None if left <= 0 or self._waiting.full else left
+
+    def _run_together(self, together: Sequence[Request]) -> None:
+        if not together:
+            return
+        first, layout = together[0], self._joins
+        parts = [request.feeds for request in together]
+        try:
+            if len(together) == 1 or layout is None:
+                answers = [self._timed(first.feeds, first.outputs, first.rows, first.cost, 0)]
+            else:
+                rows = sum(request.rows for request in together)
+                cost = rows * max(request.length for request in together) * first.row_cost
+                padding = cost - sum(request.cost for request in together)
+                answers = layout.split(
+                    self._timed(layout.join(parts), first.outputs, rows, cost, padding), parts
+                )
+        except Exception as error:
+            if len(together) == 1:
+                first.finish(None, error)
+                return
+            # one of them is the cause, and the others shall not suffer for it
+            self._stats.alone += len(together)
+            for request in together:
+                self._run_together([request])
+            return
+        for request, answer in zip(together, answers, strict=True):
+            request.finish(answer)
+
+    def _timed(
+        self, feeds: Mapping[str, object], outputs: tuple[str, ...], rows: int, cost: int, padding: int
+    ) -> dict[str, Array]:
+        start = time.perf_counter()
+        answer = self._session.run(feeds, outputs)
+        taken = time.perf_counter() - start
+        self._pace.learn(cost, taken)
+        stats = self._stats
+        stats.runs, stats.rows, stats.cost = stats.runs + 1, stats.rows + rows, stats.cost + cost
+        stats.padding, stats.seconds = stats.padding + padding, stats.seconds + taken
+        return answer
+
+
+class _Asked:
+    """Who asks, until when, and whether they still do."""
+
+    def __init__(self, deadline: float | None, caller: str, future: Future[Any] | None = None) -> None:
+        self.deadline, self.caller = deadline, caller
+        self._future = future
+        self._begun: bool | None = None if future is not None else True
+
+    def begin(self) -> bool:
+        """Say that its turn has come; False if it was cancelled before."""
+        if self._begun is None:
+            assert self._future is not None
+            self._begun = self._future.set_running_or_notify_cancel()
+        return self._begun
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    if timeout_s is None:
+        return None
+    if not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+        raise InputError(f"timeout_s must be a number of seconds above 0, but is {timeout_s!r:.60}")
+    return time.monotonic() + timeout_s
+
+
+def _check(options: BatchOptions) -> None:
+    """What types alone say, for callers who have none."""
+    if not isinstance(options.max_delay_s, (int, float)) or not 0 <= options.max_delay_s <= _LONGEST_S:
+        raise InputError(
+            f"max_delay_s must be 0 to {_LONGEST_S} seconds, but is {options.max_delay_s!r:.60}"
+        )
+    for name, most in (("max_rows", _MOST_ROWS), ("max_waiting", _MOST_WAITING)):
+        value = getattr(options, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"{name} must be an int from 1 to {most}, but is {value!r:.60}")

@@ -1,0 +1,60 @@
+"""Whether rows of several callers may run together: what the graph says of itself, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from infer.artifact import Artifact
+from infer.batching.joining import Layout, layout_of
+from infer.errors import InferError
+from infer.guard import Feeds
+from infer.manifest import Variant
+from infer.parity import TOLERANCES, Tolerance, compare
+from infer.signature import Array
+from infer.tasks import Padding, Run
+
+NEIGHBOURLY = 1e-4
+"""An answer that moves with its neighbours by more of its largest value than this is not its own."""
+
+Admit = Callable[[Mapping[str, object]], Feeds]
+"""`Session.admit`."""
+
+
+def proved_layout(
+    artifact: Artifact, variant: Variant, padding: Padding | None, admit: Admit, run: Run
+) -> Layout | str:
+    """The layout with which golden rows answer together as they do alone, or why there is none. It pads
+    only if padded rows do, too."""
+    evidence = variant.evidence
+    if evidence is not None and evidence.neighbours > NEIGHBOURLY:
+        return f"an answer of {variant.name} moves by up to {evidence.neighbours:.1%} with its neighbours"
+    signature = artifact.manifest.signature
+    layout = layout_of(signature, padding)
+    if isinstance(layout, str):
+        return layout
+    points = [admit(feeds) for _, feeds, _ in artifact.golden()]
+    if not points:
+        return "there are no golden feeds to prove it with"
+    golden = max(points, key=lambda feeds: sum(array.size for array in feeds.values()))
+    rows = [layout.cut(golden, row, row + 1) for row in range(layout.rows(golden))]
+    parity = artifact.manifest.parity
+    tolerances = parity.tolerances if parity else TOLERANCES
+    try:
+        if layout.length and not _alike(layout, run, [rows[0], layout.half(rows[-1])], tolerances):
+            layout = layout_of(signature, None)
+            assert isinstance(layout, Layout)
+        if not _alike(layout, run, rows if len(rows) > 1 else rows * 2, tolerances):
+            return "golden rows answer otherwise beside others than alone"
+    except InferError as error:
+        return f"golden rows fail beside others: {error}"
+    return layout
+
+
+def _alike(layout: Layout, run: Run, rows: Sequence[Feeds], tolerances: Mapping[str, Tolerance]) -> bool:
+    """Whether each row answers among the others as it does alone."""
+    among: list[dict[str, Array]] = layout.split(run(layout.join(rows)), rows)
+    return all(
+        difference.within
+        for row, answer in zip(rows, among, strict=True)
+        for difference in compare(run(row), answer, tolerances)
+    )

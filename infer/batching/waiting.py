@@ -1,0 +1,163 @@
+"""Requests that wait for a run, and which of them go next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+
+from infer.batching.joining import Layout
+from infer.batching.pace import Pace
+from infer.errors import DeadlineError
+from infer.guard import Feeds
+from infer.signature import Array
+
+_PADDED = 0.2
+"""The part of a run's cost that may be padding, while it is not known what runs take."""
+
+
+@dataclass(eq=False)
+class Request:
+    """Feeds of one caller, and in the end their outputs, or an error.
+
+    Attributes:
+        outputs: names of those that are wanted.
+        kind: what must be the same of requests that run together.
+        rows, length: how many rows there are, and how long they are.
+        row_cost: the work of a row for each unit of length.
+        caller: whose it is; callers get equal shares.
+        deadline: when an answer is of no use any more, by `time.monotonic`; None: never.
+        wanted: asked once, when it is its turn: False if nobody waits for it any more.
+    """
+
+    feeds: Feeds
+    outputs: tuple[str, ...]
+    kind: object
+    rows: int = 1
+    length: int = 1
+    row_cost: int = 1
+    caller: str = ""
+    deadline: float | None = None
+    wanted: Callable[[], bool] = lambda: True
+    turn: float = 0.0
+    arrived: float = field(default_factory=time.monotonic)
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: dict[str, Array] | None = None
+    error: BaseException | None = None
+
+    @property
+    def cost(self) -> int:
+        """The work of a run of nothing else."""
+        return max(1, self.rows * self.length * self.row_cost)
+
+    def finish(self, answer: dict[str, Array] | None, error: BaseException | None = None) -> None:
+        """Wake who waits for it."""
+        self.answer, self.error = answer, error
+        self.done.set()
+
+
+class Waiting:
+    """The queue. Not safe for threads: its owner has the lock.
+
+    Callers take turns by the work they ask for, so that one with much of it does not hold up the others
+    (start-time fair queueing, Goyal et al. 1997). One whose deadline would pass during the next run goes
+    first.
+    """
+
+    def __init__(self, layout: Layout | None, pace: Pace, most_rows: int) -> None:
+        self._layout, self._pace, self._most_rows = layout, pace, most_rows
+        self._requests: list[Request] = []
+        self._now = 0.0  # the turn of what runs
+        self._next: dict[str, float] = {}  # the turn of a caller's next request
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    @property
+    def oldest(self) -> float:
+        """When the first of those that wait arrived."""
+        return min(request.arrived for request in self._requests)
+
+    @property
+    def full(self) -> bool:
+        """Whether waiting for more would not fill a run any better."""
+        return sum(request.cost for request in self._requests) >= self._pace.enough
+
+    def add(self, request: Request) -> None:
+        """Queue it."""
+        request.turn = max(self._now, self._next.get(request.caller, 0.0))
+        self._next[request.caller] = request.turn + request.cost
+        self._requests.append(request)
+
+    def remove(self, request: Request) -> bool:
+        """Take it back; False if it is not here any more."""
+        try:
+            self._requests.remove(request)
+        except ValueError:
+            return False
+        return True
+
+    def clear(self) -> list[Request]:
+        """All of them, none of which will run."""
+        requests, self._requests = self._requests, []
+        return requests
+
+    def take(self) -> list[Request]:
+        """What runs next: the request whose turn it is, and others that take less time together with it
+        than apart. Those that nobody waits for any more are finished on the way, unexecuted."""
+        first = self._first()
+        if first is None:
+            return []
+        together = [first]
+        if self._layout is not None:
+            fitting = [r for r in self._requests if r.kind == first.kind and r.outputs == first.outputs]
+            fitting.sort(key=lambda request: (abs(request.length - first.length), request.turn))
+            for request in fitting:
+                if self._fits(together, request) and self._claimed(request):
+                    together.append(request)
+        self._now = max(self._now, first.turn)
+        if not self._requests:
+            self._next.clear()
+        return together
+
+    def _first(self) -> Request | None:
+        """The one whose turn it is, taken out of the queue."""
+        while self._requests:
+            urgent = [request for request in self._requests if self._is_urgent(request)]
+            if urgent:
+                chosen = min(urgent, key=lambda request: request.deadline or 0.0)
+            else:
+                chosen = min(self._requests, key=lambda request: request.turn)
+            if self._claimed(chosen):
+                return chosen
+        return None
+
+    def _is_urgent(self, request: Request) -> bool:
+        if request.deadline is None:
+            return False
+        run = self._pace.seconds(request.cost) or 0.0
+        return request.deadline - time.monotonic() < run + (self._pace.seconds(self._pace.enough) or 0.0)
+
+    def _claimed(self, request: Request) -> bool:
+        """Take it out of the queue; whether somebody still waits for it. If not, it is finished."""
+        self._requests.remove(request)
+        if request.deadline is not None and request.deadline <= time.monotonic():
+            request.finish(None, DeadlineError("the deadline passed while the request waited for its turn"))
+        elif not request.wanted():
+            request.finish(None, CancelledError())
+        return not request.done.is_set()
+
+    def _fits(self, together: Sequence[Request], request: Request) -> bool:
+        rows = sum(other.rows for other in together)
+        longest = max(other.length for other in together)
+        before = rows * longest * request.row_cost
+        after = (rows + request.rows) * max(longest, request.length) * request.row_cost
+        if rows + request.rows > self._most_rows or after > self._pace.enough:
+            return False
+        apart = [self._pace.seconds(cost) for cost in (before, request.cost)]
+        run = self._pace.seconds(after)
+        if run is None or apart[0] is None or apart[1] is None:
+            return after - before - request.cost <= _PADDED * after
+        return run <= apart[0] + apart[1]
