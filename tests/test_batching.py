@@ -1,0 +1,574 @@
+"""Requests of many callers, answered together: fairly, and each as if it were alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import infer
+from infer.batching import Batcher
+from infer.batching.joining import Layout, layout_of
+from infer.batching.pace import Pace
+from infer.errors import (
+    BackendError,
+    DeadlineError,
+    FeedError,
+    InputError,
+    OverloadedError,
+    SessionClosedError,
+)
+from infer.guard import Feeds, Guard
+from infer.options import BatchOptions
+from infer.signature import Array, Signature, TensorSpec
+from infer.tasks import Padding, Run
+from tests.tiny import edit_manifest, make_artifact
+
+PADDING = Padding({"ids": -1})
+TOKENS = Signature(
+    (TensorSpec("ids", "int64", ("batch", "length")),),
+    (
+        TensorSpec("each", "int64", ("batch", "length")),
+        TensorSpec("sum", "int64", ("batch",)),
+    ),
+)
+_WAIT_S = 20.0
+
+
+class Served:
+    """A session that doubles each id, sums those that are no padding, and can be held up."""
+
+    def __init__(self, signature: Signature = TOKENS) -> None:
+        self.signature = signature
+        self.guard = Guard(signature)
+        self.runs: list[Array] = []
+        self.threads: list[str] = []
+        self.free = threading.Event()
+        self.free.set()
+        self.begun = threading.Semaphore(0)
+
+    def admit(self, feeds: Mapping[str, object]) -> Feeds:
+        return self.guard.admit(feeds)
+
+    def wanted(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
+        return tuple(outputs or (spec.name for spec in self.signature.outputs))
+
+    def run(self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        ids = np.asarray(feeds["ids"])
+        self.runs.append(ids)
+        self.threads.append(threading.current_thread().name)
+        self.begun.release()
+        assert self.free.wait(_WAIT_S)
+        if (ids == 13).any():
+            raise BackendError("13 brings bad luck")
+        answer = {"each": 2 * ids, "sum": np.where(ids < 0, 0, ids).sum(axis=1)}
+        return {name: answer[name] for name in self.wanted(outputs)}
+
+    def task_on(self, run: Run) -> Any:
+        return lambda ids: run({"ids": np.array([ids], np.int64)})["sum"].tolist()[0]
+
+
+@pytest.fixture
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def batcher(served: Served) -> Iterator[Batcher]:
+    yield from _opened(served)
+
+
+def _opened(served: Served, options: BatchOptions = BatchOptions()) -> Iterator[Batcher]:
+    layout = layout_of(served.signature, PADDING)
+    assert isinstance(layout, Layout)
+    found = Batcher(served, layout, options)
+    _teach(found)
+    try:
+        yield found
+    finally:
+        served.free.set()
+        found.close()
+
+
+def _teach(batcher: Batcher) -> None:
+    """Let it know that runs take a quarter of an hour, however much is in them."""
+    for size in range(14):
+        for _ in range(5):
+            batcher._pace.learn(2**size, 900.0)
+
+
+class Held:
+    """While it lasts, a first request runs, and what comes after waits."""
+
+    def __init__(self, served: Served, batcher: Batcher) -> None:
+        self.served, self.batcher = served, batcher
+
+    def __enter__(self) -> None:
+        self.served.free.clear()
+        self.first = self.batcher.submit([0])
+        assert self.served.begun.acquire(timeout=_WAIT_S)
+
+    def __exit__(self, *exc: object) -> None:
+        self.served.free.set()
+        self.first.result(_WAIT_S)
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + _WAIT_S
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.001)
+
+
+def _queued(batcher: Batcher, count: int) -> None:
+    _until(lambda: len(batcher._waiting) == count)
+
+
+def _submit(batcher: Batcher, *inputs: Sequence[int], **options: Any) -> list[Future[Any]]:
+    """One after the other, so that they wait in this order."""
+    before, futures = len(batcher._waiting), []
+    for number, each in enumerate(inputs, 1):
+        futures.append(batcher.submit(list(each), **options))
+        _queued(batcher, before + number)
+    return futures
+
+
+def test_what_comes_meanwhile_runs_together(served: Served, batcher: Batcher) -> None:
+    """Rows of three lengths in one run, each with the answer that it has alone, without padding."""
+    with Held(served, batcher):
+        futures = _submit(batcher, [1, 2], [3], [4, 5, 6])
+    assert [future.result(_WAIT_S) for future in futures] == [3, 3, 15]
+    assert [ids.tolist() for ids in served.runs[1:]] == [[[1, 2, -1], [3, -1, -1], [4, 5, 6]]]
+    stats = batcher.stats()
+    assert (stats.runs, stats.rows, stats.cost, stats.padding) == (2, 4, 10, 3)
+
+
+def test_padding_is_taken_off_the_outputs(served: Served, batcher: Batcher) -> None:
+    """`each` has a value for every id of its own request, in an array that nobody shares."""
+    with Held(served, batcher), ThreadPoolExecutor(2) as pool:
+        rows = [np.array([[1, 2, 3], [4, 5, 6]]), np.array([[7]])]
+        futures = [pool.submit(batcher.run, {"ids": row}) for row in rows]
+        _queued(batcher, 2)
+        served.free.set()
+        answers = [future.result(_WAIT_S) for future in futures]
+    assert len(served.runs) == 2
+    for row, answer in zip(rows, answers, strict=True):
+        np.testing.assert_array_equal(answer["each"], 2 * row)
+        assert answer["each"].base is None
+
+
+def test_a_lone_request_runs_at_once_in_its_own_thread(served: Served, batcher: Batcher) -> None:
+    """No other thread takes part, so it costs next to nothing."""
+    assert batcher([1, 2]) == 3
+    assert served.threads == [threading.current_thread().name]
+
+
+def test_a_bad_request_fails_alone(served: Served, batcher: Batcher) -> None:
+    """Of a batch of eight with one that the graph refuses, seven are answered."""
+    with Held(served, batcher):
+        futures = _submit(batcher, *([[n, n] for n in (10, 11, 12, 13, 14, 15, 16, 17)]))
+    for number, future in zip(range(10, 18), futures, strict=True):
+        if number == 13:
+            with pytest.raises(BackendError, match="bad luck"):
+                future.result(_WAIT_S)
+        else:
+            assert future.result(_WAIT_S) == 2 * number
+    assert batcher.stats().alone == 8
+
+
+@pytest.mark.parametrize("method", ["join", "split"])
+def test_the_loop_survives_any_fault(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Rows that cannot be joined or split run by themselves, and the next ones are served."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(Layout, method, broken)
+    with Held(served, batcher):
+        futures = _submit(batcher, [1], [2])
+    assert [future.result(_WAIT_S) for future in futures] == [1, 2]
+    monkeypatch.undo()
+    with Held(served, batcher):
+        futures = _submit(batcher, [3], [4])
+    assert [future.result(_WAIT_S) for future in futures] == [3, 4]
+
+
+def test_an_input_that_is_none_is_refused_before_it_waits(served: Served, batcher: Batcher) -> None:
+    """Feeds are looked at when they come: no batch ever has them."""
+    with Held(served, batcher), pytest.raises(FeedError, match="ids"):
+        batcher.run({"ids": np.zeros((1, 2), np.float32)})
+    assert len(served.runs) == 1
+
+
+def test_too_many_are_refused_at_once() -> None:
+    """Of 64 that come while one runs, 15 may wait; the others hear so without waiting."""
+    served = Served()
+    for batcher in _opened(served, BatchOptions(max_waiting=16)):
+        with Held(served, batcher):
+            start, refused, futures = time.monotonic(), 0, []
+            for _ in range(64):
+                try:
+                    futures.append(batcher.submit([1]))
+                except OverloadedError:
+                    refused += 1
+            assert (refused, len(futures)) == (49, 15)
+            assert time.monotonic() - start < _WAIT_S  # none of them waited for the one that runs
+        assert [future.result(_WAIT_S) for future in futures] == [1] * 15
+        assert batcher.stats().refused == 49
+        assert batcher.submit([2]).result(_WAIT_S) == 2
+
+
+def test_what_is_late_is_never_run(served: Served, batcher: Batcher) -> None:
+    """Its caller hears so at the deadline, while another's run still goes on."""
+    with Held(served, batcher):
+        late = batcher.submit([5], timeout_s=0.05)
+        with pytest.raises(DeadlineError):
+            late.result(_WAIT_S)
+        with pytest.raises(DeadlineError):
+            batcher([6], timeout_s=0.05)
+        _queued(batcher, 0)
+    assert batcher.submit([7]).result(_WAIT_S) == 7
+    assert [ids.tolist() for ids in served.runs] == [[[0]], [[7]]]
+    assert batcher.stats().dropped == 2
+
+
+def test_a_caller_is_answered_at_the_deadline_while_its_run_goes_on(
+    served: Served, batcher: Batcher
+) -> None:
+    """The run cannot be stopped; its caller need not wait for it, and nothing else runs meanwhile."""
+    served.free.clear()
+    late = batcher.submit([5], timeout_s=0.05)
+    with pytest.raises(DeadlineError):
+        late.result(_WAIT_S)
+    other = batcher.submit([6])
+    _queued(batcher, 1)
+    assert len(served.runs) == 1
+    served.free.set()
+    assert other.result(_WAIT_S) == 6
+
+
+def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> None:
+    """A future that waits can be cancelled, and its row is in no run."""
+    with Held(served, batcher):
+        gone, stays = _submit(batcher, [5], [6])
+        assert gone.cancel()
+    assert stays.result(_WAIT_S) == 6
+    with pytest.raises(CancelledError):
+        gone.result(_WAIT_S)
+    assert [ids.tolist() for ids in served.runs] == [[[0]], [[6]]]
+    assert batcher.stats().dropped == 1
+
+
+def test_asyncio_callers_wait_without_blocking_the_loop(served: Served, batcher: Batcher) -> None:
+    """Many at once, of which one is cancelled and one has too little time."""
+
+    async def ask() -> list[Any]:
+        held = asyncio.create_task(batcher.arun([0]))
+        await asyncio.to_thread(served.begun.acquire, timeout=_WAIT_S)
+        asked = [asyncio.create_task(batcher.arun([n])) for n in (1, 2, 3)]
+        asked.append(asyncio.create_task(batcher.arun([4], timeout_s=0.05)))
+        await asyncio.sleep(0.2)
+        asked[1].cancel()
+        await asyncio.sleep(0)
+        served.free.set()
+        return [await held, *await asyncio.gather(*asked, return_exceptions=True)]
+
+    served.free.clear()
+    held, one, two, three, four = asyncio.run(ask())
+    assert (held, one, three) == (0, 1, 3)
+    assert isinstance(two, asyncio.CancelledError)
+    assert isinstance(four, DeadlineError)
+    assert sorted(np.concatenate([ids.ravel() for ids in served.runs]).tolist()) == [0, 1, 3]
+
+
+def test_callers_get_equal_shares(served: Served) -> None:
+    """One with fifty requests in the queue does not hold up one that comes with its first."""
+    for batcher in _opened(served, BatchOptions(max_rows=5)):
+        with Held(served, batcher):
+            many = _submit(batcher, *[[n] for n in range(100, 150)], caller="greedy")
+            (one,) = _submit(batcher, [1], caller="modest")
+        one.result(_WAIT_S)
+        for future in many:
+            future.result(_WAIT_S)
+        runs = [ids.ravel().tolist() for ids in served.runs]
+        assert next(number for number, run in enumerate(runs) if 1 in run) <= 2
+        assert [n for run in runs[1:] for n in run if n >= 100] == list(range(100, 150))
+
+
+def test_who_has_little_time_goes_first(served: Served) -> None:
+    """A request whose deadline would pass during the next run is part of it."""
+    for batcher in _opened(served, BatchOptions(max_rows=1)):
+        with Held(served, batcher):
+            _submit(batcher, [1], [2], [3])
+            (urgent,) = _submit(batcher, [4], timeout_s=600)
+            (patient,) = _submit(batcher, [5], timeout_s=7200)
+        assert urgent.result(_WAIT_S) == 4
+        patient.result(_WAIT_S)
+        assert [ids.tolist() for ids in served.runs[1:]] == [[[4]], [[1]], [[2]], [[3]], [[5]]]
+
+
+def test_more_rows_than_a_run_may_have_are_cut(served: Served) -> None:
+    """And others get their turn in between."""
+    for batcher in _opened(served, BatchOptions(max_rows=4)):
+        ids = np.arange(1, 11)[:, None]
+        np.testing.assert_array_equal(batcher.run({"ids": ids})["sum"], ids[:, 0])
+        assert [len(run) for run in served.runs] == [4, 4, 2]
+
+
+def test_rows_that_gain_nothing_together_run_apart(served: Served) -> None:
+    """Where a run takes as long as its rows do one by one, batches would only make some of them wait."""
+    layout = layout_of(TOKENS, PADDING)
+    batcher = Batcher(served, layout)
+    for size in range(14):
+        for _ in range(5):
+            batcher._pace.learn(2**size, 1.0 * 2**size)
+    try:
+        with Held(served, batcher):
+            futures = _submit(batcher, [1, 1], [2, 2], [3, 3, 3, 3, 3, 3, 3])
+        assert [future.result(_WAIT_S) for future in futures] == [2, 4, 21]
+        assert [len(ids) for ids in served.runs] == [1, 1, 1, 1]
+    finally:
+        batcher.close()
+
+
+def test_a_short_text_does_not_join_a_long_one(served: Served) -> None:
+    """Padding it to 20 would take longer than a run of its own."""
+    layout = layout_of(TOKENS, PADDING)
+    batcher = Batcher(served, layout)
+    for size in range(14):
+        for _ in range(5):
+            batcher._pace.learn(2**size, 10.0 + 2**size)  # as much as ten ids before its first
+    try:
+        with Held(served, batcher):
+            futures = _submit(batcher, [1] * 20, [2, 2], [3] * 19, [4])
+        assert [future.result(_WAIT_S) for future in futures] == [20, 4, 57, 4]
+        assert sorted(ids.shape for ids in served.runs[1:]) == [(2, 2), (2, 20)]
+    finally:
+        batcher.close()
+
+
+def test_a_delay_gathers_requests_while_nothing_runs(served: Served) -> None:
+    """Two that come within it run together; it ends early when a run is full."""
+    for batcher in _opened(served, BatchOptions(max_delay_s=0.5)):
+        futures = [batcher.submit([1]), batcher.submit([2])]
+        assert [future.result(_WAIT_S) for future in futures] == [1, 2]
+        assert len(served.runs) == 1
+        start = time.monotonic()
+        assert batcher.submit([3] * 10_000).result(_WAIT_S) == 30_000
+        assert len(served.runs) == 2
+        assert time.monotonic() - start < _WAIT_S
+
+
+def test_without_a_layout_each_request_runs_by_itself(served: Served) -> None:
+    """One after the other, never two at once."""
+    batcher = Batcher(served, "its rows depend on each other")
+    try:
+        with Held(served, batcher):
+            futures = _submit(batcher, [1], [2, 3])
+        assert [future.result(_WAIT_S) for future in futures] == [1, 5]
+        assert [ids.tolist() for ids in served.runs] == [[[0]], [[1]], [[2, 3]]]
+    finally:
+        batcher.close()
+
+
+def test_closing_fails_what_waits(served: Served, batcher: Batcher) -> None:
+    """Nobody waits for an answer that never comes, and what comes later is told."""
+    served.free.clear()
+    first = batcher.submit([0])
+    assert served.begun.acquire(timeout=_WAIT_S)
+    (waits,) = _submit(batcher, [1])
+    closing = threading.Thread(target=batcher.close)
+    closing.start()
+    with pytest.raises(SessionClosedError):
+        waits.result(_WAIT_S)
+    served.free.set()
+    closing.join(_WAIT_S)
+    assert first.result(_WAIT_S) == 0
+    with pytest.raises(SessionClosedError):
+        batcher.submit([2])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (BatchOptions(max_delay_s=-1), "max_delay_s must be 0 to 60 seconds, but is -1"),
+        (BatchOptions(max_delay_s=float("nan")), "max_delay_s"),
+        (BatchOptions(max_rows=0), "max_rows must be an int from 1 to 65536, but is 0"),
+        (BatchOptions(max_waiting=True), "max_waiting must be an int"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(served: Served, options: BatchOptions, said: str) -> None:
+    """With the field, what it may be, and what it is."""
+    with pytest.raises(InputError, match=said):
+        Batcher(served, "alone", options)
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1.0, float("nan"), "soon"])
+def test_a_time_that_is_none_is_refused(batcher: Batcher, timeout_s: Any) -> None:
+    """Before anything waits."""
+    with pytest.raises(InputError, match="timeout_s must be a number of seconds above 0"):
+        batcher.submit([1], timeout_s=timeout_s)
+
+
+@given(
+    st.lists(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=3)),
+    st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_rows_come_back_as_they_went_in(parts: list[list[list[int]]], left: bool) -> None:
+    """Joined, padded at either end, and split again."""
+    layout = layout_of(TOKENS, Padding({"ids": -1}, left=left))
+    assert isinstance(layout, Layout)
+    feeds = [{"ids": np.array([(row * 6)[: len(part[0])] for row in part])} for part in parts]
+    if not feeds:
+        return
+    joined = layout.join(feeds)["ids"]
+    assert joined.shape == (sum(map(len, parts)), max(len(part[0]) for part in parts))
+    outputs = {"each": joined, "sum": np.where(joined < 0, 0, joined).sum(axis=1)}
+    for one, answer in zip(feeds, layout.split(outputs, feeds), strict=True):
+        np.testing.assert_array_equal(answer["each"], one["ids"])
+        np.testing.assert_array_equal(answer["sum"], one["ids"].sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "said"),
+    [
+        ([("x", (1, 3))], [("y", ("n",))], "its batch is fixed at 1"),
+        ([("x", ())], [("y", ())], "its inputs have no batch"),
+        ([("x", ("n", 3)), ("t", ())], [("y", ("n",))], "'t: int64"),
+        ([("x", ("n", 3))], [("y", (3,))], "'y: int64"),
+        ([("x", ("n", "n"))], [("y", ("n",))], "'x: int64"),
+    ],
+)
+def test_graphs_without_a_row_for_each_request_are_told(
+    inputs: list[Any], outputs: list[Any], said: str
+) -> None:
+    """Their requests are never mixed."""
+    found = layout_of(
+        Signature(
+            tuple(TensorSpec(name, "int64", dims) for name, dims in inputs),
+            tuple(TensorSpec(name, "int64", dims) for name, dims in outputs),
+        ),
+        None,
+    )
+    assert isinstance(found, str)
+    assert said in found
+
+
+def test_an_output_that_varies_in_an_unknown_way_forbids_padding() -> None:
+    """Its padding could not be taken off."""
+    outputs = (TensorSpec("y", "int64", ("batch", "halves")),)
+    found = layout_of(Signature(TOKENS.inputs, outputs), PADDING)
+    assert isinstance(found, Layout)
+    assert found.length == ""
+
+
+def test_a_pace_stops_where_more_gains_nothing() -> None:
+    """Runs take 10 ms and 1 ms for each row, up to 32 rows; beyond that twice as long."""
+    pace = Pace()
+    rows = 1
+    for _ in range(200):
+        pace.learn(rows, 0.010 + rows * (0.001 if rows <= 32 else 0.002))
+        rows = max(1, pace.enough)
+    assert 31 <= pace.enough <= 63
+    assert pace.seconds(16) == pytest.approx(0.026, rel=0.5)
+
+
+# --- on real sessions
+
+
+def test_many_threads_get_the_answers_of_one(net: Path) -> None:
+    """8 threads, 200 requests each, of one to three rows."""
+    with infer.load(net) as session:
+        rng = np.random.default_rng(0)
+        asked = [rng.standard_normal((int(n), 10)).astype(np.float32) for n in rng.integers(1, 4, 200)]
+        alone = [session.run({"x": x})["logits"] for x in asked]
+        batcher = session.batcher
+        assert isinstance(batcher.layout, Layout)
+
+        def ask(_: int) -> float:
+            answers = [batcher.run({"x": x})["logits"] for x in asked]
+            return max(float(np.abs(a - b).max()) for a, b in zip(answers, alone, strict=True))
+
+        with ThreadPoolExecutor(8) as pool:
+            worst = max(pool.map(ask, range(8)))
+        assert worst <= 1e-6
+        assert batcher.stats().rows == 8 * sum(map(len, asked))
+
+
+def test_a_session_answers_futures_and_coroutines(net: Path) -> None:
+    """`submit` and `arun` give what calling the session gives."""
+    x = {"x": np.ones((1, 10), np.float32)}
+    with infer.load(net, batching=BatchOptions(max_waiting=4)) as session:
+        expected = session(x)["logits"]
+        np.testing.assert_array_equal(session.submit(x).result(_WAIT_S)["logits"], expected)
+        np.testing.assert_array_equal(asyncio.run(session.arun(x))["logits"], expected)
+        assert session.batcher.options.max_waiting == 4
+    with pytest.raises(SessionClosedError):
+        session.submit(x)
+
+
+def test_a_variant_whose_answers_depend_on_neighbours_is_not_batched(tmp_path: Path) -> None:
+    """Its evidence says so, and the batcher holds to it."""
+    path = make_artifact(tmp_path / "net.infer")
+    with infer.load(path) as session:
+        assert isinstance(session.batcher.layout, Layout)
+    evidence = {
+        "changes": {},
+        "budget": "cosine>=0.99",
+        "figures": {},
+        "data": "",
+        "speed": {"against": "reference", "ratio": 0.9, "low": 0.8, "high": 0.95, "machine": "x"},
+        "neighbours": 0.03,
+        "tolerances": {},
+    }
+    edit_manifest(path, lambda data: data["variants"][0].update(evidence=evidence))
+    with infer.load(path) as session:
+        assert session.batcher.layout == "an answer of onnx moves by up to 3.0% with its neighbours"
+
+
+def test_a_graph_that_mixes_rows_is_found_out(tmp_path: Path) -> None:
+    """Its dims look like one row for each request, but the mean of the batch is taken off."""
+    import converters
+    from tests.tiny import write
+
+    graph = write(
+        tmp_path,
+        "g (float[n, 3] x) => (float[n, 3] y) { m = ReduceMean<axes = [0]>(x) y = Sub(x, m) }",
+    )
+    converters.convert(graph, tmp_path / "mean.infer")
+    with infer.load(tmp_path / "mean.infer") as session:
+        assert session.batcher.layout == "golden rows answer otherwise beside others than alone"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is a POSIX thing")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_is_told(net: Path) -> None:
+    """A batcher used in a forked child is an error that says what to do, instead of a wait without end."""
+    with infer.load(net) as session:
+        batcher = session.batcher
+        read, write = os.pipe()
+        if not (pid := os.fork()):
+            try:
+                batcher.submit({"x": np.ones((1, 10), np.float32)})
+            except SessionClosedError as error:
+                os.write(write, str(error).encode())
+            finally:
+                session.close()
+                os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            assert "call infer.load after the fork" in pipe.read()
+        os.waitpid(pid, 0)
