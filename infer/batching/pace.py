@@ -25,32 +25,30 @@ class Pace:
 
     def __init__(self) -> None:
         self._taken: dict[int, deque[float]] = {}
+        self._each: dict[int, float] = {}
+        self.enough = 0
+        """The cost beyond which more rows in one run gain nothing, as far as is known."""
 
     def learn(self, cost: int, seconds: float) -> None:
         """Note what a run took. The first of its size says little: it also makes room for it."""
         size = cost.bit_length()
-        if size in self._taken:
-            self._taken[size].append(seconds / cost)
-        else:
+        if size not in self._taken:
             self._taken[size] = deque(maxlen=_REMEMBERED)
+            return
+        self._taken[size].append(seconds / cost)
+        self._each[size] = statistics.median(self._taken[size])
+        self.enough = self._enough()
 
     def seconds(self, cost: int) -> float | None:
         """What a run of this cost takes; None if no run of its size was seen."""
-        taken = self._taken.get(cost.bit_length())
-        return statistics.median(taken) * cost if taken else None
+        each = self._each.get(cost.bit_length())
+        return None if each is None else each * cost
 
-    @property
-    def enough(self) -> int:
-        """The cost beyond which more rows in one run gain nothing, as far as is known."""
-        judged = [size for size in sorted(self._taken) if self._judged(size) is not None]
-        for size in judged:
-            here, beyond = self._judged(size), self._judged(size + 1)
-            if beyond is None:
+    def _enough(self) -> int:
+        judged = {size for size, taken in self._taken.items() if len(taken) >= _LEAST}
+        for size in sorted(judged):
+            if size + 1 not in judged:
                 return int(2 ** (size + 1) - 1)
-            if here is not None and beyond > _WORTH * here:
+            if self._each[size + 1] > _WORTH * self._each[size]:
                 return int(2**size - 1)
         return 0
-
-    def _judged(self, size: int) -> float | None:
-        taken = self._taken.get(size, ())
-        return statistics.median(taken) if len(taken) >= _LEAST else None

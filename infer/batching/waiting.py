@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 
@@ -111,12 +111,14 @@ class Waiting:
         if first is None:
             return []
         together = [first]
-        if self._layout is not None:
+        if self._layout is not None and first.cost < self._pace.enough:
             fitting = [r for r in self._requests if r.kind == first.kind and r.outputs == first.outputs]
             fitting.sort(key=lambda request: (abs(request.length - first.length), request.turn))
+            rows, longest = first.rows, first.length
             for request in fitting:
-                if self._fits(together, request) and self._claimed(request):
+                if self._fits(rows, longest, request) and self._claimed(request):
                     together.append(request)
+                    rows, longest = rows + request.rows, max(longest, request.length)
         self._now = max(self._now, first.turn)
         if not self._requests:
             self._next.clear()
@@ -149,15 +151,13 @@ class Waiting:
             request.finish(None, CancelledError())
         return not request.done.is_set()
 
-    def _fits(self, together: Sequence[Request], request: Request) -> bool:
-        rows = sum(other.rows for other in together)
-        longest = max(other.length for other in together)
+    def _fits(self, rows: int, longest: int, request: Request) -> bool:
+        """Whether it takes less time in a run with so many rows than after it."""
         before = rows * longest * request.row_cost
         after = (rows + request.rows) * max(longest, request.length) * request.row_cost
         if rows + request.rows > self._most_rows or after > self._pace.enough:
             return False
-        apart = [self._pace.seconds(cost) for cost in (before, request.cost)]
-        run = self._pace.seconds(after)
-        if run is None or apart[0] is None or apart[1] is None:
+        run, without, apart = map(self._pace.seconds, (after, before, request.cost))
+        if run is None or without is None or apart is None:
             return after - before - request.cost <= _PADDED * after
-        return run <= apart[0] + apart[1]
+        return run <= without + apart
