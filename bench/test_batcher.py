@@ -17,7 +17,7 @@ import infer
 from bench.zoo import minilm
 from infer.batching.joining import Layout, layout_of
 from infer.batching.pace import Pace
-from infer.batching.waiting import Request, Waiting
+from infer.batching.waiting import Asked, Request, Waiting
 from infer.guard import Guard
 from infer.signature import Signature, TensorSpec
 from infer.tasks import Padding
@@ -51,7 +51,7 @@ def _requests(layout: Layout, count: int) -> list[Request]:
     found = []
     for length in lengths.tolist():
         feeds = Guard(TOKENS).admit({name: np.ones((1, length), np.int64) for name in INPUTS})
-        found.append(Request(feeds, ("vectors",), layout.kind(feeds), 1, length))
+        found.append(Request(feeds, ("vectors",), Asked(None, ""), layout.kind(feeds), 1, length))
     return found
 
 

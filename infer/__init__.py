@@ -15,19 +15,21 @@ if TYPE_CHECKING:
         ArtifactError,
         BackendError,
         ConversionError,
+        DeadlineError,
         DeviceError,
         FeedError,
         InferError,
         InputError,
         IntegrityError,
         MissingPackageError,
+        OverloadedError,
         ParityError,
         SessionClosedError,
     )
     from infer.evaluation import evaluate
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
-    from infer.options import PlanOptions, SessionOptions
+    from infer.options import BatchOptions, PlanOptions, SessionOptions
     from infer.plan import Plan
     from infer.session import Session, load, open_artifact, open_session
     from infer.signature import Signature, TensorSpec
@@ -38,7 +40,9 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "BackendError",
+    "BatchOptions",
     "ConversionError",
+    "DeadlineError",
     "DeviceError",
     "FeedError",
     "InferError",
@@ -47,6 +51,7 @@ __all__ = [
     "Machine",
     "Manifest",
     "MissingPackageError",
+    "OverloadedError",
     "ParityError",
     "Plan",
     "PlanOptions",
@@ -71,19 +76,21 @@ _PLACES = {
         "ArtifactError",
         "BackendError",
         "ConversionError",
+        "DeadlineError",
         "DeviceError",
         "FeedError",
         "InferError",
         "InputError",
         "IntegrityError",
         "MissingPackageError",
+        "OverloadedError",
         "ParityError",
         "SessionClosedError",
     ),
     "evaluation": ("evaluate",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
-    "options": ("PlanOptions", "SessionOptions"),
+    "options": ("BatchOptions", "PlanOptions", "SessionOptions"),
     "plan": ("Plan",),
     "session": ("Session", "load", "open_artifact", "open_session"),
     "signature": ("Signature", "TensorSpec"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,34 @@ def test_texts_and_pairs_equal_the_pipeline(labels: Converted, side: str) -> Non
         same_labels(ours, classify({"text": first, "text_pair": second}, **cut))
     assert task({"text": PAIRS[0][0], "text_pair": PAIRS[0][1]}) == task(PAIRS[0])
     assert task({"text": "ok"}) == task("ok")
+
+
+@pytest.mark.parametrize("family", ["labels", "bert", "roberta"])
+def test_many_callers_get_what_one_gets(family: str, request: Any) -> None:
+    """Texts of all lengths, whose rows run padded beside others': labels, and entities with their places."""
+    session: infer.Session = request.getfixturevalue(family).session
+    texts = [text for text in [*SENTENCES, *(sentence * 2 for sentence in SENTENCES)] if text] * 6
+    alone = [session.task.to_json(session(text)) for text in texts]
+    assert session.batcher.layout.length  # type: ignore[union-attr]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(session.batcher, texts))
+    for result, expected in zip(together, alone, strict=True):
+        _nearly(session.task.to_json(result), expected)
+    stats = session.batcher.stats()
+    assert stats.rows > stats.runs
+
+
+def _nearly(ours: Any, theirs: Any) -> None:
+    """The same, but for the rounding of numbers."""
+    if isinstance(theirs, float):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    elif isinstance(theirs, (list, dict)):
+        keys = theirs if isinstance(theirs, dict) else range(len(theirs))
+        assert len(ours) == len(theirs)
+        for key in keys:
+            _nearly(ours[key], theirs[key])
+    else:
+        assert ours == theirs
 
 
 def test_huge_pairs_are_cut_at_once(labels: Converted) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from infer.batching.joining import Layout
 from infer.batching.pace import Pace
-from infer.batching.waiting import Request, Waiting
+from infer.batching.waiting import Asked, Request, Waiting
 from infer.errors import DeadlineError, InputError, OverloadedError, SessionClosedError
 from infer.guard import Feeds
 from infer.options import BatchOptions
@@ -110,7 +110,7 @@ class Batcher:
         of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
         """
         future: Future[Any] = Future()
-        asked = _Asked(_deadline(timeout_s), caller, future)
+        asked = Asked(timeout_s, caller, future)
         self._enter()
         try:
             self._callers.submit(self._answer, asked, future, inputs)
@@ -128,7 +128,7 @@ class Batcher:
     def __call__(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
         """What `session(inputs)` gives, answered together with other callers' requests, for a caller that
         waits in a thread of its own. Raises as the session and as `submit`, and `DeadlineError`."""
-        asked = _Asked(_deadline(timeout_s), caller)
+        asked = Asked(timeout_s, caller)
         self._enter()
         try:
             return self._ask(asked, inputs)
@@ -144,7 +144,7 @@ class Batcher:
         caller: str = "",
     ) -> dict[str, Array]:
         """What `session.run` gives, of a run that may hold rows of other callers. Raises as `__call__`."""
-        asked = _Asked(_deadline(timeout_s), caller)
+        asked = Asked(timeout_s, caller)
         self._enter()
         try:
             return self._run(asked, feeds, outputs)
@@ -188,7 +188,7 @@ class Batcher:
         with self._changed:
             self._in_flight -= 1
 
-    def _answer(self, asked: _Asked, future: Future[Any], inputs: Any) -> None:
+    def _answer(self, asked: Asked, future: Future[Any], inputs: Any) -> None:
         """`future`'s result, in a thread of the pool."""
         result, error = None, None
         try:
@@ -204,7 +204,7 @@ class Batcher:
         else:
             future.set_exception(error)
 
-    def _ask(self, asked: _Asked, inputs: Any) -> Any:
+    def _ask(self, asked: Asked, inputs: Any) -> Any:
         """The task's result; its runs are those of `asked`."""
         self._asking.now = asked
         try:
@@ -213,11 +213,11 @@ class Batcher:
             del self._asking.now
 
     def _run_asked(self, feeds: Mapping[str, object]) -> dict[str, Array]:
-        asked: _Asked = self._asking.now
+        asked: Asked = self._asking.now
         return self._run(asked, feeds, None)
 
     def _run(
-        self, asked: _Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
+        self, asked: Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
     ) -> dict[str, Array]:
         names = self._session.wanted(outputs)
         requests = self._requests(asked, self._session.admit(feeds), names)
@@ -244,30 +244,21 @@ class Batcher:
             return answers[0]
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
-    def _requests(self, asked: _Asked, feeds: Feeds, names: tuple[str, ...]) -> list[Request]:
+    def _requests(self, asked: Asked, feeds: Feeds, names: tuple[str, ...]) -> list[Request]:
         """One, or several if it has more rows than a run may have."""
         layout = self._joins
         if layout is None:
-            return [Request(feeds, names, None, 1, 1, 1, asked.caller, asked.deadline, asked.begin)]
+            return [Request(feeds, names, asked)]
         rows, most = layout.rows(feeds), self.options.max_rows
-        starts = range(0, rows, most) if rows > most else range(1)
         kind, length, row_cost = layout.kind(feeds), layout.length_of(feeds), layout.row_cost(feeds)
+        if rows <= most:
+            return [Request(feeds, names, asked, kind, rows, length, row_cost)]
         return [
-            Request(
-                feeds if rows <= most else layout.cut(feeds, start, start + most),
-                names,
-                kind,
-                min(most, rows - start),
-                length,
-                row_cost,
-                asked.caller,
-                asked.deadline,
-                asked.begin,
-            )
-            for start in starts
+            Request(part, names, asked, kind, layout.rows(part), length, row_cost)
+            for part in (layout.cut(feeds, start, start + most) for start in range(0, rows, most))
         ]
 
-    def _run_at_once(self, asked: _Asked, request: Request) -> dict[str, Array]:
+    def _run_at_once(self, asked: Asked, request: Request) -> dict[str, Array]:
         try:
             if not asked.begin():
                 raise CancelledError
@@ -283,10 +274,7 @@ class Batcher:
         answers = []
         try:
             for request in requests:
-                left = None
-                if request.deadline is not None:
-                    left = max(0.0, request.deadline - time.monotonic())
-                if not request.done.wait(left):
+                if not request.done.wait(request.left_s()):
                     raise DeadlineError("there was no answer in the time that the caller gave")
                 if request.error is not None:
                     raise request.error
@@ -366,30 +354,6 @@ class Batcher:
         stats.runs, stats.rows, stats.cost = stats.runs + 1, stats.rows + rows, stats.cost + cost
         stats.padding, stats.seconds = stats.padding + padding, stats.seconds + taken
         return answer
-
-
-class _Asked:
-    """Who asks, until when, and whether they still do."""
-
-    def __init__(self, deadline: float | None, caller: str, future: Future[Any] | None = None) -> None:
-        self.deadline, self.caller = deadline, caller
-        self._future = future
-        self._begun: bool | None = None if future is not None else True
-
-    def begin(self) -> bool:
-        """Say that its turn has come; False if it was cancelled before."""
-        if self._begun is None:
-            assert self._future is not None
-            self._begun = self._future.set_running_or_notify_cancel()
-        return self._begun
-
-
-def _deadline(timeout_s: float | None) -> float | None:
-    if timeout_s is None:
-        return None
-    if not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
-        raise InputError(f"timeout_s must be a number of seconds above 0, but is {timeout_s!r:.60}")
-    return time.monotonic() + timeout_s
 
 
 def _check(options: BatchOptions) -> None:

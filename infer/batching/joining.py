@@ -29,6 +29,10 @@ class Layout:
     padding: Padding | None
     signature: Signature
 
+    def __str__(self) -> str:
+        padded = f", padded along {self.length}" if self.length else ""
+        return f"rows run together along {self.batch}{padded}"
+
     def rows(self, feeds: Mapping[str, Array]) -> int:
         """How many rows there are in `feeds`."""
         return len(feeds[self.signature.inputs[0].name])

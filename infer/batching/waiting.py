@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from infer.batching.joining import Layout
 from infer.batching.pace import Pace
-from infer.errors import DeadlineError
+from infer.errors import DeadlineError, InputError
 from infer.guard import Feeds
 from infer.signature import Array
 
 _PADDED = 0.2
 """The part of a run's cost that may be padding, while it is not known what runs take."""
+
+
+class Asked:
+    """Who asks, until when, and whether they still do.
+
+    Attributes:
+        deadline: when an answer is of no use any more, by `time.monotonic`; None: never.
+        caller: callers get equal shares.
+    """
+
+    def __init__(self, timeout_s: float | None, caller: str, future: Future[Any] | None = None) -> None:
+        """Raises `InputError` for a time that is none."""
+        if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or not timeout_s > 0):
+            raise InputError(f"timeout_s must be a number of seconds above 0, but is {timeout_s!r:.60}")
+        self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        self.caller = caller
+        self._future = future
+        self._begun: bool | None = True if future is None else None
+
+    def begin(self) -> bool:
+        """Say that its turn has come; False if it was cancelled before."""
+        if self._begun is None:
+            assert self._future is not None
+            self._begun = self._future.set_running_or_notify_cancel()
+        return self._begun
 
 
 @dataclass(eq=False)
@@ -27,20 +52,16 @@ class Request:
         kind: what must be the same of requests that run together.
         rows, length: how many rows there are, and how long they are.
         row_cost: the work of a row for each unit of length.
-        caller: whose it is; callers get equal shares.
-        deadline: when an answer is of no use any more, by `time.monotonic`; None: never.
-        wanted: asked once, when it is its turn: False if nobody waits for it any more.
+        turn: when it is due, in work that was done before.
     """
 
     feeds: Feeds
     outputs: tuple[str, ...]
-    kind: object
+    asked: Asked
+    kind: object = None
     rows: int = 1
     length: int = 1
     row_cost: int = 1
-    caller: str = ""
-    deadline: float | None = None
-    wanted: Callable[[], bool] = lambda: True
     turn: float = 0.0
     arrived: float = field(default_factory=time.monotonic)
     done: threading.Event = field(default_factory=threading.Event)
@@ -51,6 +72,11 @@ class Request:
     def cost(self) -> int:
         """The work of a run of nothing else."""
         return max(1, self.rows * self.length * self.row_cost)
+
+    def left_s(self) -> float | None:
+        """The time until its deadline, None without one."""
+        deadline = self.asked.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def finish(self, answer: dict[str, Array] | None, error: BaseException | None = None) -> None:
         """Wake who waits for it."""
@@ -87,8 +113,9 @@ class Waiting:
 
     def add(self, request: Request) -> None:
         """Queue it."""
-        request.turn = max(self._now, self._next.get(request.caller, 0.0))
-        self._next[request.caller] = request.turn + request.cost
+        caller = request.asked.caller
+        request.turn = max(self._now, self._next.get(caller, 0.0))
+        self._next[caller] = request.turn + request.cost
         self._requests.append(request)
 
     def remove(self, request: Request) -> bool:
@@ -129,7 +156,7 @@ class Waiting:
         while self._requests:
             urgent = [request for request in self._requests if self._is_urgent(request)]
             if urgent:
-                chosen = min(urgent, key=lambda request: request.deadline or 0.0)
+                chosen = min(urgent, key=lambda request: request.left_s() or 0.0)
             else:
                 chosen = min(self._requests, key=lambda request: request.turn)
             if self._claimed(chosen):
@@ -137,17 +164,18 @@ class Waiting:
         return None
 
     def _is_urgent(self, request: Request) -> bool:
-        if request.deadline is None:
+        left = request.left_s()
+        if left is None:
             return False
-        run = self._pace.seconds(request.cost) or 0.0
-        return request.deadline - time.monotonic() < run + (self._pace.seconds(self._pace.enough) or 0.0)
+        run, longest = (self._pace.seconds(cost) or 0.0 for cost in (request.cost, self._pace.enough))
+        return left < run + longest
 
     def _claimed(self, request: Request) -> bool:
         """Take it out of the queue; whether somebody still waits for it. If not, it is finished."""
         self._requests.remove(request)
-        if request.deadline is not None and request.deadline <= time.monotonic():
+        if request.left_s() == 0.0:
             request.finish(None, DeadlineError("the deadline passed while the request waited for its turn"))
-        elif not request.wanted():
+        elif not request.asked.begin():
             request.finish(None, CancelledError())
         return not request.done.is_set()
 
