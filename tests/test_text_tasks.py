@@ -120,7 +120,7 @@ def test_texts_and_pairs_equal_the_pipeline(labels: Converted, side: str) -> Non
 
 @pytest.mark.parametrize("family", ["labels", "bert", "roberta"])
 def test_many_callers_get_what_one_gets(family: str, request: Any) -> None:
-    """Texts of all lengths, whose rows run padded beside others': labels, and entities with their places."""
+    """Texts of all lengths, rows padded beside others': labels, and entities with their places."""
     session: infer.Session = request.getfixturevalue(family).session
     texts = [text for text in [*SENTENCES, *(sentence * 2 for sentence in SENTENCES)] if text] * 6
     alone = [session.task.to_json(session(text)) for text in texts]
