@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 
 from converters.flat import FlatModule
+from converters.module_outputs import module_outputs
 from converters.points import to_numpy
 from converters.pristine import pristine
 from converters.ready import ready
 from converters.sources import SourceRequest, open_source
 from infer.artifact import Artifact
 from infer.errors import ConversionError
+from infer.optimizer.modules import ModuleOutput
 from infer.signature import Array
 from infer.tasks import Run, Task, load_task
 
@@ -44,12 +46,14 @@ def original_task(
 
 @dataclass(frozen=True)
 class Original:
-    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's, `on` is what runs it."""
+    """A model in PyTorch: `run` maps feeds to outputs, `feeds` are its example's, `on` is what runs it;
+    `modules` maps feeds to the outputs of its modules."""
 
     described: str
     on: str
     feeds: dict[str, Array]
     run: Run
+    modules: Callable[[Mapping[str, Array]], tuple[ModuleOutput, ...]]
 
 
 @contextmanager
@@ -81,10 +85,13 @@ def original(
                 outputs = flat(*tensors)
             return {n: to_numpy(t, n) for n, t in zip(flat.output_names, outputs, strict=True)}
 
+        def modules(feeds: Mapping[str, Array]) -> tuple[ModuleOutput, ...]:
+            return module_outputs(flat, [torch.from_numpy(np.array(feeds[n])) for n in flat.input_names])
+
         shown = {n: to_numpy(t, n) for n, t in zip(flat.input_names, flat.example, strict=True)}
         with pristine(flat.module), _threads(num_threads):
             on = f"PyTorch {torch.__version__}, eager, cpu, threads {torch.get_num_threads()}"
-            yield Original(opened.described, on, shown, run)
+            yield Original(opened.described, on, shown, run, modules)
 
 
 @contextmanager
