@@ -108,12 +108,13 @@ def _shared(before: ir.Model, after: ir.Model) -> list[tuple[str, ir.Node]]:
     for node in after.graph:
         for output in node.outputs:
             name = output.name or ""
-            if name in theirs and _is_tensor(output) and _is_tensor(theirs[name]):
+            if name in theirs and is_tensor(output) and is_tensor(theirs[name]):
                 found.append((name, node))
     return found
 
 
-def _is_tensor(value: ir.Value) -> bool:
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value can be had from a run: sequences and the like cannot."""
     return isinstance(value.type, ir.TensorType)
 
 

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from infer.errors import ConversionError
 from infer.measure.feeds import Feeds
-from infer.optimizer.divergence import MODULE, Part, part_of, write_cut
+from infer.optimizer.divergence import MODULE, Part, is_tensor, part_of, write_cut
 from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor
 from infer.signature import Array
@@ -28,7 +28,7 @@ NO_VALUE = "have no value of their own in the graph"
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """What a module gave in PyTorch when the model was called once.
+    """What a module gave in PyTorch, when the model was called once.
 
     Attributes:
         path: as `named_modules()` has it.
@@ -153,7 +153,7 @@ def leaving(model: ir.Model) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in model.graph:
         path = node.metadata_props.get(MODULE, "")
-        for value in node.outputs:
+        for value in filter(is_tensor, node.outputs):
             users = [use.node.metadata_props.get(MODULE, "") for use in value.uses()]
             for module in _enclosing(path):
                 if value.is_graph_output() or any(module not in _enclosing(user) for user in users):
