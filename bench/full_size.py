@@ -48,7 +48,36 @@ def detr_resnet50() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone
     )
     model: Any = DetrForObjectDetection(config)
-    return model, {"pixel_values": torch.randn(2, 3, 480, 640)}
+    images = torch.randn(2, 3, 480, 640)
+    _settle(model, images)
+    return model, {"pixel_values": images}
+
+
+def _settle(model: nn.Module, images: torch.Tensor) -> None:
+    """Give the backbone's frozen norms statistics and scales like those of a trained one.
+
+    With means of 0 and variances of 1 values grow from block to block until attention saturates; with full
+    scales, rounding errors do: to 1e-4 of the largest value, where no exporter can be proved equal. So each
+    block's last norm begins small, as in training (Goyal et al. 2017, section 5.1).
+    """
+    from transformers.models.detr.modeling_detr import DetrFrozenBatchNorm2d
+    from transformers.models.resnet.modeling_resnet import ResNetBottleNeckLayer
+
+    def settle(norm: Any, args: tuple[torch.Tensor]) -> None:
+        norm.running_mean.copy_(args[0].mean((0, 2, 3)))
+        norm.running_var.copy_(args[0].var((0, 2, 3)))
+
+    hooks = []
+    for part in model.modules():
+        if isinstance(part, ResNetBottleNeckLayer):
+            last: Any = part.layer[-1]
+            last.normalization.weight.fill_(0.2)
+        if isinstance(part, DetrFrozenBatchNorm2d):
+            hooks.append(part.register_forward_pre_hook(settle))
+    with torch.no_grad():
+        model.eval()(images)
+    for hook in hooks:
+        hook.remove()
 
 
 def gpt2() -> tuple[nn.Module, dict[str, torch.Tensor]]:

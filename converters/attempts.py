@@ -157,7 +157,8 @@ def _mismatch(
     ]
     return (
         f"no exporter gave a graph that answers as the original does: {_reasons(outcomes)}."
-        f"{''.join(inexact)} Nothing was written; to look at the wrong graph, add --allow-mismatch"
+        f"{''.join(inexact)} Nothing was written; to look at the wrong graph, add --allow-mismatch:"
+        f" infer compare SOURCE ARTIFACT then names the first module that differs"
     )
 
 

@@ -41,7 +41,7 @@ class FlatModule(torch.nn.Module):
         self.input_names: list[str] = []
         self.example: list[torch.Tensor] = []
         for name, value in named.items():
-            for path, leaf in _tensors(value, name):
+            for path, leaf in tensors_in(value, name):
                 self.input_names.append(path)
                 self.example.append(leaf)
         if not self.example:
@@ -50,7 +50,9 @@ class FlatModule(torch.nn.Module):
                 f" give one with --input NAME=2x3x224x224:float32 or example_inputs={{...}}"
             )
         self.constants = {
-            name: value for name, value in named.items() if value is not None and not _tensors(value, name)
+            name: value
+            for name, value in named.items()
+            if value is not None and not tensors_in(value, name)
         }
         self.output_names: list[str] = []
         self.structure: Structure = None
@@ -125,13 +127,14 @@ def _takes_any(module: Any) -> bool:
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
-def _tensors(value: Any, path: str) -> list[tuple[str, torch.Tensor]]:
+def tensors_in(value: Any, path: str) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of nested mappings, lists and tuples, with their paths, which begin with `path`."""
     if isinstance(value, torch.Tensor):
         return [(path, value)]
     if isinstance(value, Mapping):
-        return [leaf for key, item in value.items() for leaf in _tensors(item, f"{path}.{key}")]
+        return [leaf for key, item in value.items() for leaf in tensors_in(item, f"{path}.{key}")]
     if isinstance(value, (list, tuple)):
-        return [leaf for i, item in enumerate(value) for leaf in _tensors(item, f"{path}.{i}")]
+        return [leaf for i, item in enumerate(value) for leaf in tensors_in(item, f"{path}.{i}")]
     return []  # a constant: kept as it is
 
 

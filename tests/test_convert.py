@@ -192,7 +192,9 @@ def test_a_parity_failure_writes_nothing_unless_allowed(tmp_path: Path) -> None:
     writes a marked artifact."""
     impossible = {"float32": Tolerance(atol=-1.0, rtol=0.0, scaled=0.0)}
     arguments: dict[str, Any] = {"example_inputs": {"x": X}, "tolerances": impossible}
-    with pytest.raises(ParityError, match=r"at example, output 'logits'.*max abs .*relative .*cosine"):
+    with pytest.raises(
+        ParityError, match=r"at example, output 'logits'.*max abs .*relative .*cosine.*infer compare"
+    ):
         converters.convert(models.TwoLayers().eval(), tmp_path / "p.infer", **arguments)
     assert not list(tmp_path.iterdir())
     artifact = converters.convert(

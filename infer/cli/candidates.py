@@ -48,7 +48,7 @@ def opened_all(
     feeds, known = given, None
     with ExitStack() as stack:
         for text, name in zip(texts, names, strict=True):
-            if _is_graph(text):
+            if is_graph(text):
                 try:
                     candidate = stack.enter_context(opened(Path(text), options, name))
                     feeds = feeds or example_feeds(open_artifact(Path(text)))
@@ -57,7 +57,7 @@ def opened_all(
                     continue
                 found[name], known = candidate, known or candidate.signature
         for text, name in zip(texts, names, strict=True):
-            if not _is_graph(text):
+            if not is_graph(text):
                 try:
                     found[name], example = stack.enter_context(
                         _source(text, name, options.num_threads or 1, feeds, weights, known)
@@ -79,7 +79,8 @@ def opened_all(
         )
 
 
-def _is_graph(text: str) -> bool:
+def is_graph(text: str) -> bool:
+    """Whether this names an artifact or an `.onnx` file, and not a source in PyTorch."""
     path = Path(text)
     return path.suffix in (".onnx", ".infer") or (path / "manifest.json").is_file()
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from infer.cli.output import heading, print_json, rows
+from infer.cli.candidates import is_graph
+from infer.cli.output import heading, print_json, rows, stdout_kept_clean
 from infer.cli.progress import Progress
-from infer.errors import ArtifactError, ParityError, missing_package
+from infer.errors import ArtifactError, ConversionError, ParityError, missing_package
 from infer.manifest import Variant
-from infer.measure.feeds import example_feeds
+from infer.measure.feeds import Feeds, example_feeds
 from infer.npz import load_npz
 from infer.parity import TOLERANCES, Tolerance
 from infer.session import check_graph, open_artifact
@@ -20,26 +22,33 @@ from infer.wording import shown
 
 if TYPE_CHECKING:
     from infer.artifact import Artifact
-    from infer.optimizer.divergence import Divergence
+    from infer.optimizer.divergence import Divergence, Part
+    from infer.optimizer.modules import ModuleDivergence, ModulePart
 
 
 @click.command("compare")
-@click.argument("first", type=click.Path(path_type=Path, readable=False))
+@click.argument("first")
 @click.argument("second", type=click.Path(path_type=Path, readable=False))
 @click.option("--first-variant", metavar="NAME", help="Which variant of the first; default: its reference.")
 @click.option(
     "--second-variant", metavar="NAME", help="Which variant of the second; default: its last one."
 )
 @click.option(
+    "--weights",
+    type=click.Path(path_type=Path, readable=False),
+    help="The weights of a PyTorch source: a .safetensors file, or a state dict.",
+)
+@click.option(
     "--feeds",
     type=click.Path(path_type=Path, readable=False),
-    help="Inputs from an .npz file; default: the first one's golden feeds.",
+    help="Inputs from an .npz file; default: golden feeds of the first graph.",
 )
 @click.option(
     "--tolerance",
     type=click.FloatRange(0),
     metavar="SCALED",
-    help="How far values may be apart, relative to the largest; default: 2e-5 for float32.",
+    help="How far values may be apart, relative to the largest; default: 2e-5 for float32, or what"
+    " the artifact was held to when it was converted from the source.",
 )
 @click.option(
     "--repro",
@@ -48,48 +57,116 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    first: Path,
+    first: str,
     second: Path,
     first_variant: str | None,
     second_variant: str | None,
+    weights: Path | None,
     feeds: Path | None,
     tolerance: float | None,
     repro: Path | None,
     as_json: bool,
 ) -> None:
-    """Say where two graphs of one model part: the first value that differs, and who made it.
+    """Say where two graphs of one model part, or a graph and its PyTorch original: what differs first, and
+    who made it.
 
     Graphs are artifacts or .onnx files that name their values alike, as an artifact's variants do. They run
     as they are written, without the backend's optimizations, and all values that both have are compared.
+    FIRST may also be a source as for infer convert: file.py:name, package.module:name, a transformers
+    folder. Then what each of its modules gives is compared with the value the graph has in its place.
     Exit code 1 if any differs.
 
     \b
     Examples:
       infer compare fast.infer fast.infer
       infer compare net.infer fast.infer --second-variant int8-dynamic --repro repro/
+      infer compare net.py:Net net.infer --weights net.safetensors
     """
+    other = open_artifact(second)
+    theirs = _graph(other, second_variant or other.manifest.variants[-1].name)
+    given = load_npz(feeds) if feeds else None
+    with stdout_kept_clean(), Progress(quiet=as_json) as progress:
+        found: Divergence | ModuleDivergence
+        if is_graph(first):
+            if weights is not None:
+                raise click.UsageError(f"--weights is for a source in PyTorch; '{first}' has its own")
+            one = open_artifact(Path(first))
+            ours = _graph(one, first_variant or one.manifest.variants[0].name)
+            progress("comparing values")
+            by_value = _by_value(ours, theirs, given or example_feeds(one), tolerance, repro)
+            found, counted, steps = by_value, [f"{by_value.compared} values compared"], by_value.steps
+        else:
+            if first_variant is not None:
+                raise click.UsageError(f"--first-variant is for an artifact, and '{first}' is none")
+            inputs = given or failing_feeds(other)
+            by_module = _by_module(first, weights, other, theirs, inputs, tolerance, repro, progress)
+            found, counted, steps = by_module, _counted(by_module), ()
+    if as_json:
+        print_json({**asdict(found), "repro": [str(path) for path in found.repro]})
+    else:
+        _report(counted, found.first, steps, found.repro)
+    if found.first is not None:
+        raise ParityError(f"they part at {shown(str(found.first))}")
+
+
+def _by_value(
+    first: Path, second: Path, feeds: Feeds, tolerance: float | None, repro: Path | None
+) -> Divergence:
     try:
         from infer.optimizer.divergence import compare_files
     except ImportError as error:
         raise missing_package("onnx-ir", "optimize", error) from error
-    one, other = open_artifact(first), open_artifact(second)
-    paths = [
-        _graph(one, first_variant or one.manifest.variants[0].name),
-        _graph(other, second_variant or other.manifest.variants[-1].name),
-    ]
-    given = load_npz(feeds) if feeds else example_feeds(one)
-    tolerances = TOLERANCES
-    if tolerance is not None:
-        tolerances = {dtype: Tolerance(t.atol, t.rtol, tolerance) for dtype, t in TOLERANCES.items()}
-    with Progress(quiet=as_json) as progress:
-        progress("comparing values")
-        found = compare_files(paths[0], paths[1], given, tolerances, repro)
-    if as_json:
-        print_json({**asdict(found), "repro": [str(path) for path in found.repro]})
-    else:
-        _report(found)
-    if found.first is not None:
-        raise ParityError(f"they part at {shown(str(found.first))}")
+    return compare_files(first, second, feeds, _scaled(TOLERANCES, tolerance), repro)
+
+
+def _by_module(
+    source: str,
+    weights: Path | None,
+    artifact: Artifact,
+    graph: Path,
+    feeds: Feeds,
+    tolerance: float | None,
+    repro: Path | None,
+    progress: Progress,
+) -> ModuleDivergence:
+    try:
+        from converters.original import original
+        from infer.optimizer.modules import compare_modules
+    except (ImportError, OSError) as error:
+        raise missing_package("torch", "convert", error) from error
+    manifest = artifact.manifest
+    stated = manifest.parity.tolerances if manifest.parity else TOLERANCES
+    progress("asking the original")
+    with original(source, manifest.name, feeds, weights) as asked:
+        _check_fit(asked.described, "takes", asked.feeds, (spec.name for spec in manifest.inputs))
+        outputs, modules = asked.run(feeds), asked.modules(feeds)
+    _check_fit(asked.described, "gives", outputs, (spec.name for spec in manifest.outputs))
+    progress(f"comparing {len(modules)} modules")
+    reference = _graph(artifact, manifest.variants[0].name)
+    return compare_modules(modules, outputs, reference, graph, feeds, _scaled(stated, tolerance), repro)
+
+
+def failing_feeds(artifact: Artifact) -> Feeds:
+    """Golden feeds at which the conversion failed parity; the first ones if there are none such."""
+    parity = artifact.manifest.parity
+    failed = {measured.point for measured in parity.measured if not measured.within} if parity else set()
+    wrong = (feeds for name, feeds, _ in artifact.golden() if name in failed)
+    return next(wrong, None) or example_feeds(artifact)
+
+
+def _check_fit(source: str, verb: str, theirs: Iterable[str], ours: Iterable[str]) -> None:
+    found, expected = sorted(theirs), sorted(ours)
+    if found != expected:
+        raise ConversionError(
+            f"{source} {verb} {', '.join(found)}, but the graph {', '.join(expected)}; name the source"
+            f" it was converted from"
+        )
+
+
+def _scaled(tolerances: Mapping[str, Tolerance], scaled: float | None) -> Mapping[str, Tolerance]:
+    if scaled is None:
+        return tolerances
+    return {name: replace(tolerance, scaled=scaled) for name, tolerance in tolerances.items()}
 
 
 def _graph(artifact: Artifact, name: str) -> Path:
@@ -102,15 +179,27 @@ def _graph(artifact: Artifact, name: str) -> Path:
     return path
 
 
-def _report(found: Divergence) -> None:
-    click.echo(f"{found.compared} values compared")
-    if found.first is None:
+def _counted(found: ModuleDivergence) -> list[str]:
+    lines = [f"{found.compared} modules and all outputs compared with PyTorch"]
+    if found.unmatched:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in found.unmatched.items())
+        lines.append(f"{sum(found.unmatched.values())} modules not compared: {reasons}")
+    return lines
+
+
+def _report(
+    counted: Sequence[str], first: Part | ModulePart | None, steps: Sequence[Part], repro: Sequence[Path]
+) -> None:
+    for line in counted:
+        click.echo(line)
+    if first is None:
         click.echo("none differs")
         return
     heading("first")
-    rows([(found.first.value, str(found.first))])
-    heading("where most is lost")
-    rows([(part.value, str(part)) for part in found.steps])
-    if found.repro:
+    rows([(first.value, str(first))])
+    if steps:
+        heading("where most is lost")
+        rows([(part.value, str(part)) for part in steps])
+    if repro:
         heading("to see it alone")
-        rows([(path.name, str(path)) for path in found.repro])
+        rows([(path.name, str(path)) for path in repro])

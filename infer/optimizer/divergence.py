@@ -20,7 +20,7 @@ from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor
 from infer.signature import Array
 
-_MODULE, _SOURCE = "infer.module", "infer.source"  # written by converters/origins.py
+MODULE, SOURCE = "infer.module", "infer.source"  # written by converters/origins.py
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,23 @@ def diverges(
     parts = []
     for name, node in shared:
         difference = compare_tensor(name, theirs[name], ours[name], tolerances)
-        meta = node.metadata_props
-        parts.append(Part(name, node.op_type, meta.get(_MODULE, ""), meta.get(_SOURCE, ""), difference))
+        parts.append(_part(node, difference))
     differing = [part for part in parts if not part.difference.within]
     return Divergence(len(parts), differing[0] if differing else None, _falls(parts, most))
+
+
+def _part(node: ir.Node, difference: Difference) -> Part:
+    meta = node.metadata_props
+    return Part(difference.output, node.op_type, meta.get(MODULE, ""), meta.get(SOURCE, ""), difference)
+
+
+def part_of(model: ir.Model, difference: Difference) -> Part:
+    """The part of a value that one of the graph's nodes makes."""
+    made_by = (node for node in model.graph if difference.output in {value.name for value in node.outputs})
+    return next(
+        (_part(node, difference) for node in made_by),
+        Part(difference.output, "no node", "", "", difference),
+    )
 
 
 def _shared(before: ir.Model, after: ir.Model) -> list[tuple[str, ir.Node]]:
@@ -95,12 +108,13 @@ def _shared(before: ir.Model, after: ir.Model) -> list[tuple[str, ir.Node]]:
     for node in after.graph:
         for output in node.outputs:
             name = output.name or ""
-            if name in theirs and _is_tensor(output) and _is_tensor(theirs[name]):
+            if name in theirs and is_tensor(output) and is_tensor(theirs[name]):
                 found.append((name, node))
     return found
 
 
-def _is_tensor(value: ir.Value) -> bool:
+def is_tensor(value: ir.Value) -> bool:
+    """Whether a value can be had from a run: sequences and the like cannot."""
     return isinstance(value.type, ir.TensorType)
 
 
@@ -126,17 +140,27 @@ def write_repro(
     Raises `InferError` if the graph cannot be cut.
     """
     agreed = {name for name, _ in _shared(before, after)} - {part.value}
-    cut = after.clone()
-    inputs = _cut(cut, part.value, agreed)
-    with watched(before, [*inputs, part.value]) as whole:
+    with watched(before, [*agreed, part.value]) as whole:
         values = whole.run(feeds)
+    return write_cut(after, part.value, agreed, values, folder)
+
+
+def write_cut(
+    model: ir.Model, value: str, agreed: Collection[str], values: Mapping[str, Array], folder: Path
+) -> tuple[Path, Path]:
+    """The nodes of `model` from values that are agreed on to `value`; `values` has what these should be.
+
+    Raises `InferError` if the graph cannot be cut.
+    """
+    cut = model.clone()
+    inputs = _cut(cut, value, agreed)
     for given in cut.graph.inputs:
         given.shape = ir.Shape(values[given.name or ""].shape)
     folder.mkdir(parents=True, exist_ok=True)
     graph, data = folder / "repro.onnx", folder / "repro.npz"
     save(cut, graph)
     arrays: dict[str, Array] = {name: values[name] for name in inputs}
-    save_npz(data, {**arrays, f"expected_{part.value}": values[part.value]})
+    save_npz(data, {**arrays, f"expected_{value}": values[value]})
     return graph, data
 
 
