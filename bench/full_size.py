@@ -7,20 +7,32 @@ it is, does not depend on the weights' values.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 
-import converters
-from bench.peers.places import ROOT, cache, sources_hash
-from infer.artifact import Artifact
+from infer.signature import Array
 
-_PLACES = (Path(converters.__file__).parent, ROOT / "bench/full_size.py")
+Built = tuple[nn.Module, dict[str, torch.Tensor]]
 
 
-def bert_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def _seeded(build: Callable[[], Built]) -> Callable[[], Built]:
+    """The same weights and inputs in every process."""
+
+    @wraps(build)
+    def built() -> Built:
+        torch.manual_seed(0)
+        model, example = build()
+        return model.eval(), example
+
+    return built
+
+
+@_seeded
+def bert_base() -> Built:
     """BERT-base, 110 M parameters; 128 tokens, of which the second text has half."""
     from transformers import BertConfig, BertModel
 
@@ -31,7 +43,8 @@ def bert_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, {"input_ids": torch.randint(0, config.vocab_size, (2, 128)), "attention_mask": mask}
 
 
-def vit_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+@_seeded
+def vit_base() -> Built:
     """ViT-B/16, 86 M parameters, 224 × 224."""
     from transformers import ViTConfig, ViTModel
 
@@ -39,7 +52,8 @@ def vit_base() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, {"pixel_values": torch.randn(2, 3, 224, 224)}
 
 
-def detr_resnet50() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+@_seeded
+def detr_resnet50() -> Built:
     """DETR on ResNet-50, 41 M parameters, 480 × 640."""
     from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
@@ -80,7 +94,8 @@ def _settle(model: nn.Module, images: torch.Tensor) -> None:
         hook.remove()
 
 
-def gpt2() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+@_seeded
+def gpt2() -> Built:
     """GPT-2, 124 M parameters, as a plain forward pass over 64 tokens, without past."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -90,7 +105,8 @@ def gpt2() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def whisper_base_encoder() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+@_seeded
+def whisper_base_encoder() -> Built:
     """Whisper base's encoder, 20 M parameters, 30 s of sound."""
     from transformers import WhisperConfig, WhisperModel
 
@@ -106,22 +122,33 @@ def whisper_base_encoder() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return model.encoder, {"input_features": torch.randn(2, 80, 3000)}
 
 
-FULL_SIZE: dict[str, Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]] = {
-    "bert-base": bert_base,
-    "vit-base": vit_base,
-    "detr-resnet50": detr_resnet50,
-    "gpt2": gpt2,
-    "whisper-base-encoder": whisper_base_encoder,
+@dataclass(frozen=True)
+class FullSize:
+    """A family as those of the zoo (see `bench.zoo`), without a task.
+
+    Attributes:
+        build: the model and its example inputs, two rows; a function of this file, by its name.
+    """
+
+    build: Callable[[], Built]
+    WEIGHTS = "random"
+
+    @property
+    def source(self) -> str:
+        """As `infer convert` takes it."""
+        return f"{__name__}:{self.build.__name__}"
+
+    def samples(self) -> list[dict[str, Array]]:
+        """The rows of the example inputs."""
+        _, example = self.build()
+        return [{name: tensor[row : row + 1].numpy() for name, tensor in example.items()} for row in (0, 1)]
+
+
+BUILDS: dict[str, FullSize] = {
+    "bert-base": FullSize(bert_base),
+    "vit-base": FullSize(vit_base),
+    "detr-resnet50": FullSize(detr_resnet50),
+    "gpt2": FullSize(gpt2),
+    "whisper-base-encoder": FullSize(whisper_base_encoder),
 }
-"""Name → the model and its example inputs, two rows."""
-
-
-def artifact(name: str) -> Artifact:
-    """The model converted, from the cache if it is there."""
-    path = cache().parent / "full-size" / f"{name}-{sources_hash(_PLACES, (torch.__version__,))}.infer"
-    if path.exists():
-        return Artifact.open(path)
-    path.parent.mkdir(exist_ok=True)
-    torch.manual_seed(0)
-    model, example = FULL_SIZE[name]()
-    return converters.convert(model.eval(), path, example_inputs=example)
+"""Name, as in `bench.zoo.FULL_SIZE` → family."""

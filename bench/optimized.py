@@ -10,17 +10,16 @@ main metric may fall by half a point, elsewhere the cosine to the reference must
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.full_size import FULL_SIZE
-from bench.full_size import artifact as full_size_artifact
 from bench.peers.material import material
-from bench.zoo import FAMILIES, family
+from bench.zoo import FAMILIES, FULL_SIZE, family
 from bench.zoo.debian import NoDataError
+from infer.artifact import Artifact
 from infer.errors import InferError
 from infer.evaluation import LOWER_IS_BETTER, Dataset, evaluate
 from infer.machine import this_machine
@@ -62,31 +61,31 @@ def main() -> None:
 
 
 def _optimized(name: str, arguments: argparse.Namespace) -> Optimized:
-    full = name in FULL_SIZE
-    artifact = full_size_artifact(name) if full else open_artifact(material(name).artifact)
-    data = None if full else _data(name)
-    budgets: tuple[Budget, ...] = ()
-    if arguments.budget is not None:
-        budgets = (arguments.budget,)
-    elif not arguments.exact:
-        budgets = (_budget(artifact, data),)
+    artifact = open_artifact(material(name).artifact)
     with tempfile.TemporaryDirectory(prefix="infer-optimized-") as scratch:
-        options = OptimizeOptions(
-            budgets=budgets, data=data, objective=arguments.objective, time_s=arguments.time
-        )
+        options = options_of(name, artifact, exact=arguments.exact)
+        if arguments.budget is not None:
+            options = replace(options, budgets=(arguments.budget,))
+        options = replace(options, objective=arguments.objective, time_s=arguments.time)
         return optimize(artifact, Path(scratch) / f"{name}.infer", options)
+
+
+def options_of(name: str, artifact: Artifact, *, exact: bool) -> OptimizeOptions:
+    """The family's own data, and unless answers must be equal the budget that is due to it."""
+    data = None if name in FULL_SIZE else _data(name)
+    return OptimizeOptions(budgets=() if exact else (_budget(artifact, data),), data=data)
 
 
 def _data(name: str) -> Dataset | Sequence[Any]:
     module: Any = family(name)
     if hasattr(module, "dataset"):
         found: Dataset = module.dataset()
-        return dataclasses.replace(found, inputs=found.inputs[:_MOST], expected=found.expected[:_MOST])
+        return replace(found, inputs=found.inputs[:_MOST], expected=found.expected[:_MOST])
     others: Sequence[Any] = module.calibration() if hasattr(module, "calibration") else []
     return [*module.samples(), *others][:_MOST]
 
 
-def _budget(artifact: Any, data: Dataset | Sequence[Any] | None) -> Budget:
+def _budget(artifact: Artifact, data: Dataset | Sequence[Any] | None) -> Budget:
     """Half a point of the task's main metric."""
     if not isinstance(data, Dataset):
         return parse_budget("cosine>=0.999")

@@ -37,7 +37,7 @@ class Peer:
 
     Attributes:
         module: what its worker imports.
-        takes: "source" (what `converters.convert` takes), "graph" (the plain export of that),
+        takes: "source" (what `converters.convert` takes), "graph" (the plain export of that), "artifact",
             "transformers" or "sentence-transformers" (a folder of that kind).
         settings: for its `load`; strings.
         requirements: pinned, of its environment; none means the project's own.
@@ -68,6 +68,23 @@ _QUANTIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guid
 _PTQ = "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html"
 
 PEERS: tuple[Peer, ...] = (
+    Peer(
+        "infer-optimized",
+        "the artifact after infer optimize, answers equal",
+        "bench.peers.ours_optimized",
+        "artifact",
+        "README.md",
+        {"answers": "equal"},
+    ),
+    Peer(
+        "infer-budget",
+        "the artifact after infer optimize, within a budget: cosine 0.999, or half a point of the metric",
+        "bench.peers.ours_optimized",
+        "artifact",
+        "README.md",
+        {"answers": "within the budget"},
+        exact=False,
+    ),
     Peer(
         "torch-eager",
         "PyTorch in inference mode",

@@ -10,7 +10,7 @@ import click
 from bench.peers import PEERS, Peer
 from bench.peers.environment import EnvironmentFailedError, place, prepare, python
 from bench.peers.places import ROOT
-from bench.zoo import FAMILIES
+from bench.zoo import FAMILIES, FULL_SIZE
 from infer.cli.progress import Progress
 from infer.errors import InferError
 from infer.machine import this_machine
@@ -53,7 +53,7 @@ def prepare_peers(names: tuple[str, ...]) -> None:
 
 
 @peers.command()
-@click.argument("families", nargs=-1, type=click.Choice(list(FAMILIES)))
+@click.argument("families", nargs=-1, type=click.Choice([*FAMILIES, *FULL_SIZE]))
 @click.option("--peer", "names", multiple=True, type=click.Choice(_NAMES), help="Default: all. Repeatable.")
 @click.option(
     "--seconds",

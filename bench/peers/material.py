@@ -39,6 +39,7 @@ _PLACES = (
     Path(infer.__file__).parent / "tasks",
     Path(infer.__file__).parent / "manifest.py",
     ROOT / "bench/zoo",
+    ROOT / "bench/full_size.py",
     ROOT / "bench/peers/plain_export.py",
     ROOT / "bench/peers/material.py",
 )
@@ -78,7 +79,10 @@ class Material:
         """What the peer's worker is to load."""
         path = {"artifact": self.artifact, "graph": self.graph}.get(peer.takes, self.source)
         told = [*peer.requirements, *(f"{key} {value}" for key, value in peer.settings.items())]
-        key = sources_hash([ROOT / f"{peer.module.replace('.', '/')}.py"], told)
+        places = [ROOT / f"{peer.module.replace('.', '/')}.py"]
+        if peer.takes == "artifact":
+            places += [ROOT / "infer", ROOT / "bench/optimized.py"]
+        key = sources_hash(places, told)
         made = self.folder / "made" / f"{peer.name}-{key}"
         return Given(str(path), threads, dict(peer.settings), str(feeds), str(self.calibration), str(made))
 
@@ -139,9 +143,9 @@ def from_sentences(found: Material) -> Material | None:
 
 def _kinds(module: Any) -> tuple[str, ...]:
     if not hasattr(module, "folder"):
-        return ("source", "graph")
+        return ("artifact", "source", "graph")
     pipeline = (module.folder() / "modules.json").is_file()
-    return ("source", "graph", "sentence-transformers" if pipeline else "transformers")
+    return ("artifact", "source", "graph", "sentence-transformers" if pipeline else "transformers")
 
 
 def _plain_export(

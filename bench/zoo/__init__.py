@@ -50,15 +50,28 @@ FAMILIES: dict[str, str] = {
 }
 """Name → what it is. The file is called the same, with `_` for `-`."""
 
+FULL_SIZE: dict[str, str] = {
+    "bert-base": "BERT-base on 128 tokens, architecture only",
+    "vit-base": "ViT-B/16, architecture only",
+    "detr-resnet50": "DETR on 480 × 640 pixels, architecture only",
+    "gpt2": "GPT-2 on 64 tokens, a plain forward pass, architecture only",
+    "whisper-base-encoder": "the encoder of Whisper base, architecture only",
+}
+"""Name → what it is; in `bench/full_size.py`. They have no task, and are measured for speed."""
+
 
 def family(name: str) -> Any:
-    """The module of a family."""
+    """The module of a family, or the entry of one of full size."""
+    if name in FULL_SIZE:
+        return importlib.import_module("bench.full_size").BUILDS[name]
     return importlib.import_module(f"bench.zoo.{name.replace('-', '_')}")
 
 
 def source(name: str) -> Any:
     """What `infer convert` and `infer eval --against` call the family's model."""
     module = family(name)
+    if hasattr(module, "source"):
+        return module.source
     return str(module.folder()) if hasattr(module, "folder") else f"{module.__name__}:build"
 
 
