@@ -18,6 +18,7 @@ from converters.patches import apply_graph_patches, torch_patches
 from converters.points import BATCH, Point, Points, fix_dims, size_of, to_numpy, traced_elsewhere
 from converters.pristine import pristine
 from converters.rounding import own_rounding
+from converters.sizes import sizes_walked_once
 from infer.bare_graph import artifact_of_graph
 from infer.errors import ConversionError, InferError, ParityError
 from infer.graphwriting import save
@@ -188,7 +189,7 @@ def try_exporter(
     given = [INPUT.format(i) for i in range(len(flat.input_names))]
     inputs = points.inputs
     try:
-        with quiet(), pristine(flat.module), torch_patches() as active:
+        with quiet(), pristine(flat.module), sizes_walked_once(), torch_patches() as active:
             traced = exporter.export(flat, points.example, points.axes, exporter.opset, active.translations)
     except ConversionError:
         raise

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from infer.measure.statistics import (
     Estimate,
+    drawn_medians,
     mean,
     paired_ratio,
     percentiles,
@@ -79,6 +80,15 @@ def test_of_several_starts_a_ratio_is_the_geometric_mean() -> None:
     """Of the medians within each, weighed by their rounds: as many of 2 and of 8 give 4."""
     found = paired_ratio([2.0, 2.1, 2.0, 8.0, 8.0, 7.0], [1.0] * 6, [0, 0, 0, 1, 1, 1])
     assert found.value == pytest.approx(4.0)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1e4), st.integers(0, 3), st.integers(0, 3)), min_size=1))
+def test_medians_of_draws_are_numpys(drawn: list[tuple[float, int, int]]) -> None:
+    """Of two draws, which have each value as often as they say; one that has none is passed over."""
+    values = np.array([value for value, *_ in drawn])
+    often = np.array([times for _, *times in drawn], np.float64).T
+    for found, times in zip(drawn_medians(values, often), often.astype(int), strict=True):
+        assert not times.any() or found == np.median(np.repeat(values, times))
 
 
 def test_intervals_of_several_starts_hold_the_truth() -> None:

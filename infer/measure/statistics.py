@@ -70,27 +70,22 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float], starts: Sequenc
     ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
     groups = _groups(len(ratios), starts)
 
-    def over_starts(weights: Array) -> float:
-        times = weights.astype(int)
-        # a start drawn twice weighs twice
-        drawn = [(np.repeat(ratios[g], times[g]), int(times[g].sum())) for g in groups]
-        return math.exp(
-            sum(math.log(np.median(some)) * size for some, size in drawn if size)
-            / sum(size for _, size in drawn)
-        )
+    def over_starts(draws: Array) -> Array:
+        logs = np.zeros(len(draws))
+        for group in groups:
+            # a start drawn twice weighs twice, one that was not drawn nothing
+            logs += np.log(drawn_medians(ratios[group], draws[:, group])) * draws[:, group].sum(axis=1)
+        return np.asarray(np.exp(logs / draws.sum(axis=1)))
 
-    draws = np.array([over_starts(weights) for weights in _draw(len(ratios), starts)])
-    return _estimate(over_starts(np.ones(len(ratios))), draws, starts)
+    (whole,) = over_starts(np.ones((1, len(ratios))))
+    return _estimate(float(whole), over_starts(_draw(len(ratios), starts)), starts)
 
 
 def unpaired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
     """The ratio of medians of rounds that did not run together, such as a record's and today's."""
     a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    draws = [
-        np.median(np.repeat(a, v.astype(int))) / np.median(np.repeat(b, w.astype(int)))
-        for v, w in zip(_draw(len(a)), _draw(len(b), seed=1), strict=True)
-    ]
-    return _estimate(float(np.median(a) / np.median(b)), np.array(draws))
+    draws = drawn_medians(a, _draw(len(a))) / drawn_medians(b, _draw(len(b), seed=1))
+    return _estimate(float(np.median(a) / np.median(b)), draws)
 
 
 def quotient(new: Estimate, old: Estimate) -> Estimate:
@@ -121,10 +116,10 @@ def spread(values: Sequence[float]) -> float:
     return float((high - low) / 2 / middle)
 
 
-def _draw(count: int, starts: Sequence[int] = (), seed: int = 0) -> list[Array]:
-    """How often each of `count` rounds is in each draw: the same every time, so that results are, too.
+def _draw(count: int, starts: Sequence[int] = (), seed: int = 0) -> Array:
+    """How often each of `count` rounds is in each draw, shape = (draws, count).
 
-    `starts` has the start of each round; none are one start.
+    The same every time, so that results are, too. `starts` has the start of each round; none are one start.
     """
     rng = np.random.default_rng(seed)
     groups = _groups(count, starts)
@@ -133,13 +128,25 @@ def _draw(count: int, starts: Sequence[int] = (), seed: int = 0) -> list[Array]:
     for place, group in enumerate(groups):
         even = np.full(len(group), 1 / len(group))
         found[:, group] = rng.multinomial(often[:, place] * len(group), even)
-    return list(found)
+    return found
 
 
 def _groups(count: int, starts: Sequence[int]) -> list[Array]:
     """The places of each start's rounds."""
     of_round = np.asarray(starts) if len(starts) else np.zeros(count, int)
     return [np.flatnonzero(of_round == start) for start in np.unique(of_round)]
+
+
+def drawn_medians(values: Array, often: Array) -> Array:
+    """The median of each draw, which has each of `values` as often as its row of `often` says, shape =
+    (draws, values). Where that is never, the answer means nothing."""
+    order = np.argsort(values)
+    reached = np.cumsum(often[:, order], axis=1)
+    last = reached[:, -1:]
+    # the two in the middle, which are one if their number is odd
+    middle = [(reached <= place).sum(axis=1) for place in ((last - 1) // 2, last // 2)]
+    lower, upper = (values[order][np.minimum(places, len(values) - 1)] for places in middle)
+    return np.asarray((lower + upper) / 2)
 
 
 def _at(ordered: Array, weights: Array, wanted: Sequence[float]) -> list[float]:
