@@ -19,6 +19,8 @@ class Plan:
     graph_optimization: str = "all"
     prepared: str | None = None
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
+    compiled: str | None = None
+    """The sha256 of the graph as the backend compiled it before, taken if the user's cache still has it."""
     reasons: tuple[str, ...] = ()
     """Why, one sentence each, for `--explain`."""
 

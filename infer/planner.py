@@ -44,15 +44,21 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
-    prepared = None
-    if tuned and tuned.prepared and options.graph_optimization == "all":
+    prepared = compiled = None
+    if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
         here = f"{backend.name} {backend.version}"
-        if tuned.runtime == here:
-            prepared = tuned.prepared.graph
-            reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
-        else:
+        if tuned.runtime != here:
             reasons.append(
                 f"not prepared for {here}, but for {tuned.runtime}: loads sooner after: infer optimize"
+            )
+        elif tuned.prepared:
+            prepared = tuned.prepared.graph
+            reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
+        elif tuned.compiled:
+            compiled = tuned.compiled.sha256
+            reasons.append(
+                f"compiled before: loads in ×{tuned.compiled.load_ratio:.2f} of the time while this user's"
+                f" cache has it"
             )
     return Plan(
         variant=variant.name,
@@ -64,6 +70,7 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         spinning=spinning,
         graph_optimization=options.graph_optimization,
         prepared=prepared,
+        compiled=compiled,
         reasons=tuple(reasons),
     )
 

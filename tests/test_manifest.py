@@ -18,6 +18,7 @@ from infer.errors import ArtifactError
 from infer.manifest import (
     FORMAT_VERSION,
     Attempt,
+    Compiled,
     Evidence,
     FileRecord,
     GoldenPoint,
@@ -106,6 +107,7 @@ def example() -> Manifest:
                 "openvino 2026.4.1",
                 "2026-01-02T03:04:05+00:00",
                 Prepared("graphs/fp32.onnx", 0.5),
+                Compiled("ab" * 32, 0.25),
             ),
         ),
     )

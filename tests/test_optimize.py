@@ -19,6 +19,7 @@ import converters
 import infer
 from infer import planner
 from infer.artifact import Artifact
+from infer.compiled import forget, kept
 from infer.errors import InferError, InputError, IntegrityError, MissingPackageError
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
@@ -721,6 +722,43 @@ def test_the_best_graph_is_kept_as_it_is_optimized_here(
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(IntegrityError, match="differs from the sha256"):
         infer.load(tmp_path / "a.infer")
+
+
+@pytest.mark.parametrize("taken", [0.005, 0.0095])
+def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    taken: float,
+) -> None:
+    """In the user's cache, not in the artifact, which says its sha256; if it is gone, it is compiled."""
+    told = iter((0.010, taken))
+
+    def load(opening: Callable[[], Any]) -> float:
+        opening().close()
+        return next(told)
+
+    monkeypatch.setattr(preparing, "_load_s", load)
+    two_backends({"openvino": 0.5})
+    output = tmp_path / "out.infer"
+    found = optimized(classifier, output).artifact.manifest.tuned[0].compiled
+    x = {"x": np.random.default_rng(0).standard_normal((1, WIDTH)).astype(np.float32)}
+    if taken > 0.009:
+        assert found is None
+        return
+    assert found is not None
+    assert found.load_ratio == taken / 0.010
+    assert kept(found.sha256) is not None
+    assert not [path for path in output.rglob("*") if found.sha256 in path.name]
+    with infer.load(output) as session:
+        assert session.plan.compiled == found.sha256
+        answer = session.run(x)["logits"]
+    assert "openvino, compiled before" in infer_command("verify", output).out
+    forget(found.sha256)
+    with infer.load(output) as session:
+        np.testing.assert_array_equal(session.run(x)["logits"], answer)
+    assert "compiled before" not in infer_command("verify", output).out
 
 
 def test_a_prepared_graph_that_answers_otherwise_is_not_kept(

@@ -11,7 +11,7 @@ import pytest
 from infer import planner
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
-from infer.manifest import Manifest, Prepared, Tuned, Variant
+from infer.manifest import Compiled, Manifest, Prepared, Tuned, Variant
 from infer.options import PlanOptions
 from infer.planner import make_plan
 from tests.test_manifest import example
@@ -137,6 +137,20 @@ def test_what_was_prepared_is_used_with_the_release_it_was_made_with(kinds: list
     plan = make_plan(replace(manifest, tuned=(old,)), MACHINE, PlanOptions())
     assert (plan.variant, plan.prepared) == ("int8", None)
     assert any("not prepared for pretend 1.2, but for pretend 1.1" in reason for reason in plan.reasons)
+
+
+def test_what_was_compiled_before_is_used_with_the_release_that_compiled_it(kinds: list[str]) -> None:
+    """Under the same conditions as what was prepared; the reason says that the cache must still have it."""
+    found = replace(tuned().tuned[0], compiled=Compiled("ab" * 32, 0.25))
+    manifest = replace(tuned(), tuned=(found,))
+    plan = make_plan(manifest, MACHINE, PlanOptions())
+    assert plan.compiled == "ab" * 32
+    assert "compiled before: loads in ×0.25 of the time while this user's cache has it" in plan.reasons
+    assert make_plan(manifest, MACHINE, PlanOptions(variant="int8")).compiled is None
+    assert make_plan(manifest, MACHINE, PlanOptions(graph_optimization="none")).compiled is None
+    assert make_plan(manifest, replace(MACHINE, cpu="another"), PlanOptions()).compiled is None
+    old = replace(manifest, tuned=(replace(found, runtime="pretend 1.1"),))
+    assert make_plan(old, MACHINE, PlanOptions()).compiled is None
 
 
 def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) -> None:

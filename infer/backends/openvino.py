@@ -10,16 +10,18 @@ they are copied into buffers that stay bound to a request.
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infer.backends import Switch, told
+from infer.compiled import kept
 from infer.errors import BackendError, missing_package
 from infer.guard import Feeds, Shapes
 from infer.plan import Plan
@@ -92,13 +94,39 @@ class OpenvinoBackend:
             # sessions that share cores would be pinned to the same ones
             "ENABLE_CPU_PINNING": False,
         }
-        try:
-            core = ov.Core()
-            model = core.read_model(graph)
-        except Exception as error:  # its exceptions share no base class
-            raise BackendError(f"OpenVINO cannot load '{graph}': {_words(error)}") from error
-        models = _Models(model, lambda shaped: core.compile_model(shaped, "CPU", settings), signature)
+        core = ov.Core()
+        ready = _compiled_before(core, plan, settings, signature)
+        models = _Models(
+            lambda: core.read_model(graph),
+            lambda model: core.compile_model(model, "CPU", settings),
+            signature,
+            ready,
+        )
         return OpenvinoExecutable(models, signature)
+
+
+def export(graph: Path, plan: Plan, feeds: Feeds, signature: Signature) -> bytes:
+    """What `plan` runs for feeds of these shapes, compiled, for `infer.compiled` to keep. Raises
+    `BackendError`."""
+    executable = OpenvinoBackend().prepare(graph, replace(plan, compiled=None), signature)
+    return executable.export(feeds)
+
+
+def _compiled_before(core: Any, plan: Plan, settings: dict[str, Any], signature: Signature) -> Any:
+    """The compiled model that the plan names; None if it is not kept, or is another's."""
+    kept_model = kept(plan.compiled) if plan.compiled else None
+    if kept_model is None:
+        return None
+    try:
+        found = core.import_model(io.BytesIO(kept_model), "CPU", settings)
+    except Exception:  # then it is compiled again
+        return None
+    ports, specs = (*found.inputs, *found.outputs), (*signature.inputs, *signature.outputs)
+    alike = (len(found.inputs), len(ports)) == (len(signature.inputs), len(specs)) and all(
+        spec.name in port.get_names() and port.get_element_type().to_dtype() == spec.numpy_dtype
+        for port, spec in zip(ports, specs, strict=True)
+    )
+    return found if alike else None
 
 
 class OpenvinoExecutable:
@@ -129,6 +157,10 @@ class OpenvinoExecutable:
         requests.give_back(request, feeds)
         return answer
 
+    def export(self, feeds: Feeds) -> bytes:
+        """The compiled model that answers `feeds`. Raises `BackendError`."""
+        return self._models.requests(feeds.shapes).export()
+
     def watched(self, switch: Switch) -> OpenvinoExecutable:
         return OpenvinoExecutable(self._models, self._signature, told(self._infer, switch))
 
@@ -143,13 +175,29 @@ class _Models:
     A model that takes texts of any length would be compiled too often, so it has one for all.
     """
 
-    def __init__(self, model: Any, compile_model: Callable[[Any], Any], signature: Signature) -> None:
-        self._model, self._compile = model, compile_model
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        compile_model: Callable[[Any], Any],
+        signature: Signature,
+        ready: Any,
+    ) -> None:
+        """`ready`: a model that need not be read and compiled, or None."""
+        self._read, self._compile = read, compile_model
+        self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
+        self._any: _Requests | None = None
         self._most = _MAX_FIXED if len(signature.dims) <= 1 else 0
         self._compiling = threading.Lock()
-        self._any = None if self._most else self._compiled(None)
-        self.places = {name: place for place, out in enumerate(model.outputs) for name in out.get_names()}
+        if ready is None:
+            self._model = self._read_model()
+            self._any = None if self._most else self._compiled(None)
+        elif all(port.get_partial_shape().is_static for port in ready.inputs):
+            self._fixed[tuple(tuple(port.shape) for port in ready.inputs)] = _Requests(ready, fixed=True)
+        else:
+            self._any = _Requests(ready, fixed=False)
+        ports = (ready or self._model).outputs
+        self.places = {name: place for place, port in enumerate(ports) for name in port.get_names()}
 
     def requests(self, shapes: Shapes) -> _Requests:
         """Those of the model for feeds of these shapes."""
@@ -170,6 +218,7 @@ class _Models:
             return self._any
 
     def _compiled(self, shapes: Shapes | None) -> _Requests:
+        self._model = self._model or self._read_model()
         try:
             model = self._model
             if shapes is not None:
@@ -178,6 +227,12 @@ class _Models:
             return _Requests(self._compile(model), fixed=shapes is not None)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
+
+    def _read_model(self) -> Any:
+        try:
+            return self._read()
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot load the graph: {_words(error)}") from error
 
     def clear(self) -> None:
         self._fixed.clear()
@@ -213,6 +268,12 @@ class _Requests:
         for place, buffer in enumerate(buffers):
             request.set_input_tensor(place, ov.Tensor(buffer, shared_memory=True))
         return _Request(request, buffers)
+
+    def export(self) -> bytes:
+        try:
+            return bytes(self._compiled.export_model().getvalue())
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot export what it compiled: {_words(error)}") from error
 
     def give_back(self, request: _Request, feeds: Feeds) -> None:
         if request.buffers or _bytes(feeds) <= _SMALL_BYTES or len(self._idle) < _MAX_IDLE_LARGE:
