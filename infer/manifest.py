@@ -97,7 +97,8 @@ class Compiled:
 @dataclass(frozen=True)
 class Tuned:
     """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
-    library and its version, and `prepared` and `compiled` hold for that one alone."""
+    library and its version, and `prepared` and `compiled` hold for that one alone; `spinning` and
+    `prepacking` are as in `PlanOptions`."""
 
     machine: str
     device: str
@@ -107,6 +108,8 @@ class Tuned:
     created: str
     prepared: Prepared | None = None
     compiled: Compiled | None = None
+    spinning: bool = True
+    prepacking: bool = True
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,10 @@ from infer.optimizer import (
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.contract import shortfalls
+from infer.optimizer.outcome import Settings
 from infer.optimizer.passes import PassResult
 from infer.optimizer.rewriting import constant, put, take_place, weight
+from infer.optimizer.search import SETTINGS
 from infer.optimizer.sensitivity import kept_in_float
 from infer.optimizer.targets import TARGETS, Recipe, Target
 from infer.optimizer.verdict import Verdict
@@ -169,6 +171,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     ) -> None:
         target = Target("onnxruntime", "cpu", passes, recipes)
         monkeypatch.setattr(search_module, "targets_of", lambda device: (target,))
+        monkeypatch.setattr(search_module, "SETTINGS", {})
         if speeds is None:
             return
 
@@ -476,11 +479,33 @@ def test_fewer_threads_are_kept_where_they_are_faster(
     for module in (session, search_module):
         monkeypatch.setattr(module, "this_machine", lambda: two)
     monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
-    plant({}, speeds={"reference, 1 threads": 0.7})
+    plant({}, speeds={"reference, threads-1": 0.7})
     found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
     assert why(found) == {"threads-1": (True, "faster")}
     with infer.load(tmp_path / "out.infer") as loaded:
         assert loaded.plan.num_threads == 1
+
+
+def test_settings_are_kept_where_they_are_faster(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on top of the other, as the plan for this machine; a single thread does not wait for others."""
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 0.8})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    found = optimized(classifier, tmp_path / "two.infer", num_threads=2)
+    assert why(found) == {"no-spinning": (True, "faster"), "no-prepacking": (True, "faster")}
+    assert found.outcome.settings == Settings(2, spinning=False, prepacking=False)
+    with infer.load(tmp_path / "two.infer") as session, infer.load(classifier) as before:
+        assert (session.plan.spinning, session.plan.prepacking) == (False, False)
+        assert any("no spinning: measured" in reason for reason in session.plan.reasons)
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in before.run(x).items():
+            np.testing.assert_allclose(session.run(x)[name], answer, rtol=1e-5, atol=1e-6)
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 1.3})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    one = optimized(classifier, tmp_path / "one.infer", num_threads=1)
+    assert why(one) == {"no-prepacking": (False, "slower")}
+    assert one.outcome.settings == Settings(1)
 
 
 @pytest.fixture
@@ -491,6 +516,7 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]]
         first = Target("onnxruntime", "cpu", {"good": harmless})
         second = Target("openvino", "cpu", {}, (replace(rough(), name="openvino-rough"),))
         monkeypatch.setattr(search_module, "targets_of", lambda device: (first, second))
+        monkeypatch.setattr(search_module, "SETTINGS", {})
 
         def told(candidate: Any, against: Any, *_: Any) -> Estimate:
             found = speeds.get(candidate.name, 1.0)

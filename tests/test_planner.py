@@ -153,6 +153,22 @@ def test_what_was_compiled_before_is_used_with_the_release_that_compiled_it(kind
     assert make_plan(old, MACHINE, PlanOptions()).compiled is None
 
 
+def test_settings_that_were_measured_to_be_faster_are_taken(kinds: list[str]) -> None:
+    """With a reason each, unless something else is asked for."""
+    found = replace(tuned().tuned[0], spinning=False, prepacking=False)
+    manifest = replace(tuned(), tuned=(found,))
+    plan = make_plan(manifest, MACHINE, PlanOptions())
+    assert (plan.spinning, plan.prepacking) == (False, False)
+    assert "no spinning: measured to be faster here" in plan.reasons
+    assert "weights as they are, not packed: measured to be faster here" in plan.reasons
+    assert "prepacking  off" in str(plan)
+    asked = make_plan(manifest, MACHINE, PlanOptions(spinning=True, prepacking=True))
+    assert (asked.spinning, asked.prepacking) == (True, True)
+    assert not any("measured to be faster here" in reason for reason in asked.reasons[2:])
+    elsewhere = make_plan(manifest, replace(MACHINE, cpu="another"), PlanOptions())
+    assert (elsewhere.spinning, elsewhere.prepacking) == (True, True)
+
+
 def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) -> None:
     """The reference runs, and the plan says what to install; who asks for the variant gets the error."""
     plan = make_plan(with_backend("absent"), MACHINE, PlanOptions())
@@ -207,7 +223,8 @@ def test_more_threads_than_cores_do_not_spin(kinds: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"graph_optimization": "basic"}, {"graph_optimization": None}, {"spinning": "no"}]
+    "options",
+    [{"graph_optimization": "basic"}, {"graph_optimization": None}, {"spinning": "no"}, {"prepacking": 1}],
 )
 def test_an_option_that_is_none_is_refused_by_name(kinds: list[str], options: dict[str, Any]) -> None:
     """The name, what it may be, and what came."""

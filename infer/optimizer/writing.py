@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -127,13 +127,20 @@ def _free(name: str, taken: Sequence[str]) -> str:
 
 def _tuned(outcome: Outcome, variant: str, machine: str, device: str) -> Tuned:
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Tuned(machine, device, variant, outcome.num_threads, outcome.runtime, created)
+    settings = asdict(outcome.settings)
+    return Tuned(machine, device, variant, runtime=outcome.runtime, created=created, **settings)
 
 
 def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dict[str, FileRecord]]:
     """The plan with its graph as the backend optimizes it here, if that loads sooner, and the new files."""
     where = hashlib.sha256(f"{plan.machine}|{plan.device}".encode()).hexdigest()[:8]
-    options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
+    options = PlanOptions(
+        device=plan.device,
+        variant=plan.variant,
+        num_threads=plan.num_threads,
+        spinning=plan.spinning,
+        prepacking=plan.prepacking,
+    )
     taken = [path.stem for path in (artifact.path / "prepared").glob("*.onnx")]
     name = _free(f"{plan.variant}-{where}", taken)
     found = prepare(artifact, options, f"prepared/{name}", feeds)
