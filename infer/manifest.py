@@ -86,9 +86,19 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """A model as the library compiled it on the machine, which takes `load_ratio` of the time to its first
+    answer. It is no file of the artifact: see `infer.compiled`."""
+
+    sha256: str
+    load_ratio: float
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
-    library and its version, and `prepared` holds for that one alone."""
+    library and its version, and `prepared` and `compiled` hold for that one alone; `spinning` and
+    `prepacking` are as in `PlanOptions`."""
 
     machine: str
     device: str
@@ -97,6 +107,9 @@ class Tuned:
     runtime: str
     created: str
     prepared: Prepared | None = None
+    compiled: Compiled | None = None
+    spinning: bool = True
+    prepacking: bool = True
 
 
 @dataclass(frozen=True)
@@ -267,6 +280,6 @@ def _check(manifest: Manifest, where: str) -> None:
 
 
 __all__ = [
-    "FORMAT_VERSION", "Attempt", "Evidence", "FileRecord", "GoldenPoint", "Manifest", "Measured", "Parity",
-    "Prepared", "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
+    "FORMAT_VERSION", "Attempt", "Compiled", "Evidence", "FileRecord", "GoldenPoint", "Manifest",
+    "Measured", "Parity", "Prepared", "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
 ]  # fmt: skip

@@ -35,9 +35,14 @@ class PlanOptions:
     graph_optimization: str = "all"
     """"all", or "none": run the graph exactly as it is written, slowly, to prove the other."""
 
-    spinning: bool = True
-    """Whether idle threads wait for work by spinning. On answers a back-to-back caller sooner;
-    a service with gaps between requests should turn it off: it costs CPU time while waiting."""
+    spinning: bool | None = None
+    """Whether idle threads wait for work by spinning; default: on, unless off was measured to be faster
+    here. On answers a back-to-back caller sooner; a service with gaps between requests should turn it off:
+    it costs CPU time while waiting."""
+
+    prepacking: bool | None = None
+    """Whether the backend lays weights out anew for its products while loading; default: it does, unless
+    weights as they are were measured to be faster here."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,11 @@ class Plan:
     num_threads: int
     spinning: bool
     graph_optimization: str = "all"
+    prepacking: bool = True
     prepared: str | None = None
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
+    compiled: str | None = None
+    """The sha256 of the graph as the backend compiled it before, taken if the user's cache still has it."""
     reasons: tuple[str, ...] = ()
     """Why, one sentence each, for `--explain`."""
 
@@ -34,6 +37,7 @@ class Plan:
             ("threads", str(self.num_threads)),
             ("spinning", "on" if self.spinning else "off"),
             ("optimize", self.graph_optimization),
+            ("prepacking", "on" if self.prepacking else "off"),
         ]
-        lines = [f"{name:<10}{value}" for name, value in rows]
+        lines = [f"{name:<12}{value}" for name, value in rows]
         return "\n".join(lines + [f"  - {reason}" for reason in self.reasons])

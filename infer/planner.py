@@ -27,7 +27,7 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         backend = load_backend(variant.backend)
         if device.partition(":")[0] not in backend.device_kinds():
             device = _instead(variant, backend, device, options, reasons)
-    spinning = options.spinning and backend.spins
+    spinning, prepacking = _settings(tuned, backend, options, reasons)
     if options.num_threads is not None:
         threads = options.num_threads
         reasons.append(f"{threads} threads, as asked")
@@ -44,15 +44,21 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
-    prepared = None
-    if tuned and tuned.prepared and options.graph_optimization == "all":
+    prepared = compiled = None
+    if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
         here = f"{backend.name} {backend.version}"
-        if tuned.runtime == here:
-            prepared = tuned.prepared.graph
-            reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
-        else:
+        if tuned.runtime != here:
             reasons.append(
                 f"not prepared for {here}, but for {tuned.runtime}: loads sooner after: infer optimize"
+            )
+        elif tuned.prepared:
+            prepared = tuned.prepared.graph
+            reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
+        elif tuned.compiled:
+            compiled = tuned.compiled.sha256
+            reasons.append(
+                f"compiled before: loads in ×{tuned.compiled.load_ratio:.2f} of the time while this user's"
+                f" cache has it"
             )
     return Plan(
         variant=variant.name,
@@ -63,7 +69,9 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         num_threads=threads,
         spinning=spinning,
         graph_optimization=options.graph_optimization,
+        prepacking=prepacking,
         prepared=prepared,
+        compiled=compiled,
         reasons=tuple(reasons),
     )
 
@@ -80,8 +88,23 @@ def _check(options: PlanOptions) -> None:
         )
     if options.backend is not None and options.backend not in BACKENDS:
         raise DeviceError(f"there is no backend {options.backend!r:.60}; choose from {', '.join(BACKENDS)}")
-    if not isinstance(options.spinning, bool):
-        raise DeviceError(f"spinning must be True or False, but is {options.spinning!r:.60}")
+    for name, wish in (("spinning", options.spinning), ("prepacking", options.prepacking)):
+        if wish is not None and not isinstance(wish, bool):
+            raise DeviceError(f"{name} must be True, False or None, but is {wish!r:.60}")
+
+
+def _settings(
+    tuned: Tuned | None, backend: Backend, options: PlanOptions, reasons: list[str]
+) -> tuple[bool, bool]:
+    """Whether threads spin, and whether weights are packed: as asked, or as measured to be faster here."""
+    spinning, prepacking = options.spinning, options.prepacking
+    if spinning is None and tuned and not tuned.spinning:
+        spinning = False
+        reasons.append("no spinning: measured to be faster here")
+    if prepacking is None and tuned and not tuned.prepacking:
+        prepacking = False
+        reasons.append("weights as they are, not packed: measured to be faster here")
+    return spinning is not False and backend.spins, prepacking is not False
 
 
 def _tuned(

@@ -38,7 +38,7 @@ def load(
     variant: str | None = None,
     num_threads: int | None = None,
     backend: str | None = None,
-    spinning: bool = True,
+    spinning: bool | None = None,
     verify: bool = True,
     warm_up: bool = True,
     refuse_nan: bool = False,

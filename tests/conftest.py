@@ -35,6 +35,13 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled models go into a folder of the tests, not into the user's."""
+    folder = tmp_path_factory.getbasetemp() / "cache" / "compiled"
+    monkeypatch.setattr("infer.compiled._folder", lambda: folder)
+
+
 @pytest.fixture
 def source_file(tmp_path: Path) -> Callable[[str], Path]:
     """Writes Python source to a file `source.py` of its own folder."""

@@ -18,6 +18,7 @@ from infer.errors import ArtifactError
 from infer.manifest import (
     FORMAT_VERSION,
     Attempt,
+    Compiled,
     Evidence,
     FileRecord,
     GoldenPoint,
@@ -106,9 +107,21 @@ def example() -> Manifest:
                 "openvino 2026.4.1",
                 "2026-01-02T03:04:05+00:00",
                 Prepared("graphs/fp32.onnx", 0.5),
+                Compiled("ab" * 32, 0.25),
+                spinning=False,
             ),
         ),
     )
+
+
+def test_a_plan_without_later_settings_is_read() -> None:
+    """It means what a backend does by default, and that nothing is kept compiled."""
+    data = json.loads(example().to_json())
+    for name in ("compiled", "spinning", "prepacking"):
+        del data["tuned"][0][name]
+    (tuned,) = Manifest.from_json(json.dumps(data), "an older one").tuned
+    assert (tuned.compiled, tuned.spinning, tuned.prepacking) == (None, True, True)
+    assert tuned.prepared == example().tuned[0].prepared
 
 
 def test_the_file_format_is_byte_for_byte_what_it_was() -> None:

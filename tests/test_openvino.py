@@ -7,10 +7,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import infer
 from infer.backends import load_backend
@@ -111,6 +114,54 @@ def test_large_feeds_are_not_kept_for_every_thread(tmp_path: Path) -> None:
             list(pool.map(lambda _: session.run({"x": large}), range(24)))
         kept = session._executable._models.requests(((600, 1000),))._idle  # type: ignore[attr-defined]
         assert 1 <= len(kept) <= 3  # two, or one more where two threads looked at once
+
+
+PASSED_ON = """g (float[N] x, float s, int64[N] i) => (float[N] a, float[N] b, float[N] c, int64[N] j) {
+    a = Mul(x, s)
+    b = Mul(x, s)
+    c = Identity(x)
+    j = Identity(i)
+}"""
+
+
+@given(sizes=st.lists(st.integers(0, 20000), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(max_examples=6, deadline=None)
+def test_bound_or_not_answers_are_equal(sizes: list[int], seed: int) -> None:
+    """Of feeds on both sides of what is bound to a request, of outputs that are one value, of an input that
+    is an output, and of scalars; and feeds may be read-only. Each is asked twice, with other values."""
+    rng = np.random.default_rng(seed)
+    with TemporaryDirectory() as folder:
+        path = write(Path(folder), PASSED_ON)
+        with infer.load(path) as first, infer.load(path, backend="openvino") as session:
+            for size in (*sizes, *sizes):
+                feeds = {
+                    "x": rng.standard_normal(size).astype(np.float32),
+                    "s": np.array(rng.standard_normal(), np.float32),
+                    "i": rng.integers(-(2**31), 2**31, size),
+                }
+                expected = first.run(feeds)
+                for array in feeds.values():
+                    array.flags.writeable = False
+                found = session.run(feeds)
+                assert expected.keys() == found.keys()
+                for name, array in expected.items():
+                    np.testing.assert_array_equal(found[name], array)
+                    assert found[name].flags.owndata
+
+
+@pytest.mark.parametrize("count", [1, 32, 33])
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**63 - 1, -(2**63)])
+def test_integers_of_more_bits_are_found_wherever_they_are(tmp_path: Path, count: int, value: int) -> None:
+    """Few or many, the last as well as the first; the largest that fit are answered."""
+    path = write(tmp_path, "g (int64[N, 1] i) => (int64[N, 1] j) { j = Identity(i) }")
+    with infer.load(path, backend="openvino") as session:
+        for place in (0, count - 1):
+            feed = np.full((count, 1), 2**31 - 1)
+            feed[-1] = -(2**31)
+            np.testing.assert_array_equal(session.run({"i": feed})["j"], feed)
+            feed[place] = value
+            with pytest.raises(BackendError, match="integers of 32 bits"):
+                session.run({"i": feed})
 
 
 def test_large_integers_are_refused(tmp_path: Path) -> None:

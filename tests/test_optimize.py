@@ -19,6 +19,7 @@ import converters
 import infer
 from infer import planner
 from infer.artifact import Artifact
+from infer.compiled import forget, kept
 from infer.errors import InferError, InputError, IntegrityError, MissingPackageError
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
@@ -34,8 +35,10 @@ from infer.optimizer import (
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.contract import shortfalls
+from infer.optimizer.outcome import Settings
 from infer.optimizer.passes import PassResult
 from infer.optimizer.rewriting import constant, put, take_place, weight
+from infer.optimizer.search import SETTINGS
 from infer.optimizer.sensitivity import kept_in_float
 from infer.optimizer.targets import TARGETS, Recipe, Target
 from infer.optimizer.verdict import Verdict
@@ -168,6 +171,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     ) -> None:
         target = Target("onnxruntime", "cpu", passes, recipes)
         monkeypatch.setattr(search_module, "targets_of", lambda device: (target,))
+        monkeypatch.setattr(search_module, "SETTINGS", {})
         if speeds is None:
             return
 
@@ -475,11 +479,33 @@ def test_fewer_threads_are_kept_where_they_are_faster(
     for module in (session, search_module):
         monkeypatch.setattr(module, "this_machine", lambda: two)
     monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
-    plant({}, speeds={"reference, 1 threads": 0.7})
+    plant({}, speeds={"reference, threads-1": 0.7})
     found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
     assert why(found) == {"threads-1": (True, "faster")}
     with infer.load(tmp_path / "out.infer") as loaded:
         assert loaded.plan.num_threads == 1
+
+
+def test_settings_are_kept_where_they_are_faster(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on top of the other, as the plan for this machine; a single thread does not wait for others."""
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 0.8})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    found = optimized(classifier, tmp_path / "two.infer", num_threads=2)
+    assert why(found) == {"no-spinning": (True, "faster"), "no-prepacking": (True, "faster")}
+    assert found.outcome.settings == Settings(2, spinning=False, prepacking=False)
+    with infer.load(tmp_path / "two.infer") as session, infer.load(classifier) as before:
+        assert (session.plan.spinning, session.plan.prepacking) == (False, False)
+        assert any("no spinning: measured" in reason for reason in session.plan.reasons)
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in before.run(x).items():
+            np.testing.assert_allclose(session.run(x)[name], answer, rtol=1e-5, atol=1e-6)
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 1.3})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    one = optimized(classifier, tmp_path / "one.infer", num_threads=1)
+    assert why(one) == {"no-prepacking": (False, "slower")}
+    assert one.outcome.settings == Settings(1)
 
 
 @pytest.fixture
@@ -490,6 +516,7 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]]
         first = Target("onnxruntime", "cpu", {"good": harmless})
         second = Target("openvino", "cpu", {}, (replace(rough(), name="openvino-rough"),))
         monkeypatch.setattr(search_module, "targets_of", lambda device: (first, second))
+        monkeypatch.setattr(search_module, "SETTINGS", {})
 
         def told(candidate: Any, against: Any, *_: Any) -> Estimate:
             found = speeds.get(candidate.name, 1.0)
@@ -721,6 +748,43 @@ def test_the_best_graph_is_kept_as_it_is_optimized_here(
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(IntegrityError, match="differs from the sha256"):
         infer.load(tmp_path / "a.infer")
+
+
+@pytest.mark.parametrize("taken", [0.005, 0.0095])
+def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    taken: float,
+) -> None:
+    """In the user's cache, not in the artifact, which says its sha256; if it is gone, it is compiled."""
+    told = iter((0.010, taken))
+
+    def load(opening: Callable[[], Any]) -> float:
+        opening().close()
+        return next(told)
+
+    monkeypatch.setattr(preparing, "_load_s", load)
+    two_backends({"openvino": 0.5})
+    output = tmp_path / "out.infer"
+    found = optimized(classifier, output).artifact.manifest.tuned[0].compiled
+    x = {"x": np.random.default_rng(0).standard_normal((1, WIDTH)).astype(np.float32)}
+    if taken > 0.009:
+        assert found is None
+        return
+    assert found is not None
+    assert found.load_ratio == taken / 0.010
+    assert kept(found.sha256) is not None
+    assert not [path for path in output.rglob("*") if found.sha256 in path.name]
+    with infer.load(output) as session:
+        assert session.plan.compiled == found.sha256
+        answer = session.run(x)["logits"]
+    assert "openvino, compiled before" in infer_command("verify", output).out
+    forget(found.sha256)
+    with infer.load(output) as session:
+        np.testing.assert_array_equal(session.run(x)["logits"], answer)
+    assert "compiled before" not in infer_command("verify", output).out
 
 
 def test_a_prepared_graph_that_answers_otherwise_is_not_kept(

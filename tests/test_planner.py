@@ -11,7 +11,7 @@ import pytest
 from infer import planner
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
-from infer.manifest import Manifest, Prepared, Tuned, Variant
+from infer.manifest import Compiled, Manifest, Prepared, Tuned, Variant
 from infer.options import PlanOptions
 from infer.planner import make_plan
 from tests.test_manifest import example
@@ -139,6 +139,36 @@ def test_what_was_prepared_is_used_with_the_release_it_was_made_with(kinds: list
     assert any("not prepared for pretend 1.2, but for pretend 1.1" in reason for reason in plan.reasons)
 
 
+def test_what_was_compiled_before_is_used_with_the_release_that_compiled_it(kinds: list[str]) -> None:
+    """Under the same conditions as what was prepared; the reason says that the cache must still have it."""
+    found = replace(tuned().tuned[0], compiled=Compiled("ab" * 32, 0.25))
+    manifest = replace(tuned(), tuned=(found,))
+    plan = make_plan(manifest, MACHINE, PlanOptions())
+    assert plan.compiled == "ab" * 32
+    assert "compiled before: loads in ×0.25 of the time while this user's cache has it" in plan.reasons
+    assert make_plan(manifest, MACHINE, PlanOptions(variant="int8")).compiled is None
+    assert make_plan(manifest, MACHINE, PlanOptions(graph_optimization="none")).compiled is None
+    assert make_plan(manifest, replace(MACHINE, cpu="another"), PlanOptions()).compiled is None
+    old = replace(manifest, tuned=(replace(found, runtime="pretend 1.1"),))
+    assert make_plan(old, MACHINE, PlanOptions()).compiled is None
+
+
+def test_settings_that_were_measured_to_be_faster_are_taken(kinds: list[str]) -> None:
+    """With a reason each, unless something else is asked for."""
+    found = replace(tuned().tuned[0], spinning=False, prepacking=False)
+    manifest = replace(tuned(), tuned=(found,))
+    plan = make_plan(manifest, MACHINE, PlanOptions())
+    assert (plan.spinning, plan.prepacking) == (False, False)
+    assert "no spinning: measured to be faster here" in plan.reasons
+    assert "weights as they are, not packed: measured to be faster here" in plan.reasons
+    assert "prepacking  off" in str(plan)
+    asked = make_plan(manifest, MACHINE, PlanOptions(spinning=True, prepacking=True))
+    assert (asked.spinning, asked.prepacking) == (True, True)
+    assert not any("measured to be faster here" in reason for reason in asked.reasons[2:])
+    elsewhere = make_plan(manifest, replace(MACHINE, cpu="another"), PlanOptions())
+    assert (elsewhere.spinning, elsewhere.prepacking) == (True, True)
+
+
 def test_without_its_backend_the_fastest_is_not_the_default(kinds: list[str]) -> None:
     """The reference runs, and the plan says what to install; who asks for the variant gets the error."""
     plan = make_plan(with_backend("absent"), MACHINE, PlanOptions())
@@ -193,7 +223,8 @@ def test_more_threads_than_cores_do_not_spin(kinds: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"graph_optimization": "basic"}, {"graph_optimization": None}, {"spinning": "no"}]
+    "options",
+    [{"graph_optimization": "basic"}, {"graph_optimization": None}, {"spinning": "no"}, {"prepacking": 1}],
 )
 def test_an_option_that_is_none_is_refused_by_name(kinds: list[str], options: dict[str, Any]) -> None:
     """The name, what it may be, and what came."""

@@ -19,7 +19,9 @@ import pytest
 
 import converters
 import infer
-from infer.backends.ort import OrtExecutable
+from infer.backends.ort import OrtExecutable, _options
+from infer.options import PlanOptions
+from infer.session import open_artifact, open_session
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 
@@ -236,6 +238,19 @@ def test_cuda_is_a_demand(net: Path) -> None:
         infer.load(net, device="cuda")
     with pytest.raises(infer.DeviceError, match="unknown device 'gpu'"):
         infer.load(net, device="gpu")
+
+
+def test_weights_may_stay_as_they_are(net: Path) -> None:
+    """ONNX Runtime is told not to pack them, and answers alike."""
+    with (
+        open_session(open_artifact(net), PlanOptions(prepacking=False)) as session,
+        infer.load(net) as packed,
+    ):
+        entry = "session.disable_prepacking"
+        told = [_options(plan).get_session_config_entry(entry) for plan in (session.plan, packed.plan)]
+        assert told == ["1", "0"]
+        expected = packed.run({"x": X})["logits"]
+        np.testing.assert_allclose(session.run({"x": X})["logits"], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_threads_follow_the_affinity(net: Path) -> None:

@@ -3,19 +3,25 @@
 It computes in float32 where the graph does: by default it would take bfloat16 or float16 where the
 processor has them. Of float64 it would make float32, so graphs that take or give it are refused. Integers
 of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph makes inside may wrap.
+
+Small feeds take a shortcut, as with ONNX Runtime: making tensors takes longer than a small model does, so
+they are copied into buffers that stay bound to a request.
 """
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from infer.backends import Switch, told
+from infer.compiled import kept
 from infer.errors import BackendError, missing_package
 from infer.guard import Feeds, Shapes
 from infer.plan import Plan
@@ -41,17 +47,24 @@ _MAX_FIXED = 4
 
 _REFUSED = ("string", "float64")
 
+# Above this, copying costs more than the tensors that it saves.
+_MAX_BOUND_BYTES = 64 * 1024
+
 # A request keeps its feeds until it is asked again: of larger ones, so many are kept.
 _SMALL_BYTES, _MAX_IDLE_LARGE = 2**20, 2
 
-_INT32 = np.iinfo(np.int32)
+_LEAST, _MOST = -(2**31), 2**31 - 1
+# So many integers Python compares sooner than numpy, which starts slowly: 10 % of a small model's time.
+_FEW = 32
 
-Infer = Callable[[Any, dict[int, Array]], None]
-"""Runs a request on arrays by the places of their inputs."""
+Infer = Callable[[Any, dict[int, Array] | None], tuple[Array, ...]]
+"""Runs a request on arrays by the places of their inputs, or on what is bound to it; its outputs are views,
+which the next run overwrites."""
 
 
-def _infer(request: Any, arrays: dict[int, Array]) -> None:
-    request.infer(arrays, share_inputs=True)
+def _infer(request: Any, arrays: dict[int, Array] | None) -> tuple[Array, ...]:
+    found: tuple[Array, ...] = request.infer(arrays, share_inputs=True, share_outputs=True).to_tuple()
+    return found
 
 
 class OpenvinoBackend:
@@ -81,13 +94,39 @@ class OpenvinoBackend:
             # sessions that share cores would be pinned to the same ones
             "ENABLE_CPU_PINNING": False,
         }
-        try:
-            core = ov.Core()
-            model = core.read_model(graph)
-        except Exception as error:  # its exceptions share no base class
-            raise BackendError(f"OpenVINO cannot load '{graph}': {_words(error)}") from error
-        models = _Models(model, lambda shaped: core.compile_model(shaped, "CPU", settings), signature)
+        core = ov.Core()
+        ready = _compiled_before(core, plan, settings, signature)
+        models = _Models(
+            lambda: core.read_model(graph),
+            lambda model: core.compile_model(model, "CPU", settings),
+            signature,
+            ready,
+        )
         return OpenvinoExecutable(models, signature)
+
+
+def export(graph: Path, plan: Plan, feeds: Feeds, signature: Signature) -> bytes:
+    """What `plan` runs for feeds of these shapes, compiled, for `infer.compiled` to keep. Raises
+    `BackendError`."""
+    executable = OpenvinoBackend().prepare(graph, replace(plan, compiled=None), signature)
+    return executable.export(feeds)
+
+
+def _compiled_before(core: Any, plan: Plan, settings: dict[str, Any], signature: Signature) -> Any:
+    """The compiled model that the plan names; None if it is not kept, or is another's."""
+    kept_model = kept(plan.compiled) if plan.compiled else None
+    if kept_model is None:
+        return None
+    try:
+        found = core.import_model(io.BytesIO(kept_model), "CPU", settings)
+    except Exception:  # then it is compiled again
+        return None
+    ports, specs = (*found.inputs, *found.outputs), (*signature.inputs, *signature.outputs)
+    alike = (len(found.inputs), len(ports)) == (len(signature.inputs), len(specs)) and all(
+        spec.name in port.get_names() and port.get_element_type().to_dtype() == spec.numpy_dtype
+        for port, spec in zip(ports, specs, strict=True)
+    )
+    return found if alike else None
 
 
 class OpenvinoExecutable:
@@ -100,24 +139,27 @@ class OpenvinoExecutable:
 
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
         for name in self._wide:
-            array = feeds[name]
-            if array.size and (array.max() > _INT32.max or array.min() < _INT32.min):
+            if not _fits(feeds[name]):
                 raise BackendError(
                     f"OpenVINO computes with integers of 32 bits, and input '{name}' has larger ones; use"
                     f" the backend onnxruntime"
                 )
         requests = self._models.requests(feeds.shapes)
-        request = requests.take()
         try:
-            self._infer(request, dict(enumerate(feeds.values())))
+            request = requests.take(feeds)
+            for buffer, array in zip(request.buffers, feeds.values(), strict=False):
+                buffer[...] = array
+            found = self._infer(request.request, None if request.buffers else _arrays(feeds))
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO failed while running the graph: {_words(error)}") from error
         places, dtypes = self._models.places, self._dtypes
-        answer = {
-            name: np.array(request.get_output_tensor(places[name]).data, dtypes[name]) for name in outputs
-        }
-        requests.give_back(request, sum(array.nbytes for array in feeds.values()))
+        answer = {name: np.array(found[places[name]], dtypes[name]) for name in outputs}
+        requests.give_back(request, feeds)
         return answer
+
+    def export(self, feeds: Feeds) -> bytes:
+        """The compiled model that answers `feeds`. Raises `BackendError`."""
+        return self._models.requests(feeds.shapes).export()
 
     def watched(self, switch: Switch) -> OpenvinoExecutable:
         return OpenvinoExecutable(self._models, self._signature, told(self._infer, switch))
@@ -133,13 +175,29 @@ class _Models:
     A model that takes texts of any length would be compiled too often, so it has one for all.
     """
 
-    def __init__(self, model: Any, compile_model: Callable[[Any], Any], signature: Signature) -> None:
-        self._model, self._compile = model, compile_model
+    def __init__(
+        self,
+        read: Callable[[], Any],
+        compile_model: Callable[[Any], Any],
+        signature: Signature,
+        ready: Any,
+    ) -> None:
+        """`ready`: a model that need not be read and compiled, or None."""
+        self._read, self._compile = read, compile_model
+        self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
+        self._any: _Requests | None = None
         self._most = _MAX_FIXED if len(signature.dims) <= 1 else 0
         self._compiling = threading.Lock()
-        self._any = None if self._most else self._compiled(None)
-        self.places = {name: place for place, out in enumerate(model.outputs) for name in out.get_names()}
+        if ready is None:
+            self._model = self._read_model()
+            self._any = None if self._most else self._compiled(None)
+        elif all(port.get_partial_shape().is_static for port in ready.inputs):
+            self._fixed[tuple(tuple(port.shape) for port in ready.inputs)] = _Requests(ready, fixed=True)
+        else:
+            self._any = _Requests(ready, fixed=False)
+        ports = (ready or self._model).outputs
+        self.places = {name: place for place, port in enumerate(ports) for name in port.get_names()}
 
     def requests(self, shapes: Shapes) -> _Requests:
         """Those of the model for feeds of these shapes."""
@@ -160,36 +218,85 @@ class _Models:
             return self._any
 
     def _compiled(self, shapes: Shapes | None) -> _Requests:
+        self._model = self._model or self._read_model()
         try:
             model = self._model
             if shapes is not None:
                 model = model.clone()
                 model.reshape(dict(enumerate(shapes)))
-            return _Requests(self._compile(model))
+            return _Requests(self._compile(model), fixed=shapes is not None)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
+
+    def _read_model(self) -> Any:
+        try:
+            return self._read()
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot load the graph: {_words(error)}") from error
 
     def clear(self) -> None:
         self._fixed.clear()
         self._any = self._model = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request, and the buffers bound to it, one for each input; none, if it takes feeds as they are."""
+
+    request: Any
+    buffers: tuple[Array, ...]
+
+
 class _Requests:
     """Requests of one compiled model; each is used by one thread at a time."""
 
-    def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled
-        self._idle: list[Any] = []  # pop and append are atomic
+    def __init__(self, compiled: Any, *, fixed: bool) -> None:
+        self._compiled, self._fixed = compiled, fixed
+        self._idle: list[_Request] = []  # pop and append are atomic
 
-    def take(self) -> Any:
+    def take(self, feeds: Feeds) -> _Request:
         try:
             return self._idle.pop()
         except IndexError:
-            return self._compiled.create_infer_request()
+            return self._made(feeds)
 
-    def give_back(self, request: Any, feeds_bytes: int) -> None:
-        if feeds_bytes <= _SMALL_BYTES or len(self._idle) < _MAX_IDLE_LARGE:
+    def _made(self, feeds: Feeds) -> _Request:
+        request = self._compiled.create_infer_request()
+        if not (self._fixed and 0 < _bytes(feeds) <= _MAX_BOUND_BYTES):
+            return _Request(request, ())
+        buffers = tuple(array.copy() for array in feeds.values())
+        for place, buffer in enumerate(buffers):
+            request.set_input_tensor(place, ov.Tensor(buffer, shared_memory=True))
+        return _Request(request, buffers)
+
+    def export(self) -> bytes:
+        try:
+            return bytes(self._compiled.export_model().getvalue())
+        except Exception as error:  # its exceptions share no base class
+            raise BackendError(f"OpenVINO cannot export what it compiled: {_words(error)}") from error
+
+    def give_back(self, request: _Request, feeds: Feeds) -> None:
+        if request.buffers or _bytes(feeds) <= _SMALL_BYTES or len(self._idle) < _MAX_IDLE_LARGE:
             self._idle.append(request)
+
+
+def _arrays(feeds: Feeds) -> dict[int, Array]:
+    """By place. OpenVINO's Python copies what is read-only, but for scalars, which it refuses."""
+    return {
+        place: array if array.flags.writeable else array.copy()
+        for place, array in enumerate(feeds.values())
+    }
+
+
+def _bytes(feeds: Feeds) -> int:
+    return sum(array.nbytes for array in feeds.values())
+
+
+def _fits(array: Array) -> bool:
+    """Whether all of these integers have 32 bits."""
+    if array.size > _FEW:
+        return bool(array.max() <= _MOST and array.min() >= _LEAST)
+    return all(_LEAST <= value <= _MOST for value in array.ravel().tolist())
 
 
 def _words(error: Exception) -> str:

@@ -91,7 +91,8 @@ def record(
         # beside it, because protobuf holds no more than 2 GiB
         data = f"{saved.stem}.data"
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
-    options.add_session_config_entry("session.disable_prepacking", "0" if prepack else "1")
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     session = _open(graph, plan, options)
     names = [output.name for output in session.get_outputs()]
     results = []
@@ -129,6 +130,7 @@ def _options(plan: Plan) -> Any:
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+    options.add_session_config_entry("session.disable_prepacking", "0" if plan.prepacking else "1")
     # whatever the file is called: its own format .ort was not looked at by infer.graphfile
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options

@@ -152,7 +152,9 @@ def _document(found: Optimized) -> dict[str, Any]:
     return {
         "artifact": str(found.artifact.path),
         "best": found.best,
-        "num_threads": found.outcome.num_threads,
+        "num_threads": found.outcome.settings.num_threads,
+        "spinning": found.outcome.settings.spinning,
+        "prepacking": found.outcome.settings.prepacking,
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "data": found.data,
         "unfinished": found.unfinished,
@@ -174,7 +176,7 @@ def _report(found: Optimized, output: Path) -> None:
     heading("result")
     facts = [
         ("variant", f"{variant.name}, {variant.precision}, {size(variant.size_bytes)}"),
-        ("runs on", f"{found.outcome.runtime}, threads {found.outcome.num_threads}"),
+        ("runs on", f"{found.outcome.runtime}, threads {found.outcome.settings.num_threads}"),
         ("judged on", found.data),
         ("artifact", str(output)),
     ]

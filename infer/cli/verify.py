@@ -11,6 +11,7 @@ import click
 from infer.artifact import Artifact
 from infer.cli.output import print_json, rows
 from infer.cli.progress import Progress
+from infer.compiled import kept
 from infer.errors import MissingPackageError, ParityError
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, Difference, Tolerance, compare
@@ -43,7 +44,7 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
         found: dict[str, dict[str, tuple[Difference, ...]]] = {}
         absent: dict[str, str] = {}  # variants that cannot be run here
         wanted: list[str | None] = [variant.name for variant in manifest.variants]
-        if any(tuned.prepared for tuned in manifest.tuned):
+        if any(tuned.prepared or tuned.compiled for tuned in manifest.tuned):
             wanted.append(None)  # as it is run here
         for wish in wanted:
             options = PlanOptions(device=device, variant=wish)
@@ -56,9 +57,11 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
                 continue
             with opening as session:
                 plan = session.plan
-                if wish is None and plan.prepared is None:
+                compiled = plan.compiled is not None and kept(plan.compiled) is not None
+                if wish is None and plan.prepared is None and not compiled:
                     continue
-                told = f"{plan.variant}, prepared" if plan.prepared else plan.variant
+                ahead = "prepared" if plan.prepared else "compiled before" if compiled else ""
+                told = f"{plan.variant}, {ahead}" if ahead else plan.variant
                 progress(f"running the golden points of {told}")
                 (variant,) = (each for each in manifest.variants if each.name == plan.variant)
                 held = {**tolerances, **(variant.evidence.tolerances if variant.evidence else {})}

@@ -45,6 +45,15 @@ class OptimizeOptions:
     overwrite: bool = False
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How a graph is run, as in `PlanOptions`."""
+
+    num_threads: int
+    spinning: bool = True
+    prepacking: bool = True
+
+
 @dataclass
 class Outcome:
     """What is worth keeping so far.
@@ -52,14 +61,14 @@ class Outcome:
     Attributes:
         variants: name → its verdict, which says where its graph is; the last one is best.
         changes: variant → pass or recipe → what it did.
-        num_threads: of the best.
+        settings: of the best.
         runtime: the library that runs the best, and its version.
         ratio: time of the best over the reference's.
     """
 
+    settings: Settings
     variants: dict[str, Verdict] = field(default_factory=dict)
     changes: dict[str, dict[str, str]] = field(default_factory=dict)
-    num_threads: int = 0
     runtime: str = ""
     ratio: Estimate | None = None
 

@@ -1,8 +1,9 @@
-"""A graph as ONNX Runtime optimized it on this machine, kept so that loading does not do it again.
+"""A graph as its library optimized it on this machine, kept so that loading does not do it again.
 
-It holds for one version of the library and one kind of machine, and a plan uses it for no other. Weights
-that the library packs for its products can be kept packed, too: then they are mapped into memory, and
-processes share them; whether that loads sooner is measured.
+It holds for one version of the library and one kind of machine, and a plan uses it for no other. What ONNX
+Runtime makes is a graph that can be looked through, and part of the artifact. Weights that it packs for its
+products can be kept packed, too: then they are mapped into memory, and processes share them; whether that
+loads sooner is measured. What OpenVINO compiles goes into the user's cache, see `infer.compiled`.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ from pathlib import Path
 
 from infer.artifact import Artifact
 from infer.backends.ort import save_optimized
+from infer.compiled import forget, keep
 from infer.errors import InferError
-from infer.manifest import FileRecord, Prepared
+from infer.guard import Guard
+from infer.manifest import Compiled, FileRecord, Prepared
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare
+from infer.plan import Plan
 from infer.session import Session, open_session
 from infer.signature import Array
 
@@ -52,16 +56,55 @@ def prepare(
             taken = _load_s(opening)
         except InferError:
             taken, found = before, {}
-        alike = found.keys() == expected.keys() and all(
-            difference.within for difference in compare(expected, found, TOLERANCES)
-        )
-        if not alike or taken > _WORTH * before or (best is not None and taken > _WORTH * best[0]):
+        if (
+            not _alike(expected, found)
+            or taken > _WORTH * before
+            or (best is not None and taken > _WORTH * best[0])
+        ):
             _remove(artifact.path / graph)
             continue
         if best is not None:
             _remove(artifact.path / best[1])
         best = taken, graph
     return None if best is None else Prepared(best[1], best[0] / before)
+
+
+def compile_ahead(artifact: Artifact, options: PlanOptions, feeds: Mapping[str, Array]) -> Compiled | None:
+    """Keep the compiled model of the plan that `options` ask for in the user's cache, if the first answer
+    to `feeds` comes sooner with it, and is the same; None if not."""
+    from infer.backends.openvino import export  # only where it is installed
+
+    once = SessionOptions(verify=False, warm_up=False)
+    signature = artifact.manifest.signature
+    with open_session(artifact, options, once) as session:
+        plan, expected = session.plan, session.run(feeds)
+
+    def first_answer(plan: Plan) -> Session:
+        session = open_session(artifact, options, once, plan)
+        session.run(feeds)
+        return session
+
+    before = _load_s(lambda: first_answer(plan))
+    try:
+        sha256 = keep(export(artifact.file(plan.graph), plan, Guard(signature).admit(feeds), signature))
+        if sha256 is None:
+            return None
+        ahead = replace(plan, compiled=sha256)
+        with open_session(artifact, options, once, ahead) as session:
+            found = session.run(feeds)
+        taken = _load_s(lambda: first_answer(ahead))
+    except InferError:
+        return None
+    if not _alike(expected, found) or taken > _WORTH * before:
+        forget(sha256)
+        return None
+    return Compiled(sha256, taken / before)
+
+
+def _alike(expected: Mapping[str, Array], found: Mapping[str, Array]) -> bool:
+    return found.keys() == expected.keys() and all(
+        difference.within for difference in compare(expected, found, TOLERANCES)
+    )
 
 
 def files_of(graph: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 material → the reference answers → backends as they are, and passes, one at a time: kept if equal and faster
          → recipes that approximate, each kept if within the budget and faster
-         → threads → the output: the reference, what was kept, and the evidence
+         → threads and other settings → the output: the reference, what was kept, and the evidence
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from infer.optimizer.outcome import (
     Optimized,
     OptimizeOptions,
     Outcome,
+    Settings,
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.sensitivity import kept_in_float
@@ -53,6 +54,12 @@ Progress = Callable[[str], None]
 
 REFERENCE, WHOLE = "reference", "all together"
 FUSED = "fp32-fused"
+
+SETTINGS = {
+    "no-spinning": ("spinning", 2),  # threads that wait keep cores from whoever else needs them
+    "no-prepacking": ("prepacking", 1),  # a few rows do not repay a layout made for many
+}
+"""What to try on the best → what it turns off, and from how many threads on."""
 
 
 def optimize(
@@ -216,7 +223,7 @@ class _Search:
             graph=graph.graph,
             size_bytes=graph.size_bytes,
         )
-        self.outcome = Outcome(num_threads=plan.num_threads, runtime=_runtime(plan.backend))
+        self.outcome = Outcome(Settings(plan.num_threads), runtime=_runtime(plan.backend))
 
     def run(self) -> str:
         """Do all steps; why not all of them were, or ""."""
@@ -232,6 +239,7 @@ class _Search:
                     for target in self._targets.values():
                         self._try_recipes(target)
                 self._try_threads()
+                self._try_settings()
             except _OutOfTimeError:
                 unfinished = OUT_OF_TIME
             self._compare_with_reference()
@@ -356,31 +364,43 @@ class _Search:
         if self._options.num_threads is not None or plan.device != "cpu":
             return
         for count in sorted({1, plan.num_threads // 2} - {0, plan.num_threads}, reverse=True):
-            name = f"threads-{count}"
-            found = self._trial.workshop.known(name)
-            if found is None:
-                self._check_time()
-                best = self._best
-                ratio = self._trial.ratio(self._trial.contender(best, count), self._contender)
-                found = self._trial.workshop.note(
-                    Verdict(
-                        name,
-                        verdict(ratio) == "faster",
-                        speed_said(ratio),
-                        best.precision,
-                        best.exact,
-                        best.backend,
-                        ratio=ratio,
-                        against=best.name,
-                    )
+            self._try_setting(f"threads-{count}", replace(self.outcome.settings, num_threads=count))
+
+    def _try_settings(self) -> None:
+        """Whatever ONNX Runtime does by default, and does not always pay."""
+        if self._best.backend != "onnxruntime" or self._trial.reference.plan.device != "cpu":
+            return
+        for name, (setting, threads) in SETTINGS.items():
+            if self.outcome.settings.num_threads >= threads:
+                self._try_setting(name, replace(self.outcome.settings, **{setting: False}))
+
+    def _try_setting(self, name: str, settings: Settings) -> None:
+        """The best, run another way."""
+        found = self._trial.workshop.known(name)
+        if found is None:
+            self._check_time()
+            best = self._best
+            contender = replace(self._trial.contender(best, settings), name=f"{best.name}, {name}")
+            ratio = self._trial.ratio(contender, self._contender)
+            found = self._trial.workshop.note(
+                Verdict(
+                    name,
+                    verdict(ratio) == "faster",
+                    speed_said(ratio),
+                    best.precision,
+                    best.exact,
+                    best.backend,
+                    ratio=ratio,
+                    against=best.name,
                 )
-            if found.kept:
-                self.outcome.num_threads = count
+            )
+        if found.kept:
+            self.outcome.settings = settings
 
     def _compare_with_reference(self) -> None:
         """The best, beside where it began; what is slower as a whole is not kept."""
-        threads = self._trial.reference.plan.num_threads
-        if self.outcome.best is None and self.outcome.num_threads == threads:
+        before = Settings(self._trial.reference.plan.num_threads)
+        if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
         ratio = self._trial.ratio(self._contender, self._trial.contender(self._start))
@@ -388,7 +408,7 @@ class _Search:
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
             )
-            self.outcome = Outcome(num_threads=threads, runtime=_runtime(self._start.backend))
+            self.outcome = Outcome(before, runtime=_runtime(self._start.backend))
         else:
             self.outcome.ratio = ratio
 
@@ -401,9 +421,8 @@ class _Search:
 
     @property
     def _contender(self) -> Contender:
-        """The best so far, with as many threads as it has."""
-        found = self._trial.contender(self._best, self.outcome.num_threads)
-        return replace(found, name=self._best.name)
+        """The best so far, with its settings."""
+        return self._trial.contender(self._best, self.outcome.settings)
 
     def _try(self, attempt: Attempt) -> Verdict:
         """Try one thing, unless the time is over. Raises `_OutOfTimeError`."""

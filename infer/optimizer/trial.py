@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,7 +19,7 @@ from infer.optimizer.budget import Budget
 from infer.optimizer.divergence import diverges
 from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
 from infer.optimizer.material import Material
-from infer.optimizer.outcome import OptimizeOptions
+from infer.optimizer.outcome import OptimizeOptions, Settings
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import channels_that_may_saturate
 from infer.optimizer.verdict import Verdict
@@ -200,19 +200,17 @@ class Trial:
         ratio = look(1.0, _STARTS)
         return look(3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
 
-    def contender(self, found: Verdict, num_threads: int | None = None) -> Contender:
-        """A verdict's graph on its backend, with as many threads as the reference has, or as are named."""
+    def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
+        """A verdict's graph on its backend, with the reference's settings, or those that are given."""
         assert found.graph is not None
-        name = f"{found.name}, {num_threads} threads" if num_threads else found.name
-        return Contender(name, partial(self._opened, found.name, found.graph, found.backend, num_threads))
+        return Contender(
+            found.name, partial(self._opened, found.name, found.graph, found.backend, settings)
+        )
 
     @contextmanager
-    def _opened(self, name: str, graph: str, backend: str, num_threads: int | None) -> Iterator[Session]:
-        plan = PlanOptions(
-            device=self.reference.plan.device,
-            backend=backend,
-            num_threads=num_threads or self.reference.plan.num_threads,
-        )
+    def _opened(self, name: str, graph: str, backend: str, settings: Settings | None) -> Iterator[Session]:
+        settings = settings or Settings(self.reference.plan.num_threads)
+        plan = PlanOptions(device=self.reference.plan.device, backend=backend, **asdict(settings))
         options = SessionOptions(verify=False, warm_up=False)
         with open_session(self.workshop.artifact(name, graph), plan, options) as session:
             yield session

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from infer.measure.feeds import Feeds
 from infer.npz import save_npz
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.outcome import Outcome
-from infer.optimizer.preparing import files_of, prepare
+from infer.optimizer.preparing import compile_ahead, files_of, prepare
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions
@@ -77,9 +77,13 @@ def write_output(
         variants = tuple(replace(v, evidence=proved.get(v.name, v.evidence)) for v in variants)
         manifest = replace(manifest, variants=variants)
         best = variants[-1] if added else variants[0]
-        if prepared and device == "cpu" and best.backend in (None, "onnxruntime"):
-            plan, files = _prepared(opened, plan, golden)
-            manifest = replace(manifest, tuned=(*kept.tuned, plan), files={**manifest.files, **files})
+        if prepared and device == "cpu":
+            if best.backend in (None, "onnxruntime"):
+                plan, files = _prepared(opened, plan, golden)
+                manifest = replace(manifest, files={**manifest.files, **files})
+            elif best.backend == "openvino":
+                plan = _compiled(opened, plan)
+            manifest = replace(manifest, tuned=(*kept.tuned, plan))
         _written(manifest, draft)
     return Artifact.open(output)
 
@@ -123,13 +127,20 @@ def _free(name: str, taken: Sequence[str]) -> str:
 
 def _tuned(outcome: Outcome, variant: str, machine: str, device: str) -> Tuned:
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Tuned(machine, device, variant, outcome.num_threads, outcome.runtime, created)
+    settings = asdict(outcome.settings)
+    return Tuned(machine, device, variant, runtime=outcome.runtime, created=created, **settings)
 
 
 def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dict[str, FileRecord]]:
     """The plan with its graph as the backend optimizes it here, if that loads sooner, and the new files."""
     where = hashlib.sha256(f"{plan.machine}|{plan.device}".encode()).hexdigest()[:8]
-    options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
+    options = PlanOptions(
+        device=plan.device,
+        variant=plan.variant,
+        num_threads=plan.num_threads,
+        spinning=plan.spinning,
+        prepacking=plan.prepacking,
+    )
     taken = [path.stem for path in (artifact.path / "prepared").glob("*.onnx")]
     name = _free(f"{plan.variant}-{where}", taken)
     found = prepare(artifact, options, f"prepared/{name}", feeds)
@@ -140,6 +151,14 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
         for file in files_of(artifact.path / found.graph)
     }
     return replace(plan, prepared=found), files
+
+
+def _compiled(artifact: Artifact, plan: Tuned) -> Tuned:
+    """The plan with its model as the backend compiles it here for the feeds that warm a session up, if the
+    first answer comes sooner with it."""
+    options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
+    _, feeds, _ = next(artifact.golden())
+    return replace(plan, compiled=compile_ahead(artifact, options, feeds))
 
 
 def _write_graph(workshop: Workshop, verdict: Verdict, name: str, draft: Path) -> tuple[str, int]:

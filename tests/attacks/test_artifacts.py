@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,11 @@ import onnx.shape_inference
 import pytest
 
 import infer
+from infer.backends import load_backend
+from infer.backends.openvino import export
 from infer.errors import ArtifactError, IntegrityError
+from infer.guard import Guard
+from infer.machine import this_machine
 from infer.npz import load_npz
 from tests.command import infer_command
 from tests.tiny import classifier, edit_manifest, reseal
@@ -52,6 +57,42 @@ def test_a_path_in_the_manifest_cannot_leave_the_artifact(artifact: Path, name: 
     edit_manifest(artifact, edit)
     with pytest.raises(IntegrityError, match="not a path inside"):
         infer.load(artifact, verify=verify)
+
+
+def test_a_compiled_model_is_not_taken_from_an_artifact(artifact: Path, tmp_path: Path) -> None:
+    """Nor from where a manifest says: it may name a sha256, which is looked for in the user's cache."""
+    machine = this_machine().fingerprint
+    runtime = f"openvino {load_backend('openvino').version}"
+    with infer.load(artifact, backend="openvino") as session:
+        expected = session.run(X)["logits"]
+        feeds = Guard(session.signature).admit({"x": X["x"]})
+        blob = export(artifact / GRAPH, session.plan, feeds, session.signature)
+    sha256 = hashlib.sha256(blob).hexdigest()
+    for name in (sha256, f"prepared/{sha256}"):
+        (artifact / name).parent.mkdir(exist_ok=True)
+        (artifact / name).write_bytes(blob)
+
+    def edit(data: Any, said: str) -> None:
+        data["variants"][0]["backend"] = "openvino"
+        data["tuned"] = [
+            {
+                "machine": machine,
+                "device": "cpu",
+                "variant": data["variants"][0]["name"],
+                "num_threads": 1,
+                "runtime": runtime,
+                "created": "2026-01-02T03:04:05+00:00",
+                "compiled": {"sha256": said, "load_ratio": 0.1},
+            }
+        ]
+
+    for said in (sha256, f"prepared/{sha256}", str(artifact / sha256), "../" * 9 + "etc/passwd"):
+        edit_manifest(artifact, lambda data, said=said: edit(data, said))
+        reseal(artifact)
+        with infer.load(artifact) as session:
+            assert session.plan.compiled == said
+            np.testing.assert_array_equal(session.run(X)["logits"], expected)
+            assert session._executable._models._model is not None  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("target", ["../../outside.onnx", "{outside}"], ids=["relative", "absolute"])
