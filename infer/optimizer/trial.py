@@ -126,6 +126,8 @@ class Trial:
         return self._gated(found, model, best, best_bytes)
 
     def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
+        if self.options.objective == "size" and found.size_bytes >= best_bytes:
+            return replace(found, why="it is not smaller")
         budgets = (Budget(),) if found.exact else self.options.budgets
         contender = self.contender(found)
         with contender.opening() as session:
@@ -133,6 +135,10 @@ class Trial:
             judged = self.judge.judge(session, budgets)
         found = replace(found, figures=judged.figures, neighbours=judged.neighbours)
         if judged.broken is not None:
+            if not found.exact and much_slower(glance := self.glance(contender, best)):
+                # with some of its nodes in float, it would be slower still
+                why = f"{judged.broken}, and it is slower"
+                return replace(found, why=why, ratio=glance, against=best.name)
             where = "" if model is None or not found.exact else self._first_difference(model)
             return replace(found, why=f"{judged.broken}{where}", broken=True)
         ratio = self.ratio(contender, best)
@@ -142,8 +148,6 @@ class Trial:
     def _worth(self, ratio: Estimate, size_bytes: int, best_bytes: int) -> tuple[bool, str]:
         if self.options.objective != "size":
             return verdict(ratio) == "faster", speed_said(ratio)
-        if size_bytes >= best_bytes:
-            return False, "it is not smaller"
         slower = ratio.low > 1 + _SLOWER
         return not slower, f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
 
@@ -186,19 +190,22 @@ class Trial:
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
         """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is
         measured again, for three times as long."""
+        ratio = self.glance(contender, against)
+        if much_slower(ratio):
+            return ratio
+        ratio = self._look(contender, against, 1.0, _STARTS)
+        return self._look(contender, against, 3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
 
+    def glance(self, contender: Contender, against: Contender) -> Estimate:
+        """The same, of one start each and in a part of the time."""
+        return self._look(contender, against, _GLANCE, 1)
+
+    def _look(self, contender: Contender, against: Contender, part: float, starts: int) -> Estimate:
         def told(said: str) -> None:
             self.progress(f"{contender.name}: timing, {said}")
 
-        def look(part: float, starts: int) -> Estimate:
-            seconds = part * self.options.gate_s
-            return time_ratio(contender, against, self._timed, seconds, told, starts)
-
-        ratio = look(_GLANCE, 1)
-        if ratio.low > _MUCH_SLOWER:
-            return ratio
-        ratio = look(1.0, _STARTS)
-        return look(3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
+        seconds = part * self.options.gate_s
+        return time_ratio(contender, against, self._timed, seconds, told, starts)
 
     def contender(self, found: Verdict, num_threads: int | None = None) -> Contender:
         """A verdict's graph on its backend, with as many threads as the reference has, or as are named."""
@@ -234,6 +241,11 @@ def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
             return [timed[place] for place in places]
         count -= 1
     return [timed[len(timed) // 2]]
+
+
+def much_slower(ratio: Estimate | None) -> bool:
+    """Surely, after no more than a glance."""
+    return ratio is not None and ratio.low > _MUCH_SLOWER
 
 
 def speed_said(ratio: Estimate) -> str:
