@@ -339,7 +339,7 @@ class _Search:
             return trial.rehearse(self._approximating(name, making, keep), budgets)
 
         choices = kept_in_float(
-            [node.name or "" for node in recipe.candidates(trial.workshop.load())],
+            trial.costs(recipe.candidates(trial.workshop.load())),
             lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
             lambda keep: answered(keep, self._options.budgets).broken is None,
             lambda: time.monotonic() > self._until,

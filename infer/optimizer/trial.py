@@ -15,6 +15,7 @@ from infer.errors import InferError
 from infer.measure.feeds import Feeds
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
+from infer.measure.work import operations_by_node
 from infer.optimizer.budget import Budget
 from infer.optimizer.divergence import diverges
 from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
@@ -22,6 +23,7 @@ from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import channels_that_may_saturate
+from infer.optimizer.rewriting import constant
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop, graph_of
 from infer.options import PlanOptions, SessionOptions
@@ -187,6 +189,25 @@ class Trial:
         finally:
             self.workshop.discard(graph_of("rehearsal"))
 
+    def costs(self, nodes: Sequence[ir.Node]) -> dict[str, float]:
+        """What each of these nodes of the reference takes as it is, by name: weights if files are to become
+        smaller, otherwise operations."""
+        if self.options.objective == "size":
+            return {node.name or "": _weights(node) for node in nodes}
+        counts = self._operations()
+        return {node.name or "": counts.get(node.name or "", 0.0) for node in nodes}
+
+    def _operations(self) -> dict[str, float]:
+        graph, _ = self.workshop.write(self.workshop.load(), "rehearsal")
+        feeds = self._timed[len(self._timed) // 2]
+        try:
+            with self._opened("rehearsal", graph, "onnxruntime", None) as session:
+                return operations_by_node(session.artifact, session.plan, feeds)
+        except InferError:  # it is no reason not to search that nobody knows what is worth sparing
+            return {}
+        finally:
+            self.workshop.discard(graph)
+
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
         """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is
         measured again, for three times as long."""
@@ -241,6 +262,11 @@ def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
             return [timed[place] for place in places]
         count -= 1
     return [timed[len(timed) // 2]]
+
+
+def _weights(node: ir.Node) -> float:
+    found = [array.size for value in node.inputs if (array := constant(value)) is not None]
+    return float(max(found, default=0))
 
 
 def much_slower(ratio: Estimate | None) -> bool:
