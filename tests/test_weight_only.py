@@ -201,6 +201,19 @@ def test_moments_are_those_of_all_inputs(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (one.codes != plain.codes).any()
 
 
+def test_a_product_of_weights_alone_is_rounded() -> None:
+    """No input of a run tells anything of it."""
+    text = "g (float[B, 64] x) => (float[B, 64] y) { c = MatMul(v, w) y = MatMul(x, c) }"
+    proto = parse(text, opset=13, ir_version=8)
+    for name in "vw":
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(normal(64, 64), name))
+    model = loaded(proto)
+    (node,) = candidates(model)
+    node.name = "folded"
+    found = compensated_blocks(model, [node], 4, [{"x": normal(2, 64)}])
+    np.testing.assert_array_equal(found["folded"].codes, rounded(normal(64, 64), 4).codes)
+
+
 def test_nodes_without_names_of_their_own_keep_their_own_weights(tmp_path: Path) -> None:
     """As others' exporters write them: a graph is taken with a name for each node, by which its weights are
     told."""

@@ -66,7 +66,8 @@ def compensated_blocks(
     model: ir.Model, nodes: Sequence[ir.Node], bits: int, feeds: Sequence[Feeds]
 ) -> dict[str, Blocks]:
     """The same, with the inputs that feeds give to these products taken into account."""
-    found = rounded_blocks([node for node in nodes if len(_matrix(node)) > _MOST_ROWS], bits)
+    alone = [n for n in nodes if len(_matrix(n)) > _MOST_ROWS or constant(n.inputs[0]) is not None]
+    found = rounded_blocks(alone, bits)
     users: dict[str, list[ir.Node]] = {}
     for node in nodes:
         if node.name not in found:
