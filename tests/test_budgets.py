@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -71,10 +72,29 @@ def test_sensitivity_finds_the_few_that_hurt() -> None:
         def holds(keep: Any, bad: set[str] = bad) -> bool:
             return bad <= set(keep)
 
-        kept, *more = kept_in_float(names, damage, holds, lambda: False, lambda _: None)
+        kept, *more = kept_in_float(dict.fromkeys(names, 2.0), damage, holds, lambda: False, lambda _: None)
         assert bad <= set(kept)
         assert len(kept) <= most
         assert set(kept) < set(more[0])
         assert len(more[-1]) <= 0.75 * count
-    assert not list(kept_in_float(names, damage, lambda keep: False, lambda: False, lambda _: None))
-    assert not list(kept_in_float(names, damage, holds, lambda: True, lambda _: None))
+    costs = dict.fromkeys(names, 0.0)
+    assert not list(kept_in_float(costs, damage, lambda keep: False, lambda: False, lambda _: None))
+    assert not list(kept_in_float(costs, damage, holds, lambda: True, lambda _: None))
+
+
+def test_what_costs_little_in_float_is_kept_there_first() -> None:
+    """Two small nodes lose together more than the large one does, which takes most of the time: they are
+    kept, though it does the most damage alone. Where nothing is known of costs, it is kept first."""
+    lost = {"large": 0.5, "a": 0.3, "b": 0.3, "c": 0.0, "d": 0.0, "e": 0.0, "f": 0.0, "g": 0.0}
+
+    def damage(keep: Sequence[str]) -> float:
+        return sum(lost[name] for name in lost if name not in keep)
+
+    def first(costs: dict[str, float]) -> list[str]:
+        found = kept_in_float(
+            costs, damage, lambda keep: damage(keep) <= 0.6, lambda: False, lambda _: None
+        )
+        return next(found)
+
+    assert first({name: 90.0 if name == "large" else 1.0 for name in lost}) in (["a", "b"], ["b", "a"])
+    assert first(dict.fromkeys(lost, 0.0)) == ["large"]

@@ -37,10 +37,11 @@ from infer.optimizer import trial as trial_module
 from infer.optimizer.contract import shortfalls
 from infer.optimizer.outcome import Settings
 from infer.optimizer.passes import PassResult
-from infer.optimizer.rewriting import constant, put, take_place, weight
+from infer.optimizer.recipes import Recipe
+from infer.optimizer.rewriting import constant, put, take_place, tidy, weight
 from infer.optimizer.search import SETTINGS
 from infer.optimizer.sensitivity import kept_in_float
-from infer.optimizer.targets import TARGETS, Recipe, Target
+from infer.optimizer.targets import TARGETS, Target
 from infer.optimizer.verdict import Verdict
 from infer.session import open_artifact
 from tests.command import infer_command
@@ -300,6 +301,51 @@ def test_what_loses_too_much_keeps_some_nodes_in_float(
     assert whole.broken
     assert whole.why.startswith("accuracy 1.0000 → 0.")
     assert (mixed.name, mixed.kept, mixed.changed) == ("rough-mixed", True, "1 of 2")
+
+
+def test_what_is_lost_and_slow_is_not_searched_for_nodes(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A recipe over the budget that is much slower as a whole would be slower in part; nor is one tried
+    whose kernels are the same."""
+    alike = replace(rough(), name="int4-weights")
+    plant({}, (replace(rough(0), name="int8-weights"), alike), {"int8-weights": 1.5})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("accuracy-1%"),), data=rows)
+    lost, like = found.verdicts
+    assert lost.why.startswith("accuracy 1.0000 → 0.")
+    assert lost.why.endswith(", and it is slower")
+    assert lost.ratio is not None
+    assert like.why == "its kernels are those of int8-weights, which is slower"
+
+
+def test_nodes_are_spared_for_what_they_save(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations of each product at the size that is timed, or its weights if files are to be smaller."""
+    seen: list[list[float]] = []
+
+    def told(costs: dict[str, float], *_: Any) -> Iterator[list[str]]:
+        seen.append(list(costs.values()))
+        return iter(())
+
+    monkeypatch.setattr(search_module, "kept_in_float", told)
+    for objective in ("throughput", "size"):
+        small = replace(rough(0), build=lambda *given: shrunk(rough(0).build(*given), given[0]))
+        plant({}, (small,), {})
+        budgets = (parse_budget("accuracy-1%"),)
+        optimized(
+            classifier, tmp_path / f"{objective}.infer", budgets=budgets, data=rows, objective=objective
+        )
+    first, second = WIDTH * WIDTH, 2 * WIDTH
+    assert seen == [[8 * 2 * first, 8 * 2 * second], [first, second]]
+
+
+def shrunk(result: PassResult, model: ir.Model) -> PassResult:
+    """The same without old weights and notes, so that the file is smaller."""
+    tidy(model)
+    for node in model.graph:
+        node.metadata_props.clear()
+    return result
 
 
 def test_what_calibration_did_not_show_is_kept_in_float_next(
@@ -1037,7 +1083,8 @@ def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plan
         if case.startswith("opset 9") and verdict.name.startswith("int8"):
             assert "need opset 13, and the graph has 9" in verdict.why
     if case == "a branch":
-        assert found.best == "int8-dynamic", why(found)
+        assert why(found)["int8-dynamic"][0], why(found)
+        assert found.best == "int4-weights"
     kind = np.float16 if case == "half precision" else np.float32
     x = np.random.default_rng(1).standard_normal((3, 64)).astype(kind)
     with infer.load(tmp_path / "m.onnx") as before, infer.load(tmp_path / "o.infer") as after:

@@ -16,7 +16,7 @@ from infer.machine import this_machine
 from infer.measure.feeds import Feeds
 from infer.measure.operations import operations
 from infer.measure.record import Peaks
-from infer.measure.work import Work, count_work, limit_of
+from infer.measure.work import Work, count_work, limit_of, operations_by_node
 from infer.options import PlanOptions
 from infer.planner import make_plan
 from infer.session import open_artifact
@@ -63,6 +63,22 @@ def test_groups_and_strides_of_a_convolution_divide_its_work(tmp_path: Path) -> 
     forward = 2 * 3 * 12 * (5 * 7) * (8 // 4) * 9
     back = 2 * 3 * 12 * (5 * 7) * (6 // 3) * 4
     assert work.flops == forward + back
+
+
+def test_operations_are_told_by_node(tmp_path: Path) -> None:
+    """By name, two for each product; what has none is there with 0."""
+    text = """g (float[N, 6] x) => (float[N, 5] y) {
+        [first] a = MatMul(x, w) [turn] b = Reshape(a, s) [second] y = Gemm(b, v, c)
+    }"""
+    proto = parse(text, opset=17, ir_version=8)
+    weights = {"w": floats(6, 4), "v": floats(4, 5), "c": floats(5), "s": np.array([-1, 4])}
+    for name, array in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    artifact = open_artifact(tmp_path / "m.onnx")
+    plan = make_plan(artifact.manifest, this_machine(), PlanOptions(device="cpu"))
+    found = operations_by_node(artifact, plan, {"x": floats(3, 6)})
+    assert found == {"first": 2 * 3 * 6 * 4, "turn": 0, "second": 2 * 3 * 4 * 5}
 
 
 def test_an_lstm_meets_all_weights_in_every_step(tmp_path: Path) -> None:

@@ -68,6 +68,20 @@ def count_work(artifact: Artifact, plan: Plan, feeds: Mapping[str, object]) -> W
     return Work(flops, moved, tuple(sorted(uncounted)))
 
 
+def operations_by_node(artifact: Artifact, plan: Plan, feeds: Mapping[str, object]) -> dict[str, float]:
+    """Floating-point operations of each node of the plan's graph that ran, by its name, for a query with
+    `feeds`; 0.0 where they are not known. Runs the graph on the CPU, unoptimized, once.
+
+    Raises `FeedError`, `BackendError` and `ArtifactError`.
+    """
+    admitted = Guard(artifact.manifest.signature).admit(feeds)
+    found = trace_shapes(artifact.file(plan.graph), replace(plan, device="cpu", prepared=None), admitted)
+    counts: dict[str, float] = defaultdict(float)
+    for event in found.events:
+        counts[event.name] += operations(event.op_type, event.inputs, event.outputs) or 0.0
+    return dict(counts)
+
+
 def limit_of(work: Work, peaks: Peaks, median_ms: float) -> Limit:
     """How close a query of `work` that takes `median_ms` comes to what the machine can do.
 

@@ -1,6 +1,7 @@
 """The form in which passes get a graph, whichever exporter wrote it.
 
-Weights are weights only, Identity is gone, and values have shapes where they follow from the inputs'.
+Weights are weights only, Identity is gone, nodes have names of their own, and values have shapes where they
+follow from the inputs'.
 """
 
 from __future__ import annotations
@@ -33,4 +34,16 @@ def canonical(path: Path) -> ir.Model:
     # inference notes tensors where sequences are
     if unknown and not any(word in node.op_type for node in model.graph for word in _NO_TENSORS):
         ShapeInferencePass()(model)
+    _name_nodes(model.graph)
     return model
+
+
+def _name_nodes(graph: ir.Graph) -> None:
+    """By name a recipe is told what stays in float, and whose weights are whose."""
+    taken: set[str] = set()
+    for number, node in enumerate(graph):
+        name = node.name or f"{node.op_type}_{number}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        node.name = name

@@ -41,9 +41,10 @@ from infer.optimizer.outcome import (
     Settings,
 )
 from infer.optimizer.passes import Pass, PassResult
+from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.sensitivity import kept_in_float
-from infer.optimizer.targets import INSTEAD, Given, Recipe, Target, saturates, targets_of, unfit
-from infer.optimizer.trial import Attempt, Trial, speed_said
+from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
+from infer.optimizer.trial import Attempt, Trial, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.optimizer.writing import write_output
@@ -276,7 +277,7 @@ class _Search:
         for recipe in target.recipes:
             if recipe.for_size and self._options.objective != "size":
                 continue
-            if reason := unfit(recipe, self._trial.workshop.load()):
+            if reason := unfit(recipe, self._trial.workshop.load()) or self._like(recipe):
                 if self._trial.workshop.known(recipe.name) is None:
                     self._trial.workshop.note(
                         Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
@@ -288,6 +289,13 @@ class _Search:
                 found = self._with_some_in_float(making)
             if found.kept:
                 self._keep(found.name, found, found.changed)
+
+    def _like(self, recipe: Recipe) -> str | None:
+        """Why another recipe tells that this one is not worth a try, or None."""
+        other = self._trial.workshop.known(LIKE.get(recipe.name, ""))
+        if other is None or not much_slower(other.ratio):
+            return None
+        return f"its kernels are those of {other.name}, which is slower"
 
     def _try_recipe(self, making: _Making) -> Verdict:
         """The recipe as a whole."""
@@ -339,7 +347,7 @@ class _Search:
             return trial.rehearse(self._approximating(name, making, keep), budgets)
 
         choices = kept_in_float(
-            [node.name or "" for node in recipe.candidates(trial.workshop.load())],
+            trial.costs(recipe.candidates(trial.workshop.load())),
             lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
             lambda keep: answered(keep, self._options.budgets).broken is None,
             lambda: time.monotonic() > self._until,
@@ -353,7 +361,7 @@ class _Search:
                 break
         if found is None:
             self._check_time()
-            why = "most nodes would have to stay in float to meet the budget"
+            why = "most nodes would have to be spared to meet the budget"
             found = Verdict(name, False, why, exact=False, backend=making.target.backend)
             trial.workshop.note(found)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 Damage = Callable[[Sequence[str]], float]
 """How far answers are off if these nodes stay in float and all others are quantized."""
@@ -15,26 +15,30 @@ _MOST_KEPT = 0.75
 
 
 def kept_in_float(
-    names: Sequence[str],
+    costs: Mapping[str, float],
     damage: Damage,
     holds: Callable[[Sequence[str]], bool],
     out_of_time: Callable[[], bool],
     progress: Callable[[str], None],
 ) -> Iterator[list[str]]:
-    """The fewest nodes, by their own damage, that must stay in float for `holds`, and if these do not
-    suffice elsewhere, twice as many, and so on; nothing if most of them do not suffice.
+    """The nodes that must stay in float for `holds`, those first that do the most damage for what they
+    save; if these do not suffice elsewhere, twice as many, and so on; nothing if most do not suffice.
 
-    Each group's damage is measured with all other groups in float; then the number of groups that stay is
-    doubled until `holds`, and halved in between.
+    `costs` has what each node would take if it stayed, in any unit: operations, say, or bytes. Conversions
+    around it are taken to cost as much as a node does in the mean. Each group's damage is measured with all
+    other groups in float; then the number of groups that stay is doubled until `holds`, and halved in
+    between.
     """
-    groups = _groups(list(names))
+    groups = _groups(list(costs))
     if len(groups) < 2:
         return
+    mean = sum(costs.values()) / len(costs) or 1.0
     found = []
     for number, group in enumerate(groups):
         progress(f"sensitivity of {number + 1} of {len(groups)}")
         others = [name for other in groups if other is not group for name in other]
-        found.append((damage(others), number))
+        cost = sum(costs[name] + mean for name in group)
+        found.append((damage(others) / cost, number))
         if out_of_time():
             return
     ranked = [groups[number] for _, number in sorted(found, reverse=True)]

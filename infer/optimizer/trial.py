@@ -15,6 +15,7 @@ from infer.errors import InferError
 from infer.measure.feeds import Feeds
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
+from infer.measure.work import operations_by_node
 from infer.optimizer.budget import Budget
 from infer.optimizer.divergence import diverges
 from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
@@ -22,6 +23,7 @@ from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions, Settings
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import channels_that_may_saturate
+from infer.optimizer.rewriting import constant
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop, graph_of
 from infer.options import PlanOptions, SessionOptions
@@ -126,6 +128,8 @@ class Trial:
         return self._gated(found, model, best, best_bytes)
 
     def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
+        if self.options.objective == "size" and found.size_bytes >= best_bytes:
+            return replace(found, why="it is not smaller")
         budgets = (Budget(),) if found.exact else self.options.budgets
         contender = self.contender(found)
         with contender.opening() as session:
@@ -133,6 +137,10 @@ class Trial:
             judged = self.judge.judge(session, budgets)
         found = replace(found, figures=judged.figures, neighbours=judged.neighbours)
         if judged.broken is not None:
+            if not found.exact and much_slower(glance := self.glance(contender, best)):
+                # with some of its nodes in float, it would be slower still
+                why = f"{judged.broken}, and it is slower"
+                return replace(found, why=why, ratio=glance, against=best.name)
             where = "" if model is None or not found.exact else self._first_difference(model)
             return replace(found, why=f"{judged.broken}{where}", broken=True)
         ratio = self.ratio(contender, best)
@@ -142,8 +150,6 @@ class Trial:
     def _worth(self, ratio: Estimate, size_bytes: int, best_bytes: int) -> tuple[bool, str]:
         if self.options.objective != "size":
             return verdict(ratio) == "faster", speed_said(ratio)
-        if size_bytes >= best_bytes:
-            return False, "it is not smaller"
         slower = ratio.low > 1 + _SLOWER
         return not slower, f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
 
@@ -183,22 +189,44 @@ class Trial:
         finally:
             self.workshop.discard(graph_of("rehearsal"))
 
+    def costs(self, nodes: Sequence[ir.Node]) -> dict[str, float]:
+        """What each of these nodes of the reference takes as it is, by name: weights if files are to become
+        smaller, otherwise operations."""
+        if self.options.objective == "size":
+            return {node.name or "": _weights(node) for node in nodes}
+        counts = self._operations()
+        return {node.name or "": counts.get(node.name or "", 0.0) for node in nodes}
+
+    def _operations(self) -> dict[str, float]:
+        graph, _ = self.workshop.write(self.workshop.load(), "rehearsal")
+        feeds = self._timed[len(self._timed) // 2]
+        try:
+            with self._opened("rehearsal", graph, "onnxruntime", None) as session:
+                return operations_by_node(session.artifact, session.plan, feeds)
+        except InferError:  # it is no reason not to search that nobody knows what is worth sparing
+            return {}
+        finally:
+            self.workshop.discard(graph)
+
     def ratio(self, contender: Contender, against: Contender) -> Estimate:
         """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is
         measured again, for three times as long."""
+        ratio = self.glance(contender, against)
+        if much_slower(ratio):
+            return ratio
+        ratio = self._look(contender, against, 1.0, _STARTS)
+        return self._look(contender, against, 3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
 
+    def glance(self, contender: Contender, against: Contender) -> Estimate:
+        """The same, of one start each and in a part of the time."""
+        return self._look(contender, against, _GLANCE, 1)
+
+    def _look(self, contender: Contender, against: Contender, part: float, starts: int) -> Estimate:
         def told(said: str) -> None:
             self.progress(f"{contender.name}: timing, {said}")
 
-        def look(part: float, starts: int) -> Estimate:
-            seconds = part * self.options.gate_s
-            return time_ratio(contender, against, self._timed, seconds, told, starts)
-
-        ratio = look(_GLANCE, 1)
-        if ratio.low > _MUCH_SLOWER:
-            return ratio
-        ratio = look(1.0, _STARTS)
-        return look(3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
+        seconds = part * self.options.gate_s
+        return time_ratio(contender, against, self._timed, seconds, told, starts)
 
     def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
         """A verdict's graph on its backend, with the reference's settings, or those that are given."""
@@ -232,6 +260,16 @@ def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
             return [timed[place] for place in places]
         count -= 1
     return [timed[len(timed) // 2]]
+
+
+def _weights(node: ir.Node) -> float:
+    found = [array.size for value in node.inputs if (array := constant(value)) is not None]
+    return float(max(found, default=0))
+
+
+def much_slower(ratio: Estimate | None) -> bool:
+    """Surely, after no more than a glance."""
+    return ratio is not None and ratio.low > _MUCH_SLOWER
 
 
 def speed_said(ratio: Estimate) -> str:

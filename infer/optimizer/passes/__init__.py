@@ -26,6 +26,11 @@ class PassResult:
         """Note that one occurrence stays as it is."""
         self.declined[reason] += 1
 
+    def __add__(self, other: PassResult) -> PassResult:
+        """Of two patterns, in one rewrite."""
+        declined = self.declined + other.declined
+        return PassResult(self.found + other.found, self.rewritten + other.rewritten, declined)
+
     def __str__(self) -> str:
         said = f"{self.rewritten} of {self.found}"
         if self.declined:

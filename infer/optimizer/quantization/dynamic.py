@@ -41,7 +41,7 @@ def quantize_dynamically(model: ir.Model, keep: Collection[str] = (), *, pair_bo
             result.decline("kept in float for accuracy")
             continue
         if node.op_type == "Gemm":
-            node = _as_product(node)
+            node = as_product(node)
         _quantize(model.graph, node, pair_bounded)
         result.rewritten += 1
     tidy(model)
@@ -64,7 +64,7 @@ def _fits(node: ir.Node) -> bool:
     )
 
 
-def _as_product(gemm: ir.Node) -> ir.Node:
+def as_product(gemm: ir.Node) -> ir.Node:
     """A Gemm as MatMul and Add."""
     graph = gemm.graph
     assert isinstance(graph, ir.Graph)
