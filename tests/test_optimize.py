@@ -32,6 +32,7 @@ from infer.optimizer import (
     parse_budget,
     preparing,
 )
+from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.contract import shortfalls
@@ -328,7 +329,7 @@ def test_nodes_are_spared_for_what_they_save(
         seen.append(list(costs.values()))
         return iter(())
 
-    monkeypatch.setattr(search_module, "kept_in_float", told)
+    monkeypatch.setattr(making_module, "kept_in_float", told)
     for objective in ("throughput", "size"):
         small = replace(rough(0), build=lambda *given: shrunk(rough(0).build(*given), given[0]))
         plant({}, (small,), {})
@@ -359,7 +360,7 @@ def test_what_calibration_did_not_show_is_kept_in_float_next(
         yield [second]
         yield [second, first]
 
-    monkeypatch.setattr(search_module, "kept_in_float", told)
+    monkeypatch.setattr(making_module, "kept_in_float", told)
     budgets = (parse_budget("accuracy-1%"),)
     found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
     whole, mixed, again = found.verdicts
@@ -378,13 +379,13 @@ def test_a_search_for_nodes_that_ran_out_of_time_is_not_decided(
         late.setattr(search_module.time, "monotonic", lambda: 1e12)
         return iter(())
 
-    monkeypatch.setattr(search_module, "kept_in_float", out_of_time)
+    monkeypatch.setattr(making_module, "kept_in_float", out_of_time)
     budgets = (parse_budget("accuracy-1%"),)
     found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
     late.undo()
     assert found.unfinished == OUT_OF_TIME
     assert [verdict.name for verdict in found.verdicts] == ["rough"]
-    monkeypatch.setattr(search_module, "kept_in_float", kept_in_float)
+    monkeypatch.setattr(making_module, "kept_in_float", kept_in_float)
     found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows, overwrite=True)
     assert why(found)["rough-mixed"] == (True, "faster")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bench.peers import PEERS, Peer
+from bench.peers import OPTIMIZED, PEERS, Peer
 from bench.peers.environment import EnvironmentFailedError, place, prepare, python
 from bench.peers.places import ROOT
 from bench.zoo import FAMILIES, FULL_SIZE
@@ -17,7 +17,8 @@ from infer.machine import this_machine
 from infer.measure.comparison import Asked
 from infer.measure.scenarios import MULTI_STREAM_SAMPLES, SCENARIOS
 
-_NAMES = [peer.name for peer in PEERS]
+_CANDIDATES = (*OPTIMIZED, *PEERS)
+_NAMES = [peer.name for peer in _CANDIDATES]
 
 
 @click.group()
@@ -166,7 +167,7 @@ def compare(
 
 
 def _chosen(names: tuple[str, ...]) -> list[Peer]:
-    return [peer for peer in PEERS if not names or peer.name in names]
+    return [peer for peer in _CANDIDATES if not names or peer.name in names]
 
 
 if __name__ == "__main__":

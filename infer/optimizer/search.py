@@ -12,9 +12,9 @@ import json
 import pickle
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,9 +27,10 @@ from infer.errors import DeviceError, InferError, InputError, MissingPackageErro
 from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
-from infer.optimizer.budget import EQUAL, Budget
+from infer.optimizer.budget import EQUAL
 from infer.optimizer.contract import whole
-from infer.optimizer.gates import Contender, Judged
+from infer.optimizer.gates import Contender
+from infer.optimizer.making import Making
 from infer.optimizer.material import material
 from infer.optimizer.outcome import (
     INTERRUPTED,
@@ -42,7 +43,6 @@ from infer.optimizer.outcome import (
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
-from infer.optimizer.sensitivity import kept_in_float
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
 from infer.optimizer.trial import Attempt, Trial, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
@@ -283,7 +283,8 @@ class _Search:
                         Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
                     )
                 continue
-            making = _Making(target, recipe, given)
+            passes = self._passes[target.backend]
+            making = Making(recipe, target, given, passes, self._trial, self._ways)
             found = self._try_recipe(making)
             if found.broken:
                 found = self._with_some_in_float(making)
@@ -297,66 +298,26 @@ class _Search:
             return None
         return f"its kernels are those of {other.name}, which is slower"
 
-    def _try_recipe(self, making: _Making) -> Verdict:
+    def _try_recipe(self, making: Making) -> Verdict:
         """The recipe as a whole."""
         name = making.recipe.name
         if (known := self._trial.workshop.known(name)) is not None:
             return known
         self._check_time()
-        return self._try(self._approximating(name, making, ()))
+        return self._try(making.attempt(name, ()))
 
-    def _approximating(self, name: str, making: _Making, keep: Collection[str], way: str = "") -> Attempt:
-        """A recipe on top of the passes that were kept, without these nodes."""
-        recipe, target = making.recipe, making.target
-        way = way or self._best_way(making)
-
-        def build(model: ir.Model) -> PassResult:
-            result = recipe.build(model, making.given, way, keep)
-            for rewrite in self._passes[target.backend].values():
-                rewrite(model)
-            return result
-
-        return Attempt(name, target.backend, build, recipe.precision.format(way), exact=False)
-
-    def _best_way(self, making: _Making) -> str:
-        """Of how a recipe can be made, what is nearest on calibration feeds. Recipes that can be made in
-        the same ways share it."""
-        name, ways = making.recipe.name, making.recipe.ways
-        if len(ways) == 1:
-            return ways[0]
-        if ways not in self._ways:
-            nearness = {}
-            for way in ways:
-                self._trial.progress(f"{name}: {way}")
-                attempt = self._approximating(name, making, (), way)
-                nearness[way] = self._trial.rehearse(attempt, ()).figures["cosine"]
-            self._ways[ways] = max(nearness, key=nearness.__getitem__)
-        return self._ways[ways]
-
-    def _with_some_in_float(self, making: _Making) -> Verdict:
+    def _with_some_in_float(self, making: Making) -> Verdict:
         """The recipe again, without the nodes that cost the most accuracy: as few as calibration feeds
         allow, or twice as many where these did not show it all."""
-        recipe, trial = making.recipe, self._trial
-        name = f"{recipe.name}-mixed"
+        trial = self._trial
+        name = f"{making.recipe.name}-mixed"
         done = [verdict for verdict in trial.workshop.verdicts if verdict.name.startswith(name)]
         if done and not done[-1].broken:
             return done[-1]
         self._check_time()
-
-        def answered(keep: Sequence[str], budgets: Sequence[Budget]) -> Judged:
-            return trial.rehearse(self._approximating(name, making, keep), budgets)
-
-        choices = kept_in_float(
-            trial.costs(recipe.candidates(trial.workshop.load())),
-            lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
-            lambda keep: answered(keep, self._options.budgets).broken is None,
-            lambda: time.monotonic() > self._until,
-            lambda said: trial.progress(f"{name}: {said}"),
-        )
         found = None
-        for turn, keep in enumerate(choices, 1):
-            called = name if turn == 1 else f"{name}-{turn}"
-            found = self._try(self._approximating(called, making, keep))
+        for turn, keep in enumerate(making.spared(name, lambda: time.monotonic() > self._until), 1):
+            found = self._try(making.attempt(name if turn == 1 else f"{name}-{turn}", keep))
             if not found.broken:
                 break
         if found is None:
@@ -441,15 +402,6 @@ class _Search:
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
             raise _OutOfTimeError
-
-
-@dataclass(frozen=True)
-class _Making:
-    """A recipe, for which backend, and with what."""
-
-    target: Target
-    recipe: Recipe
-    given: Given
 
 
 class _OutOfTimeError(Exception):
