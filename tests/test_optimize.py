@@ -164,6 +164,12 @@ def rough(*spoiled: int, noise: float = 1.0) -> Recipe:
     return Recipe("rough", "rounded", ("once",), products, build)
 
 
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the tests about settings spend time on them."""
+    monkeypatch.setattr(search_module, "SETTINGS", {})
+
+
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     """Puts passes and recipes in the place of those there are; speeds are then as told, in turn."""
@@ -173,7 +179,6 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
     ) -> None:
         target = Target("onnxruntime", "cpu", passes, recipes)
         monkeypatch.setattr(search_module, "targets_of", lambda device: (target,))
-        monkeypatch.setattr(search_module, "SETTINGS", {})
         if speeds is None:
             return
 
@@ -549,10 +554,26 @@ def test_settings_are_kept_where_they_are_faster(
         for name, answer in before.run(x).items():
             np.testing.assert_allclose(session.run(x)[name], answer, rtol=1e-5, atol=1e-6)
     plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 1.3})
-    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
     one = optimized(classifier, tmp_path / "one.infer", num_threads=1)
     assert why(one) == {"no-prepacking": (False, "slower")}
     assert one.outcome.settings == Settings(1)
+
+
+def test_settings_are_measured(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the best so far, with a ratio and its interval; what is not surely faster is not in the plan."""
+    plant({})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    found = optimized(classifier, tmp_path / "out.infer", gate_s=0.05)
+    (verdict,) = found.verdicts
+    assert (verdict.name, verdict.against) == ("no-prepacking", "reference")
+    assert verdict.ratio is not None
+    assert verdict.kept == (verdict.why == "faster")
+    assert verdict.ratio.high < 1 or not verdict.kept
+    (tuned,) = found.artifact.manifest.tuned
+    assert tuned.prepacking == found.outcome.settings.prepacking
+    assert tuned.prepacking or verdict.kept
 
 
 @pytest.fixture
@@ -563,7 +584,6 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]]
         first = Target("onnxruntime", "cpu", {"good": harmless})
         second = Target("openvino", "cpu", {}, (replace(rough(), name="openvino-rough"),))
         monkeypatch.setattr(search_module, "targets_of", lambda device: (first, second))
-        monkeypatch.setattr(search_module, "SETTINGS", {})
 
         def told(candidate: Any, against: Any, *_: Any) -> Estimate:
             found = speeds.get(candidate.name, 1.0)
