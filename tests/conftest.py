@@ -26,6 +26,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # as many test processes as cores
 
 
+@pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests come first in the part of the tests that each process starts with: what is left at the end
+    is short and can be shared, and no process waits for the long test of another."""
+    parts = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = [item for item in items if not item.get_closest_marker("long")]
+    size = -(-len(others) // parts)
+    items[:] = [
+        item
+        for part in range(parts)
+        for item in (*long[part::parts], *others[part * size : (part + 1) * size])
+    ]
+
+
 @pytest.fixture(scope="session")
 def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The artifact of a small seeded net: `x` float32 [batch, 10] to `logits` [batch, 2]."""
