@@ -6,12 +6,15 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
 import pytest
 import torch
 
 import converters
 import infer
+from bench.zoo import training
 from tests.models import TwoLayers
 
 if expected := os.environ.get("INFER_INSTALLED_IN"):
@@ -48,6 +51,31 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     converters.convert(TwoLayers().eval(), path, example_inputs={"x": torch.randn(4, 10)})
     return path
+
+
+class TrainFor(Protocol):
+    """Has a family of the zoo trained for fewer epochs than its own."""
+
+    def __call__(self, family: ModuleType, *, epochs: int) -> None: ...
+
+
+@pytest.fixture
+def train_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainFor:
+    """For models that need not be as good as they can be. Their weights are no one else's, so they are not
+    kept where those of the whole training are."""
+
+    def shorten(family: ModuleType, *, epochs: int) -> None:
+        fit = family.fit
+
+        def shorter(*args: Any, **options: Any) -> float:
+            assert options["epochs"] > epochs
+            score: float = fit(*args, **{**options, "epochs": epochs})
+            return score
+
+        monkeypatch.setattr(family, "fit", shorter)
+        monkeypatch.setattr(training, "cache", lambda: tmp_path)
+
+    return shorten
 
 
 @pytest.fixture
