@@ -11,10 +11,14 @@ import infer
 from infer.parity import TOLERANCES, compare
 from tests.architectures import ARCHITECTURES, REPRESENTATIVE, Architecture
 
+LONG = ("swin", "funnel", "mobilenet-v1", "mobilenet-v2", "deformable-detr", "cvt")
+"""Those with the longest expressions of sizes, or that need several attempts."""
+
 
 def _marked(architecture: Architecture) -> object:
-    slow = () if architecture.name in REPRESENTATIVE else (pytest.mark.slow,)
-    return pytest.param(architecture, id=architecture.name, marks=slow)
+    marks = [] if architecture.name in REPRESENTATIVE else [pytest.mark.slow]
+    marks += [pytest.mark.long] if architecture.name in LONG else []
+    return pytest.param(architecture, id=architecture.name, marks=marks)
 
 
 ELSEWHERE = ("rt-detr",)

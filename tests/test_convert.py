@@ -374,6 +374,7 @@ def test_unused_inputs_stay(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     """Weights over protobuf's limit of 2 GB go to external data, and the artifact runs."""
 

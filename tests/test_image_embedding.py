@@ -140,6 +140,7 @@ def test_clothes_of_unseen_kinds_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_face_has_the_vector_of_the_original(tmp_path: Path) -> None:
     """Inception-ResNet-v1 at full size: the vector of a real face is PyTorch's on (x - 127.5) / 128 within
     1e-5, and a face is itself."""

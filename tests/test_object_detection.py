@@ -137,7 +137,9 @@ def test_a_mask_says_where_the_picture_is(tmp_path: Path) -> None:
         check_equal(ours, original(folder, photo))
 
 
-@pytest.mark.parametrize("name", ["yolos", pytest.param("rt-detr", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["yolos", pytest.param("rt-detr", marks=(pytest.mark.slow, pytest.mark.long))]
+)
 def test_a_detector_folder_converts_with_its_task(name: str, tmp_path: Path) -> None:
     """The artifact, without torch, finds what transformers finds."""
     folder = save(name, tmp_path / "model")

@@ -56,7 +56,8 @@ def saved(folder: Path, stages: Stages, tokenizer: dict[str, Any] | None = None,
     import sentence_transformers
     from sentence_transformers.sentence_transformer import modules
 
-    bert_folder(folder / "bert", "MaskedLM", tokenizer=tokenizer)
+    # stages see what the last layer says, however many there are
+    bert_folder(folder / "bert", "MaskedLM", tokenizer=tokenizer, num_hidden_layers=1)
     encoder = modules.Transformer(str(folder / "bert"))
     model = sentence_transformers.SentenceTransformer(
         modules=[encoder, *stages(modules)], device="cpu", **options
@@ -87,11 +88,22 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**data, **changes}))
 
 
+AFTER_POOLING = ("projected", "residual", "same-size residual")
+"""Stages that see pooled vectors, in which there is no padding."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("pad", ["right", "left"])
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize(
+    ("name", "pad"),
+    [
+        (name, pad)
+        for name in STAGES
+        for pad in ("right", "left")
+        if pad == "right" or name not in AFTER_POOLING
+    ],
+)
 def test_stages_equal_the_original(name: str, pad: str, tmp_path: Path) -> None:
-    """Every pooling mode and stage, with padding on either side: short, empty and cut texts."""
+    """Every stage, and every pooling mode with padding on either side: short, empty and cut texts."""
     folder = saved(tmp_path, STAGES[name], {"padding_side": pad})
     compare(folder, original(folder, TEXTS))
 
