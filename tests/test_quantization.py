@@ -24,6 +24,7 @@ from infer.optimizer.quantization.weights import (
     may_saturate,
     quantize_weight,
 )
+from infer.optimizer.rewriting import weight
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
 from tests.tiny import parse
@@ -111,6 +112,20 @@ def test_smoothing_keeps_the_numbers_and_helps_outliers(tmp_path: Path) -> None:
         found = answers(model, tmp_path / "c.onnx", judged)["y"]
         errors.append(float(np.sqrt(np.mean((found - expected) ** 2))))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_product_of_two_weights_is_not_smoothed() -> None:
+    """It has no activations, whose channels could be evened out."""
+    model = product()
+    node = model.graph[0]
+    node.replace_input_with(0, weight(model.graph, "rows", np.ones((6, 64), np.float32)))
+
+    def maxima(names: Sequence[str]) -> dict[str, Array]:
+        assert not names
+        return {}
+
+    smooth(model, [node], maxima, 0.5)
+    assert operators(model) == ["MatMul", "Add"]
 
 
 def test_small_products_and_named_ones_stay_in_float() -> None:

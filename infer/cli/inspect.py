@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from infer.artifact import Artifact
+from infer.batching.proof import NEIGHBOURLY
 from infer.cli.convert import parity_line
 from infer.cli.output import heading, print_json, rows
 from infer.graphfile import GraphFile, read_graph_file
@@ -17,8 +18,6 @@ from infer.session import open_artifact
 from infer.wording import size
 
 _MOST_OPERATORS = 12
-_NEIGHBOURLY = 1e-4
-"""Less than that is rounding."""
 
 
 @click.command("inspect")
@@ -57,7 +56,7 @@ def _evidence(variant: Variant) -> Iterator[str]:
     yield f"budget {found.budget}: {figures}, on {found.data}"
     speed = found.speed
     yield f"time ×{speed.ratio:.3f} ({speed.low:.3f}–{speed.high:.3f}) of {speed.against}'s"
-    if found.neighbours > _NEIGHBOURLY:
+    if found.neighbours > NEIGHBOURLY:
         yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
 
 
@@ -104,7 +103,9 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
             [
                 (
                     tuned.variant,
-                    f"{tuned.runtime}, {tuned.num_threads} threads on {tuned.device} of {tuned.machine}",
+                    f"{tuned.runtime}, {tuned.num_threads} threads on {tuned.device} of {tuned.machine}"
+                    f"{'' if tuned.spinning else ', no spinning'}"
+                    f"{'' if tuned.prepacking else ', weights as they are'}",
                 )
                 for tuned in manifest.tuned
             ]

@@ -66,7 +66,8 @@ class Given:
         return self._blocks
 
 
-def _fits(model: ir.Model) -> str | None:
+def _any(model: ir.Model) -> str | None:
+    """For recipes that are worth a try on every graph."""
     return None
 
 
@@ -92,7 +93,7 @@ class Recipe:
     candidates: Callable[[ir.Model], list[ir.Node]]
     build: _Build
     for_size: bool = False
-    unfit: Callable[[ir.Model], str | None] = _fits
+    unfit: Callable[[ir.Model], str | None] = _any
 
 
 _ONE_WAY = ("as they are",)

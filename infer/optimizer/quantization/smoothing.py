@@ -46,7 +46,8 @@ def smooth(model: ir.Model, products: Sequence[ir.Node], maxima_of: MaximaOf, al
     """Even out the inputs of these MatMul nodes, which have constant matrices. In place."""
     groups: dict[ir.Value, list[ir.Node]] = {}
     for node in products:
-        if node.inputs[0] is not None and node.op_type == "MatMul":
+        # what is constant has no channels that differ from feed to feed
+        if node.inputs[0] is not None and node.op_type == "MatMul" and constant(node.inputs[0]) is None:
             groups.setdefault(node.inputs[0], []).append(node)
     maxima = maxima_of([value.name or "" for value in groups])
     for value, nodes in groups.items():
