@@ -20,6 +20,7 @@ import infer
 from infer.batching import Batcher
 from infer.batching.joining import Layout, layout_of
 from infer.batching.pace import Pace
+from infer.batching.waiting import Asked, Request, Waiting
 from infer.errors import (
     BackendError,
     DeadlineError,
@@ -305,6 +306,22 @@ def test_callers_get_equal_shares(served: Served) -> None:
         runs = [ids.ravel().tolist() for ids in served.runs]
         assert next(number for number, run in enumerate(runs) if 1 in run) <= 2
         assert [n for run in runs[1:] for n in run if n >= 100] == list(range(100, 150))
+
+
+def test_callers_that_are_gone_are_forgotten() -> None:
+    """A service may have any number of them, and its queue may never be empty."""
+    pace = Pace()
+    waiting = Waiting(None, pace, 8)
+    feeds = Guard(TOKENS).admit({"ids": np.ones((1, 1), np.int64)})
+    for number in range(1000):
+        for half in ("a", "b"):
+            waiting.add(Request(feeds, ("sum",), Asked(None, f"{number}{half}")))
+        waiting.take()
+        assert len(waiting) == number + 1
+    assert len(waiting._next) < 1100
+    for _ in range(1000):
+        waiting.take()
+    assert len(waiting._next) <= 2
 
 
 def test_who_has_little_time_goes_first(served: Served) -> None:

@@ -291,8 +291,11 @@ class Batcher:
         """The batcher's thread: run what waits, whatever happens to it."""
         while True:
             with self._changed:
-                while not self._closed and (self._running or self._pause_s() is not None):
-                    self._changed.wait(None if self._running else self._pause_s() or None)
+                while not self._closed:
+                    pause_s = 0.0 if self._running else self._pause_s()
+                    if pause_s is None:
+                        break
+                    self._changed.wait(pause_s or None)
                 if self._closed:
                     return
                 waiting = len(self._waiting)

@@ -147,8 +147,8 @@ class Waiting:
                     together.append(request)
                     rows, longest = rows + request.rows, max(longest, request.length)
         self._now = max(self._now, first.turn)
-        if not self._requests:
-            self._next.clear()
+        # whose next turn is past has no other claim than who never came
+        self._next = {caller: turn for caller, turn in self._next.items() if turn > self._now}
         return together
 
     def _first(self) -> Request | None:
