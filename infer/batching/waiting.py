@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,8 +89,8 @@ class Waiting:
     """The queue. Not safe for threads: its owner has the lock.
 
     Callers take turns by the work they ask for, so that one with much of it does not hold up the others
-    (start-time fair queueing, Goyal et al. 1997). One whose deadline would pass during the next run goes
-    first.
+    (weighted fair queueing, Demers et al. 1989, with equal weights). One whose deadline would pass during
+    the next run goes first.
     """
 
     def __init__(self, layout: Layout | None, pace: Pace, most_rows: int) -> None:
@@ -146,10 +147,16 @@ class Waiting:
                 if self._fits(rows, longest, request) and self._claimed(request):
                     together.append(request)
                     rows, longest = rows + request.rows, max(longest, request.length)
-        self._now = max(self._now, first.turn)
+        self._pass_on(together)
+        return together
+
+    def _pass_on(self, together: Sequence[Request]) -> None:
+        """Let the turns go on by each caller's share of the work."""
+        callers = {request.asked.caller for request in (*together, *self._requests)}
+        work = sum(request.cost for request in together)
+        self._now = max(self._now + work / len(callers), together[0].turn)
         # whose next turn is past has no other claim than who never came
         self._next = {caller: turn for caller, turn in self._next.items() if turn > self._now}
-        return together
 
     def _first(self) -> Request | None:
         """The one whose turn it is, taken out of the queue."""
