@@ -2,7 +2,7 @@
 
 A size deep inside a model is a long expression of the open dims: each convolution or padding wraps the
 one before it. Torch asks for the symbols of every expression again and again, and sympy whether it is a
-number, and both walk the whole of it each time: a third of the time that MobileNetV2 takes to export.
+number, and both walk the whole of it each time. That shows in deep nets that pad, such as MobileNetV2.
 """
 
 from __future__ import annotations
