@@ -39,6 +39,7 @@ def load(
     num_threads: int | None = None,
     backend: str | None = None,
     spinning: bool | None = None,
+    prepacking: bool | None = None,
     verify: bool = True,
     warm_up: bool = True,
     refuse_nan: bool = False,
@@ -55,7 +56,12 @@ def load(
     return open_session(
         open_artifact(path),
         PlanOptions(
-            device=device, variant=variant, num_threads=num_threads, backend=backend, spinning=spinning
+            device=device,
+            variant=variant,
+            num_threads=num_threads,
+            backend=backend,
+            spinning=spinning,
+            prepacking=prepacking,
         ),
         SessionOptions(
             verify=verify,

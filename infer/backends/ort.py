@@ -9,7 +9,7 @@ time.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def record(
     The graph that it made of the file's goes to `saved`. Without `prepack`, all weights stay inputs of the
     nodes that use them. Raises `BackendError` and `DeviceError`.
     """
-    options = _options(plan)
+    options = _options(plan if prepack else replace(plan, prepacking=False))
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")
     if saved is not None:
@@ -91,8 +91,6 @@ def record(
         # beside it, because protobuf holds no more than 2 GiB
         data = f"{saved.stem}.data"
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
-    if not prepack:
-        options.add_session_config_entry("session.disable_prepacking", "1")
     session = _open(graph, plan, options)
     names = [output.name for output in session.get_outputs()]
     results = []
