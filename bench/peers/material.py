@@ -81,7 +81,7 @@ class Material:
         told = [*peer.requirements, *(f"{key} {value}" for key, value in peer.settings.items())]
         places = [ROOT / f"{peer.module.replace('.', '/')}.py"]
         if peer.takes == "artifact":
-            places += [ROOT / "infer", ROOT / "bench/optimized.py"]
+            places += [Path(infer.__file__).parent, ROOT / "bench/optimized.py"]
         key = sources_hash(places, told)
         made = self.folder / "made" / f"{peer.name}-{key}"
         return Given(str(path), threads, dict(peer.settings), str(feeds), str(self.calibration), str(made))
