@@ -21,8 +21,9 @@ def _marked(architecture: Architecture) -> object:
     return pytest.param(architecture, id=architecture.name, marks=marks)
 
 
-ELSEWHERE = ("rt-detr",)
-"""It takes a minute, and test_object_detection converts it, with its task, and looks at its dims."""
+ELSEWHERE = ("rt-detr", "segformer")
+"""They take long, and test_object_detection and test_segmentation convert them, with their tasks, and look
+at their dims."""
 
 
 @pytest.mark.parametrize("architecture", [_marked(a) for a in ARCHITECTURES if a.name not in ELSEWHERE])

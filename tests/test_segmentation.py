@@ -23,6 +23,7 @@ from infer.tasks import Setting
 from infer.tasks.image_segmentation import ImageSegmentation
 from infer.tasks.interpolation import resized
 from infer.tasks.windows import BLENDS, Canvas, Windows, importance, places
+from tests.architectures import IMAGE
 
 RESCALE = [{"op": "rescale", "factor": 1 / 255}]
 
@@ -296,6 +297,9 @@ def test_segformer_equals_transformers(segformer: Path, tmp_path: Path) -> None:
     artifact = converters.convert(segformer, tmp_path / "segformer.infer")
     assert artifact.manifest.task is not None
     assert artifact.manifest.task.name == "image-segmentation"
+    assert artifact.manifest.parity is not None
+    assert artifact.manifest.parity.passed
+    assert artifact.manifest.signature.dims == IMAGE
     processor = AutoImageProcessor.from_pretrained(segformer, backend="pil")
     model = SegformerForSemanticSegmentation.from_pretrained(segformer).eval()
     with infer.load(artifact.path) as session:

@@ -122,7 +122,7 @@ def test_texts_and_pairs_equal_the_pipeline(labels: Converted, side: str) -> Non
 def test_many_callers_get_what_one_gets(family: str, request: Any) -> None:
     """Texts of all lengths, rows padded beside others': labels, and entities with their places."""
     session: infer.Session = request.getfixturevalue(family).session
-    texts = [text for text in [*SENTENCES, *(sentence * 2 for sentence in SENTENCES)] if text] * 6
+    texts = [text for text in [*SENTENCES, *(sentence * 2 for sentence in SENTENCES)] if text] * 2
     alone = [session.task.to_json(session(text)) for text in texts]
     assert session.batcher.layout.length  # type: ignore[union-attr]
     with ThreadPoolExecutor(12) as pool:
