@@ -5,14 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-import converters
 import infer
 from bench.zoo import minilm
 from infer.batching.joining import Layout, layout_of
@@ -27,15 +25,6 @@ TOKENS = Signature(
     tuple(TensorSpec(name, "int64", ("batch", "sequence")) for name in INPUTS),
     (TensorSpec("vectors", "float32", ("batch", 384)),),
 )
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[infer.Session]:
-    """MiniLM."""
-    path = tmp_path_factory.mktemp("batcher") / "minilm.infer"
-    converters.convert(minilm.folder(), path)
-    with infer.load(path) as opened:
-        yield opened
 
 
 @pytest.fixture

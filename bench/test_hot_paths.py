@@ -8,13 +8,11 @@ Each benchmark asserts the answer it timed. A saved run is of one machine; compa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-import converters
 import infer
 from bench.zoo import efficientnet_lite0, minilm
 from infer import schema
@@ -29,15 +27,6 @@ TOKENS = tuple(
     for name in ("input_ids", "attention_mask", "token_type_ids")
 )
 PICTURES = (TensorSpec("pixel_values", "float32", ("batch", 3, 224, 224)),)
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[infer.Session]:
-    """MiniLM."""
-    path = tmp_path_factory.mktemp("hot") / "minilm.infer"
-    converters.convert(minilm.folder(), path)
-    with infer.load(path) as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(("specs", "shape"), [(TOKENS, (8, 128)), (PICTURES, (1, 3, 224, 224))])

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,26 +87,28 @@ def served() -> Served:
 
 @pytest.fixture
 def batcher(served: Served) -> Iterator[Batcher]:
-    yield from _opened(served)
+    with _opened(served) as opened:
+        yield opened
 
 
-def _opened(served: Served, options: BatchOptions = BatchOptions()) -> Iterator[Batcher]:
+@contextmanager
+def _opened(
+    served: Served,
+    options: BatchOptions = BatchOptions(),
+    seconds: Callable[[int], float] = lambda cost: 900.0,
+) -> Iterator[Batcher]:
+    """A batcher that was taught how many seconds runs take: a quarter of an hour, whatever is in them."""
     layout = layout_of(served.signature, PADDING)
     assert isinstance(layout, Layout)
     found = Batcher(served, layout, options)
-    _teach(found)
+    for size in range(14):
+        for _ in range(5):
+            found._pace.learn(2**size, seconds(2**size))
     try:
         yield found
     finally:
         served.free.set()
         found.close()
-
-
-def _teach(batcher: Batcher) -> None:
-    """Let it know that runs take a quarter of an hour, however much is in them."""
-    for size in range(14):
-        for _ in range(5):
-            batcher._pace.learn(2**size, 900.0)
 
 
 class Held:
@@ -216,7 +219,7 @@ def test_an_input_that_is_none_is_refused_before_it_waits(served: Served, batche
 def test_too_many_are_refused_at_once() -> None:
     """Of 64 that come while one runs, 15 may wait; the others hear so without waiting."""
     served = Served()
-    for batcher in _opened(served, BatchOptions(max_waiting=16)):
+    with _opened(served, BatchOptions(max_waiting=16)) as batcher:
         with Held(served, batcher):
             start, refused, futures = time.monotonic(), 0, []
             for _ in range(64):
@@ -296,7 +299,7 @@ def test_asyncio_callers_wait_without_blocking_the_loop(served: Served, batcher:
 
 def test_callers_get_equal_shares(served: Served) -> None:
     """One with fifty requests in the queue does not hold up one that comes with its first."""
-    for batcher in _opened(served, BatchOptions(max_rows=5)):
+    with _opened(served, BatchOptions(max_rows=5)) as batcher:
         with Held(served, batcher):
             many = _submit(batcher, *[[n] for n in range(100, 150)], caller="greedy")
             (one,) = _submit(batcher, [1], caller="modest")
@@ -323,7 +326,7 @@ def test_callers_that_are_gone_are_forgotten() -> None:
 
 def test_who_has_little_time_goes_first(served: Served) -> None:
     """A request whose deadline would pass during the next run is part of it."""
-    for batcher in _opened(served, BatchOptions(max_rows=1)):
+    with _opened(served, BatchOptions(max_rows=1)) as batcher:
         with Held(served, batcher):
             _submit(batcher, [1], [2], [3])
             (urgent,) = _submit(batcher, [4], timeout_s=600)
@@ -335,7 +338,7 @@ def test_who_has_little_time_goes_first(served: Served) -> None:
 
 def test_more_rows_than_a_run_may_have_are_cut(served: Served) -> None:
     """And others get their turn in between."""
-    for batcher in _opened(served, BatchOptions(max_rows=4)):
+    with _opened(served, BatchOptions(max_rows=4)) as batcher:
         ids = np.arange(1, 11)[:, None]
         np.testing.assert_array_equal(batcher.run({"ids": ids})["sum"], ids[:, 0])
         assert [len(run) for run in served.runs] == [4, 4, 2]
@@ -343,39 +346,26 @@ def test_more_rows_than_a_run_may_have_are_cut(served: Served) -> None:
 
 def test_rows_that_gain_nothing_together_run_apart(served: Served) -> None:
     """Where a run takes as long as its rows do one by one, batches would only make some of them wait."""
-    layout = layout_of(TOKENS, PADDING)
-    batcher = Batcher(served, layout)
-    for size in range(14):
-        for _ in range(5):
-            batcher._pace.learn(2**size, 1.0 * 2**size)
-    try:
+    with _opened(served, seconds=lambda cost: 1.0 * cost) as batcher:
         with Held(served, batcher):
             futures = _submit(batcher, [1, 1], [2, 2], [3, 3, 3, 3, 3, 3, 3])
         assert [future.result(_WAIT_S) for future in futures] == [2, 4, 21]
         assert [len(ids) for ids in served.runs] == [1, 1, 1, 1]
-    finally:
-        batcher.close()
 
 
 def test_a_short_text_does_not_join_a_long_one(served: Served) -> None:
-    """Padding it to 20 would take longer than a run of its own."""
-    layout = layout_of(TOKENS, PADDING)
-    batcher = Batcher(served, layout)
-    for size in range(14):
-        for _ in range(5):
-            batcher._pace.learn(2**size, 10.0 + 2**size)  # as much as ten ids before its first
-    try:
+    """Padding it to 20 would take longer than a run of its own, which takes as much as ten ids before its
+    first."""
+    with _opened(served, seconds=lambda cost: 10.0 + cost) as batcher:
         with Held(served, batcher):
             futures = _submit(batcher, [1] * 20, [2, 2], [3] * 19, [4])
         assert [future.result(_WAIT_S) for future in futures] == [20, 4, 57, 4]
         assert sorted(ids.shape for ids in served.runs[1:]) == [(2, 2), (2, 20)]
-    finally:
-        batcher.close()
 
 
 def test_a_delay_gathers_requests_while_nothing_runs(served: Served) -> None:
     """Two that come within it run together; it ends early when a run is full."""
-    for batcher in _opened(served, BatchOptions(max_delay_s=0.5)):
+    with _opened(served, BatchOptions(max_delay_s=0.5)) as batcher:
         futures = [batcher.submit([1]), batcher.submit([2])]
         assert [future.result(_WAIT_S) for future in futures] == [1, 2]
         assert len(served.runs) == 1
