@@ -1,0 +1,1 @@
+"""Sessions behind standard protocols."""
