@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from infer.measure.feeds import Feeds
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization import dynamic, static, tables
+from infer.optimizer.quantization import dynamic, recurrent, static, tables
 from infer.optimizer.quantization.blocks import Blocks
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.halves import halve
@@ -27,7 +27,7 @@ from infer.signature import Array
 
 _QUANTIZED = frozenset(
     {"QuantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv",
-     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul"}
+     "QLinearMatMul", "MatMulNBits", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
 )  # fmt: skip
 
 
@@ -106,7 +106,12 @@ def _dynamic(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> 
     if alpha := _SMOOTHED[way]:
         chosen = [node for node in dynamic.candidates(model) if node.name not in keep]
         smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
-    return dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
+    products = dynamic.quantize_dynamically(model, keep, pair_bounded=given.pair_bounded)
+    return products + recurrent.quantize_recurrent(model, keep, pair_bounded=given.pair_bounded)
+
+
+def _dynamic_candidates(model: ir.Model) -> list[ir.Node]:
+    return [*dynamic.candidates(model), *recurrent.candidates(model)]
 
 
 def _none(model: ir.Model) -> list[ir.Node]:
@@ -141,6 +146,10 @@ def _tables(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> P
 
 def _products_and_tables(model: ir.Model) -> list[ir.Node]:
     return [*dynamic.candidates(model), *tables.candidates(model)]
+
+
+def _dynamic_and_tables(model: ir.Model) -> list[ir.Node]:
+    return [*_dynamic_candidates(model), *tables.candidates(model)]
 
 
 def _with_tables(products: _Build) -> _Build:
@@ -185,12 +194,12 @@ def static_recipe(name: str) -> Recipe:
 
 ON_CPU = (
     static_recipe("int8-static"),
-    # products in int8, activations by the range of each run
+    # products and recurrent layers in int8, activations by the range of each run
     Recipe(
         "int8-dynamic",
         "int8 (dynamic, per channel, activations {})",
         tuple(_SMOOTHED),
-        dynamic.candidates,
+        _dynamic_candidates,
         _dynamic,
     ),
     # products of few rows, as in generation
@@ -229,7 +238,7 @@ ON_CPU = (
         "int8-dynamic-half",
         "int8 (dynamic, per channel, activations {}), other weights in half precision",
         tuple(_SMOOTHED),
-        dynamic.candidates,
+        _dynamic_candidates,
         _dynamic_and_halved,
         for_size=True,
     ),
@@ -237,7 +246,7 @@ ON_CPU = (
         "int8-dynamic-tables",
         "int8 (dynamic, per channel, activations {}; tables per row), other weights in half precision",
         tuple(_SMOOTHED),
-        _products_and_tables,
+        _dynamic_and_tables,
         _with_tables(_dynamic),
         for_size=True,
     ),

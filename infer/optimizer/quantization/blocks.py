@@ -5,7 +5,10 @@ input times the error; where inputs go together, weights that are not rounded ye
 they are rounded one row after another, and each row's error is taken off the rows to come, as far as
 calibration's inputs say that these can (`compensated`).
 
-Source: Frantar et al. 2023, "GPTQ", section 3.
+A scale that holds a block's extremes is not the best for the rest of it. With four bits, narrower ones are
+tried, each with the scale that fits its codes best by least squares; the nearest is taken.
+
+Source: Frantar et al. 2023, "GPTQ", section 3; llama.cpp, `make_qkx2_quants` of its k-quants.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ a half more."""
 
 _DAMPING = 0.05
 """Of the mean squared input, added to each channel's: a few feeds do not tell all that goes together."""
+
+
+_NARROWER = (1.0, 0.94, 0.88, 0.82, 0.76, 0.7)
+"""Parts of the range between a block's extremes that are tried. Beyond, normal weights gain nothing."""
+
+_FINE = 8
+"""With so many bits, rounding loses less than cutting off extremes does."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,11 @@ class Blocks:
 
 
 def rounded(matrix: Array, bits: int) -> Blocks:
-    """Each weight to its nearest code; of a block, the extremes and 0 have codes."""
+    """Each weight to its nearest code; 0 has a code."""
     rows, columns = matrix.shape
     padded = np.zeros((columns, -(-rows // SIZE), SIZE), np.float32)
     padded.reshape(columns, -1)[:, :rows] = matrix.T
-    scale, zero = _range(padded, bits)
+    scale, zero = _range(padded, bits, np.float32(1))
     codes = _codes(padded, scale[..., None], zero[..., None], bits)
     return Blocks(bits, rows, codes.astype(np.uint8), scale, zero.astype(np.uint8))
 
@@ -61,11 +71,12 @@ def compensated(matrix: Array, bits: int, factor: Array) -> Blocks:
     rows, columns = matrix.shape
     count = -(-rows // SIZE)
     left = np.array(matrix, np.float32)
+    importance = np.diag(factor) ** -2.0  # of a row's error, when the rows to come make up for it
     codes = np.zeros((count, SIZE, columns), np.uint8)
     scales, zeros = np.ones((count, columns), np.float32), np.zeros((count, columns), np.uint8)
     for block in range(count):
         start, stop = block * SIZE, min(rows, (block + 1) * SIZE)
-        scale, zero = _range(left[start:stop].T, bits)
+        scale, zero = _range(left[start:stop].T, bits, importance[start:stop])
         errors = np.zeros((stop - start, columns), np.float32)
         for row in range(start, stop):
             code = _codes(left[row], scale, zero, bits)
@@ -94,12 +105,25 @@ def packed(codes: Array, bits: int) -> Array:
     return np.asarray(codes[..., 0::2] | codes[..., 1::2] << 4)
 
 
-def _range(blocks: Array, bits: int) -> tuple[Array, Array]:
-    """Scale and zero point, float32, that hold each row of the last axis and 0."""
+def _range(blocks: Array, bits: int, importance: Array) -> tuple[Array, Array]:
+    """Scale and zero point, float32, for each row of the last axis; 0 has a code. `importance` is of the
+    squared errors along that axis."""
     low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
-    scale = np.asarray((high - low) / (2**bits - 1), np.float32)
-    scale = np.where(scale > 0, scale, np.float32(1))
-    return scale, np.rint(-low / scale)
+    widest = np.asarray((high - low) / (2**bits - 1), np.float32)
+    widest = np.where(widest > 0, widest, np.float32(1))
+    zero = np.rint(-low / widest)
+    if bits >= _FINE:
+        return widest, zero
+    scale, least = widest, np.full(widest.shape, np.inf, np.float32)
+    for part in _NARROWER:
+        tried = part * widest
+        steps = _codes(blocks, tried[..., None], zero[..., None], bits) - zero[..., None]
+        fitted = (importance * blocks * steps).sum(-1) / np.maximum((importance * steps**2).sum(-1), 1e-30)
+        tried = np.where(fitted > 0, fitted, tried).astype(np.float32)
+        steps = _codes(blocks, tried[..., None], zero[..., None], bits) - zero[..., None]
+        error = (importance * (blocks - steps * tried[..., None]) ** 2).sum(-1)
+        scale, least = np.where(error < least, tried, scale), np.minimum(error, least)
+    return scale, zero
 
 
 def _codes(weights: Array, scale: Array, zero: Array, bits: int) -> Array:

@@ -59,11 +59,20 @@ def channels_that_may_saturate(model: ir.Model) -> int:
     """Of all int8 weights of a quantized graph."""
     found = 0
     for node in model.graph:
-        if node.domain != "" or node.op_type not in ("MatMulInteger", "DequantizeLinear"):
-            continue
-        values = constant(node.inputs[1 if node.op_type == "MatMulInteger" else 0])
-        if values is None or values.dtype != np.int8 or values.ndim < 2:
-            continue
-        axis = 1 if node.op_type == "MatMulInteger" else node.attributes.get_int("axis", 1)
-        found += may_saturate(values, axis)
+        for place, axis in _INT8_WEIGHTS.get((node.domain, node.op_type), ()):
+            values = constant(node.inputs[place])
+            if values is None or values.dtype != np.int8 or values.ndim < 2:
+                continue
+            if node.op_type == "DynamicQuantizeLSTM":
+                found += sum(may_saturate(direction, axis) for direction in values)
+            else:
+                found += may_saturate(values, node.attributes.get_int("axis", axis))
     return found
+
+
+_INT8_WEIGHTS = {
+    ("", "MatMulInteger"): ((1, 1),),
+    ("", "DequantizeLinear"): ((0, 1),),
+    ("com.microsoft", "DynamicQuantizeLSTM"): ((1, 1), (2, 1)),
+}
+"""Operator → which inputs are int8 weights, and the axis of their channels (of each direction)."""
