@@ -29,6 +29,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)  # as many test processes as cores
 
 
+def _keep_to_one_core() -> None:
+    """Where tests run in several processes, each has a core of its own, and so have the commands that it
+    starts: threads of two processes that wait for each other on shared cores take much longer."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
+_keep_to_one_core()
+
+
 @pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests come first in the part of the tests that each process starts with: what is left at the end

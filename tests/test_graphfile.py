@@ -139,8 +139,10 @@ def _assert_outline(outline: GraphFile, model: onnx.ModelProto) -> None:
             assert spec.numpy_dtype == helper.tensor_dtype_to_np_dtype(tensor.elem_type)
             assert len(spec.dims) == len(tensor.shape.dim)
             for ours, theirs in zip(spec.dims, tensor.shape.dim, strict=True):
-                named = theirs.HasField("dim_value") or theirs.dim_param.isidentifier()
-                said = theirs.dim_value if theirs.HasField("dim_value") else theirs.dim_param
+                # a size below 0 is one that varies, as it is for ONNX Runtime
+                sized = theirs.HasField("dim_value") and theirs.dim_value >= 0
+                named = sized or theirs.dim_param.isidentifier()
+                said = theirs.dim_value if sized else theirs.dim_param
                 assert ours == said if named else isinstance(ours, str)
     assert outline.opsets == {o.domain: o.version for o in model.opset_import}
     bodies = [n for function in model.functions for n in function.node]

@@ -61,7 +61,7 @@ def rounded(matrix: Array, bits: int) -> Blocks:
     rows, columns = matrix.shape
     padded = np.zeros((columns, -(-rows // SIZE), SIZE), np.float32)
     padded.reshape(columns, -1)[:, :rows] = matrix.T
-    scale, zero = _range(padded, bits, np.float32(1))
+    scale, zero = _range(padded, bits, np.ones(SIZE, np.float32))
     codes = _codes(padded, scale[..., None], zero[..., None], bits)
     return Blocks(bits, rows, codes.astype(np.uint8), scale, zero.astype(np.uint8))
 

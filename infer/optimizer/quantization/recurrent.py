@@ -52,7 +52,7 @@ def quantize_recurrent(model: ir.Model, keep: Collection[str] = (), *, pair_boun
 
 
 def _fits(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type != "LSTM" or node.attributes.get_int("layout", 0):
+    if node.domain != "" or node.op_type != "LSTM" or node.attributes.get_int("layout", 0) != 0:
         return False
     found = [constant(value) for value in node.inputs[1:3]]
     return all(
