@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from infer.evaluation import evaluate
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
-    from infer.options import BatchOptions, PlanOptions, SessionOptions
+    from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
     from infer.plan import Plan
     from infer.session import Session, load, open_artifact, open_session
     from infer.signature import Signature, TensorSpec
@@ -58,6 +58,7 @@ __all__ = [
     "Session",
     "SessionClosedError",
     "SessionOptions",
+    "ShadowOptions",
     "Signature",
     "TensorSpec",
     "__version__",
@@ -90,7 +91,7 @@ _PLACES = {
     "evaluation": ("evaluate",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
-    "options": ("BatchOptions", "PlanOptions", "SessionOptions"),
+    "options": ("BatchOptions", "PlanOptions", "SessionOptions", "ShadowOptions"),
     "plan": ("Plan",),
     "session": ("Session", "load", "open_artifact", "open_session"),
     "signature": ("Signature", "TensorSpec"),

@@ -62,6 +62,21 @@ class BatchOptions:
 
 
 @dataclass(frozen=True)
+class ShadowOptions:
+    """How live answers of a variant are checked against the reference's."""
+
+    share: float = 0.01
+    """Of runs that are checked, above 0, at most 1. A check takes what a run of the reference takes on one
+    thread of low priority, and while four wait no more are taken."""
+
+    limit: float = 0.05
+    """The part of the latest checks that may be off. Beyond, the reference answers from then on."""
+
+    window: int = 100
+    """How many of the latest checks count; before there are so many, nothing is decided."""
+
+
+@dataclass(frozen=True)
 class SessionOptions:
     """How a session treats its artifact and its feeds."""
 
@@ -85,3 +100,7 @@ class SessionOptions:
 
     batching: BatchOptions = BatchOptions()
     """How `Session.submit` and `arun` answer many callers together."""
+
+    shadow: ShadowOptions | None = None
+    """Check a share of the answers against the reference, off the hot path. Off by default: it holds the
+    reference's weights, too. Without effect where the reference itself answers."""

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,12 @@ from infer.errors import ArtifactError, FeedError, InferError, IntegrityError, S
 from infer.graphfile import read_graph_file
 from infer.guard import Feeds, Guard
 from infer.machine import this_machine
-from infer.options import BatchOptions, PlanOptions, SessionOptions
+from infer.manifest import Variant
+from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
+from infer.parity import TOLERANCES
 from infer.plan import Plan
 from infer.planner import make_plan
+from infer.shadow import Shadow
 from infer.signature import Array, Signature, TensorSpec
 from infer.structure import rebuild
 from infer.tasks import PaddedTask, Run, Task, load_task
@@ -46,6 +50,7 @@ def load(
     encode: Callable[..., Any] | None = None,
     decode: Callable[..., Any] | None = None,
     batching: BatchOptions = BatchOptions(),
+    shadow: ShadowOptions | None = None,
 ) -> Session:
     """Open the artifact, or the plain `.onnx` file, at `path`.
 
@@ -70,6 +75,7 @@ def load(
             encode=encode,
             decode=decode,
             batching=batching,
+            shadow=shadow,
         ),
     )
 
@@ -100,6 +106,8 @@ def open_session(
             verification.result()  # damage explains a failure to load, and goes first
     session = Session(artifact, plan, executable, options)
     try:
+        if options.shadow is not None:
+            session.check_answers(options.shadow)
         if options.encode or options.decode:
             session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
         if options.warm_up:
@@ -186,6 +194,7 @@ class Session:
         artifact: what was opened.
         plan: how it is run here.
         signature: its inputs and outputs.
+        shadow: what checks its answers against the reference's, if anything does.
     """
 
     def __init__(
@@ -202,6 +211,8 @@ class Session:
         self._guard = Guard(self.signature, refuse_nan=options.refuse_nan)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
         self._options = options
+        self.shadow: Shadow | None = None
+        self._fallen_back: Executable | None = None
         self._task: Task | None = None
         self._batcher: Batcher | None = None
         self._making = threading.Lock()
@@ -224,7 +235,10 @@ class Session:
         try:
             if self._closed:
                 raise SessionClosedError(self._closed)
-            return self._executable.run(admitted, names)
+            answer = self._executable.run(admitted, names)
+            if self.shadow is not None:
+                self.shadow.offer(admitted, answer)
+            return answer
         finally:
             self._under_way.pop()
             if self._closed:
@@ -286,9 +300,35 @@ class Session:
         from infer.batching.proof import proved_layout
 
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
-        variant = next(v for v in self.artifact.manifest.variants if v.name == self.plan.variant)
-        layout = proved_layout(self.artifact, variant, padding, self.admit, self.run)
+        layout = proved_layout(self.artifact, self._variant(), padding, self.admit, self.run)
         return Batcher(self, layout, self._options.batching)
+
+    def check_answers(self, options: ShadowOptions) -> None:
+        """Check a share of the answers from now on, unless the reference itself answers. Raises
+        `InputError`, and what loading the reference raises."""
+        variant = self._variant()
+        reference = self.artifact.manifest.variants[0]
+        if variant is reference:
+            return
+        plan_options = PlanOptions(
+            device=self.plan.device, variant=reference.name, num_threads=1, spinning=False
+        )
+        plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
+
+        def open_reference(num_threads: int) -> Executable:
+            graph = self.artifact.file(plan.prepared or plan.graph)
+            return _prepare(self.artifact, replace(plan, num_threads=num_threads), graph)
+
+        def fall_back() -> None:
+            executable = open_reference(self.plan.num_threads)
+            self._fallen_back, self._executable = self._executable, executable
+
+        parity = self.artifact.manifest.parity
+        tolerances = {**(parity.tolerances if parity else TOLERANCES)}
+        self.shadow = Shadow(variant, tolerances, open_reference, fall_back, options)
+
+    def _variant(self) -> Variant:
+        return next(v for v in self.artifact.manifest.variants if v.name == self.plan.variant)
 
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see
@@ -305,12 +345,16 @@ class Session:
         with self._making:
             if self._batcher is not None:
                 self._batcher.close()
+            if self.shadow is not None:
+                self.shadow.close()
         with self._run_ended:
             if self._closed:
                 return
             self._closed = "the session is closed; open the artifact again"
             self._run_ended.wait_for(lambda: not self._under_way)
             self._executable.close()
+            if self._fallen_back is not None:
+                self._fallen_back.close()
 
     def __enter__(self) -> Session:
         return self

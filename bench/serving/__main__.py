@@ -1,0 +1,196 @@
+"""python -m bench.serving: see the package."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+import numpy as np
+
+import infer
+from bench.peers.environment import prepare
+from bench.peers.places import ROOT
+from bench.serving import SERVERS, Server
+from bench.serving.client import HttpQuery, request
+from bench.zoo import minilm
+from infer.cli.progress import Progress
+from infer.drafts import file_draft
+from infer.errors import InferError
+from infer.machine import this_machine
+from infer.measure.scenarios import ImpossibleBoundError, built_in_probe, highest_rate
+from infer.signature import Array
+
+_START_S = 120.0
+_TEXTS = 256
+_NEAR = 2e-4
+"""Vectors of batches are those of single texts but for rounding; all have length 1."""
+
+
+@click.command()
+@click.argument("names", nargs=-1, type=click.Choice([server.name for server in SERVERS]))
+@click.option(
+    "--artifact",
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="Of MiniLM, called minilm.infer.",
+)
+@click.option("--bound-ms", default=100.0, show_default=True, help="Of the 99th percentile.")
+@click.option("--seconds", default=8.0, show_default=True, help="Of each rate that is tried.")
+@click.option("--rounds", default=3, show_default=True)
+@click.option(
+    "--workers", default=1, show_default=True, help="Processes of each server, which share the cores."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path))
+def command(
+    names: tuple[str, ...],
+    artifact: Path,
+    bound_ms: float,
+    seconds: float,
+    rounds: int,
+    workers: int,
+    output: Path | None,
+) -> None:
+    """The highest rate of each server at which 99 of 100 requests are answered within the bound."""
+    chosen = [server for server in SERVERS if not names or server.name in names]
+    texts = list(minilm.calibration())
+    random.Random(0).shuffle(texts)
+    texts = texts[:_TEXTS]
+    with infer.load(artifact) as session:
+        expected = np.stack([session(text) for text in texts[:8]])
+    found: dict[str, list[tuple[float, float, float]]] = {server.name: [] for server in chosen}
+    with Progress() as progress, ExitStack() as stack:
+        queries = {}
+        for server in chosen:
+            progress(f"{server.name}: starting")
+            port = stack.enter_context(_started(server, artifact, workers))
+            raw = [request(server.path, json.dumps(server.body(text)).encode()) for text in texts]
+            queries[server.name] = query = HttpQuery(port, raw)
+            _check(server, query, expected)
+        for number in range(rounds):
+            for server in random.sample(chosen, len(chosen)):
+                query = queries[server.name]
+                alone = query.turn(len(texts))  # warms up in the first round
+
+                def told(said: str, server: Server = server, number: int = number) -> None:
+                    progress(f"{server.name}: round {number + 1} of {rounds}, {said}")
+
+                try:
+                    probe = built_in_probe(query, bound_ms, seconds, seed=number)
+                    served = highest_rate(probe, alone, bound_ms, told)
+                    rate, p99 = served.best.rate, served.best.p99_ms
+                except ImpossibleBoundError as error:
+                    click.echo(f"{server.name}: {error}", err=True)
+                    rate, p99 = 0.0, float("nan")
+                found[server.name].append((rate, p99, float(np.median(alone))))
+    lines = list(_table(chosen, found, bound_ms, seconds, rounds, workers))
+    click.echo("\n".join(lines))
+    if output is not None:
+        with file_draft(output) as draft:
+            draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _table(
+    servers: list[Server],
+    found: dict[str, list[tuple[float, float, float]]],
+    bound_ms: float,
+    seconds: float,
+    rounds: int,
+    workers: int,
+) -> Iterator[str]:
+    machine = this_machine()
+    first = found[servers[0].name]
+    yield "# Servers beside each other"
+    yield ""
+    yield (
+        f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client on"
+        f" the same {machine.cores} cores ({machine.cpu}); MiniLM, {_TEXTS} sentences of reviews, JSON;"
+        f" workers of each: {workers}; {rounds} rounds in turns, {seconds:g} s a rate."
+        f" Made by `python -m bench.serving`."
+    )
+    yield ""
+    yield f"| server | requests/s | {servers[0].name}'s over it | p99 there, ms | alone, median ms |"
+    yield "|---|---|---|---|---|"
+    for server in servers:
+        rates, p99s, alone = np.array(found[server.name]).T
+        ratios = np.array([row[0] for row in first]) / np.maximum(rates, 1e-9)
+        ratio = (
+            f"×{np.median(ratios):.2f} ({ratios.min():.2f}–{ratios.max():.2f})" if rates.all() else "none"
+        )
+        yield (
+            f"| {server.about} | {np.median(rates):.1f} | {ratio} | {np.nanmedian(p99s):.1f} |"
+            f" {np.median(alone):.2f} |"
+        )
+
+
+@contextmanager
+def _started(server: Server, artifact: Path, workers: int) -> Iterator[int]:
+    """The port of the server, which answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {
+        "artifact": str(artifact),
+        "graph": str(artifact / "graphs" / "fp32.onnx"),
+        "tokenizer": str(next(artifact.rglob("tokenizer.json"))),
+        "port": str(port),
+        "workers": str(workers),
+        "threads": str(max(1, this_machine().cores // workers)),
+    }
+    command = [str(prepare(server.requirements)), *(part.format(**places) for part in server.command)]
+    environment = {
+        **os.environ,
+        **server.environment,
+        **{name.upper(): value for name, value in places.items()},
+        "PYTHONPATH": str(ROOT),
+    }
+    with tempfile.TemporaryFile() as printed:
+        process = subprocess.Popen(
+            command, env=environment, cwd=ROOT, stdout=printed, stderr=printed, start_new_session=True
+        )
+        try:
+            _await(server, process, port, printed)
+            yield port
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(20)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _await(server: Server, process: subprocess.Popen[bytes], port: int, printed: object) -> None:
+    query = HttpQuery(port, [request(server.path, json.dumps(server.body("a sentence")).encode())])
+    until = time.monotonic() + _START_S
+    while True:
+        try:
+            query.answer(0)
+            return
+        except (OSError, InferError, StopIteration, RuntimeError) as error:
+            if process.poll() is not None or time.monotonic() > until:
+                printed.seek(0)  # type: ignore[attr-defined]
+                said = printed.read().decode(errors="replace")[-1500:]  # type: ignore[attr-defined]
+                raise InferError(f"{server.name} does not answer ({error}): {said}") from error
+            time.sleep(0.2)
+
+
+def _check(server: Server, query: HttpQuery, expected: Array) -> None:
+    for number, vector in enumerate(expected):
+        answer = np.array(server.vector(json.loads(query.answer(number))), np.float32)
+        if answer.shape != vector.shape or np.abs(answer - vector).max() > _NEAR:
+            raise InferError(f"{server.name} answers otherwise than infer")
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,1 @@
+"""Peers' apps, each as its documentation writes one, around the same model."""

@@ -1,0 +1,286 @@
+"""A share of live answers is checked against the reference, and the session falls back if it must."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import infer
+from infer.errors import BackendError, InputError
+from infer.guard import Feeds
+from infer.manifest import Evidence, Speed, Variant
+from infer.options import ShadowOptions
+from infer.parity import TOLERANCES
+from infer.shadow import Shadow
+from infer.signature import Array
+from tests.tiny import edit_manifest
+
+EVIDENCE: dict[str, Any] = {
+    "changes": {"clip": "1 of 1"},
+    "budget": "cosine>=0.999",
+    "figures": {"equal": 0.0, "cosine": 0.9999, "min-cosine": 0.999},
+    "data": "feeds from -1 to 1",
+    "speed": {"against": "fp32", "ratio": 0.5, "low": 0.4, "high": 0.6, "machine": "a machine"},
+    "neighbours": 0.0,
+    "tolerances": {},
+}
+
+
+@pytest.fixture
+def clipped(net: Path, tmp_path: Path) -> Path:
+    """`net` with a variant that is right where it was judged, and takes larger numbers for 1."""
+    path = tmp_path / "clipped.infer"
+    shutil.copytree(net, path)
+    model = onnx.load(path / "graphs" / "fp32.onnx")
+    for node in model.graph.node:
+        node.input[:] = ["narrow" if name == "x" else name for name in node.input]
+    low, high = (
+        helper.make_node("Constant", [], [name], value_float=value)
+        for name, value in (("low", -1.0), ("high", 1.0))
+    )
+    model.graph.node.insert(0, helper.make_node("Clip", ["x", "low", "high"], ["narrow"]))
+    for node in (low, high):
+        model.graph.node.insert(0, node)
+    onnx.save(model, graph := path / "graphs" / "clip.onnx")
+    record = {"sha256": hashlib.sha256(graph.read_bytes()).hexdigest(), "size_bytes": graph.stat().st_size}
+
+    def add(data: Any) -> None:
+        first = data["variants"][0]
+        data["variants"].append(
+            {**first, "name": "clip", "graph": "graphs/clip.onnx", "evidence": EVIDENCE}
+        )
+        data["files"]["graphs/clip.onnx"] = record
+
+    edit_manifest(path, add)
+    return path
+
+
+def until(held: Callable[[], bool]) -> None:
+    """Wait for what another thread does, a few seconds at most."""
+    end = time.monotonic() + 10
+    while not held():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def ask(session: infer.Session, scale: float, count: int) -> None:
+    """Runs that are all checked, one after another."""
+    assert session.shadow is not None
+    for seed in range(count):
+        before = session.shadow.stats().checked
+        x = np.random.default_rng(seed).uniform(-scale, scale, (2, 10)).astype(np.float32)
+        session.run({"x": x})
+        until(
+            lambda before=before: (
+                session.shadow is None
+                or session.shadow.stats().checked > before
+                or bool(session.shadow.stats().fell_back)
+            )
+        )  # type: ignore[misc]
+
+
+def test_a_session_falls_back_when_live_data_drifts(
+    clipped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As judged, its own answers are good and stay; with inputs it was never judged on they are off, and
+    from then on the reference answers, which is said."""
+    options = ShadowOptions(share=1.0, limit=0.2, window=10)
+    x = np.full((1, 10), 3.0, np.float32)
+    with infer.load(clipped, variant="fp32") as reference:
+        expected = reference.run({"x": x})["logits"]
+    with infer.load(clipped, variant="clip", shadow=options, warm_up=False) as session:
+        assert session.shadow is not None
+        ask(session, 1.0, 20)
+        assert session.shadow.stats().off == 0
+        assert not np.allclose(session.run({"x": x})["logits"], expected)
+        with caplog.at_level(logging.WARNING, logger="infer"):
+            ask(session, 10.0, 10)
+            until(lambda: bool(caplog.records))
+        np.testing.assert_allclose(session.run({"x": x})["logits"], expected, rtol=1e-6)
+        stats = session.shadow.stats()
+        assert "of the last 10 answers of clip that were checked were too far" in stats.fell_back
+        assert stats.fell_back in caplog.text
+        assert stats.off >= 3 > 0 == stats.failed
+        assert stats.worst > 0.002
+
+
+def test_the_reference_has_no_shadow(net: Path) -> None:
+    """It would be compared with itself."""
+    with infer.load(net, shadow=ShadowOptions(share=1.0)) as session:
+        assert session.shadow is None
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (ShadowOptions(share=0.0), "share"),
+        (ShadowOptions(share=float("nan")), "share"),
+        (ShadowOptions(share=1.5), "share"),
+        (ShadowOptions(share="1"), "share"),  # type: ignore[arg-type]
+        (ShadowOptions(limit=1.0), "limit"),
+        (ShadowOptions(limit=-0.1), "limit"),
+        (ShadowOptions(window=0), "window"),
+        (ShadowOptions(window=2.0), "window"),  # type: ignore[arg-type]
+    ],
+)
+def test_options_that_are_none_are_refused(clipped: Path, options: ShadowOptions, named: str) -> None:
+    """By name, before anything runs."""
+    with pytest.raises(InputError, match=f"^{named} of a shadow check must"):
+        infer.load(clipped, variant="clip", shadow=options)
+
+
+class Held:
+    """A reference that answers what it is told to, when it is told to."""
+
+    def __init__(self, answer: Callable[[Feeds], dict[str, Array]]) -> None:
+        self._answer, self.go, self.closed = answer, threading.Event(), False
+        self.go.set()
+
+    def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
+        assert self.go.wait(10)
+        return self._answer(feeds)
+
+    def watched(self, switch: Any) -> Held:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def feeds_of(x: Array) -> Feeds:
+    found = Feeds({"x": x})
+    found.shapes = (x.shape,)
+    return found
+
+
+def shadow(
+    reference: Held,
+    *,
+    equal: bool = True,
+    fall_back: Callable[[], None] = lambda: None,
+    window: int = 3,
+    share: float = 1.0,
+) -> Shadow:
+    figures = {"equal": float(equal), "cosine": 0.9999, "min-cosine": 0.999}
+    evidence = Evidence({}, "", figures, "", Speed("fp32", 0.5, 0.4, 0.6, "m"), 0.0)
+    variant = Variant("other", "graphs/other.onnx", "int8", 21, 9, evidence)
+    options = ShadowOptions(share=share, limit=0.5, window=window)
+    return Shadow(variant, TOLERANCES, lambda threads: reference, fall_back, options)
+
+
+def test_a_caller_may_reuse_its_arrays() -> None:
+    """What is checked is what was asked and answered, however late the check is."""
+    reference = Held(lambda feeds: {"y": 2 * feeds["x"]})
+    reference.go.clear()
+    checks = shadow(reference)
+    x, y = np.ones((1, 3), np.float32), np.full((1, 3), 2, np.float32)
+    checks.offer(feeds_of(x), {"y": y})
+    x[:], y[:] = 7, 5
+    reference.go.set()
+    until(lambda: checks.stats().checked == 1)
+    assert checks.stats().off == 0
+    checks.close()
+    assert reference.closed
+
+
+def test_checks_that_wait_are_few() -> None:
+    """More are skipped, and no caller waits for one."""
+    reference = Held(lambda feeds: {"y": feeds["x"]})
+    reference.go.clear()
+    checks = shadow(reference)
+    x = np.ones((1, 3), np.float32)
+    for _ in range(50):
+        checks.offer(feeds_of(x), {"y": x})
+    assert checks.stats().skipped >= 45
+    reference.go.set()
+    until(lambda: checks.stats().checked + checks.stats().skipped == 50)
+    checks.close()
+
+
+def test_a_share_is_checked() -> None:
+    """About one in ten, of a thousand."""
+    reference = Held(lambda feeds: {"y": feeds["x"]})
+    checks = shadow(reference, share=0.1)
+    x = np.ones((1, 3), np.float32)
+    for _ in range(1000):
+        checks.offer(feeds_of(x), {"y": x})
+    until(lambda: 50 <= checks.stats().checked + checks.stats().skipped <= 160)
+    checks.close()
+
+
+@pytest.mark.parametrize(
+    ("equal", "error", "off"),
+    [(True, 1e-3, True), (True, 1e-7, False), (False, 1e-3, False), (False, 0.2, True)],
+)
+def test_how_far_an_answer_may_be_depends_on_what_was_proved(equal: bool, error: float, off: bool) -> None:
+    """One that was equal must be; one that approximates may be twice as far as it ever was when judged:
+    here 1 - cosine of 0.001."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 200)).astype(np.float32)
+    reference = Held(lambda feeds: {"y": feeds["x"]})
+    checks = shadow(reference, equal=equal)
+    checks.offer(feeds_of(x), {"y": x + error * rng.standard_normal(x.shape).astype(np.float32)})
+    until(lambda: checks.stats().checked == 1)
+    assert checks.stats().off == off
+    checks.close()
+
+
+@pytest.mark.parametrize("bad", [np.full((1, 3), np.nan, np.float32), np.ones((2, 3), np.float32)])
+def test_nan_and_other_shapes_are_off(bad: Array) -> None:
+    """And as far off as can be."""
+    checks = shadow(Held(lambda feeds: {"y": feeds["x"]}), equal=False)
+    checks.offer(feeds_of(np.ones((1, 3), np.float32)), {"y": bad})
+    until(lambda: checks.stats().off == 1)
+    assert checks.stats().worst == 2.0
+    checks.close()
+
+
+def test_a_check_that_fails_decides_nothing() -> None:
+    """It is counted, the thread goes on, and the variant keeps answering."""
+
+    def fail(feeds: Feeds) -> dict[str, Array]:
+        if feeds["x"][0, 0] == 0:
+            raise BackendError("no")
+        return {"y": feeds["x"]}
+
+    checks = shadow(Held(fail))
+    for value in (0, 0, 0, 1):
+        x = np.full((1, 3), value, np.float32)
+        before = checks.stats()
+        checks.offer(feeds_of(x), {"y": x})
+        until(lambda before=before: checks.stats() != before)  # type: ignore[misc]
+    stats = checks.stats()
+    assert (stats.failed, stats.checked, stats.off, stats.fell_back) == (3, 1, 0, "")
+    checks.close()
+
+
+def test_a_reference_that_does_not_load_leaves_the_variant() -> None:
+    """Falling back is tried again with the next answers."""
+    tried = []
+
+    def fall_back() -> None:
+        tried.append(len(tried))
+        if len(tried) == 1:
+            raise BackendError("no memory")
+
+    checks = shadow(Held(lambda feeds: {"y": -feeds["x"]}), fall_back=fall_back, window=2)
+    x = np.ones((1, 3), np.float32)
+    for count in (1, 2, 3, 4):
+        assert checks.stats().fell_back == ""
+        checks.offer(feeds_of(x), {"y": x})
+        until(lambda count=count: checks.stats().checked == count)  # type: ignore[misc]
+    until(lambda: bool(checks.stats().fell_back))
+    assert tried == [0, 1]
+    checks.close()
+    checks.close()
