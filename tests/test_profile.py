@@ -54,7 +54,7 @@ def check_modules(found: Profile, original: nn.Module) -> None:
 
 
 def test_the_time_of_a_text_model_goes_to_its_modules(tmp_path: Path) -> None:
-    """Fused nodes, too: bias and GELU, skip connection and norm."""
+    """Fused nodes, too: bias and GELU."""
     import transformers
 
     folder = bert_folder(tmp_path / "bert", "SequenceClassification")
@@ -72,7 +72,7 @@ def test_the_time_of_a_text_model_goes_to_its_modules(tmp_path: Path) -> None:
     assert by_name["bert.encoder.layer.*.intermediate.dense"].nodes == 2
     assert by_name["bert.encoder.layer.*.output.LayerNorm"].nodes == 2
     fused = {share.name: share.nodes for share in found.operators}
-    assert fused["SkipLayerNormalization"] == 4
+    assert fused["LayerNormalization"] == 5  # not fused with the sums before them: that is slower
     assert fused["BiasGelu"] == 2
     assert INSERTED not in by_name
 

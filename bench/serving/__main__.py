@@ -113,8 +113,8 @@ def _table(
     yield "# Servers beside each other"
     yield ""
     yield (
-        f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client on"
-        f" the same {machine.cores} cores ({machine.cpu}); MiniLM, {_TEXTS} sentences of reviews, JSON;"
+        f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client"
+        f" on the same {machine.cores} cores ({machine.cpu}); MiniLM, {_TEXTS} sentences of reviews, JSON;"
         f" workers of each: {workers}; {rounds} rounds in turns, {seconds:g} s a rate."
         f" Made by `python -m bench.serving`."
     )
