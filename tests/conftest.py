@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 import torch
 
@@ -39,6 +41,16 @@ def _keep_to_one_core() -> None:
 
 
 _keep_to_one_core()
+
+# what is imported by now stays, and exporting makes millions of objects: to look through them less often
+# saves a tenth of the time of a conversion
+gc.collect()
+gc.freeze()
+gc.set_threshold(20_000, 20, 20)
+
+# how long an example takes says how busy the machine is
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.hookimpl(trylast=True)  # when those that -m leaves out are gone

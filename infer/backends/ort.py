@@ -36,7 +36,7 @@ _OPTIMIZATION = {
 }
 
 _LEFT_OUT = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
-"""Kind of device → rewrites of ONNX Runtime's own that cost time there. Its kernel for a norm of a sum takes
+"""Kind of device → rewrites of ONNX Runtime's own that cost time there. Its kernel for norms of sums takes
 three times as long as its LayerNormalization."""
 
 # Above this, copying through a bound buffer costs more than making a tensor (~2 µs) saves.
