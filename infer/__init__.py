@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         SessionClosedError,
     )
     from infer.evaluation import evaluate
+    from infer.live import LiveSession
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
     from infer.options import BatchOptions, PlanOptions, SessionOptions
@@ -48,6 +49,7 @@ __all__ = [
     "InferError",
     "InputError",
     "IntegrityError",
+    "LiveSession",
     "Machine",
     "Manifest",
     "MissingPackageError",
@@ -88,6 +90,7 @@ _PLACES = {
         "SessionClosedError",
     ),
     "evaluation": ("evaluate",),
+    "live": ("LiveSession",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
     "options": ("BatchOptions", "PlanOptions", "SessionOptions"),

@@ -295,6 +295,14 @@ class Session:
         `infer.backends.Executable.watched`. It ends when this one is closed."""
         return Session(self.artifact, self.plan, self._executable.watched(switch), self._options)
 
+    def prepare_like(self, other: Session) -> None:
+        """Make what `other` made when it was first asked, so that callers who come over from it need not
+        wait for that."""
+        if other._task is not None:
+            self.task  # noqa: B018
+        if other._batcher is not None:
+            self.batcher  # noqa: B018
+
     def rebuild(self, outputs: Mapping[str, Array]) -> Any:
         """`outputs` of `run` in the model's own nesting of tuples, lists and dicts."""
         return rebuild(self.artifact.manifest.structure, outputs)

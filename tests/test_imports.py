@@ -16,7 +16,7 @@ HEAVY = ("onnx", "onnxruntime", "torch", "transformers", "PIL", "tokenizers", "c
 
 PUBLIC = {
     *("evaluate", "load", "open_artifact", "open_session", "this_machine", "__version__"),
-    *("Artifact", "Machine", "Manifest", "Plan", "Session", "Signature", "TensorSpec"),
+    *("Artifact", "Machine", "Manifest", "Plan", "Session", "LiveSession", "Signature", "TensorSpec"),
     *("BatchOptions", "PlanOptions", "SessionOptions"),
     *("InferError", "ArtifactError", "IntegrityError", "ConversionError", "ParityError", "FeedError"),
     *("InputError", "DeviceError", "BackendError", "SessionClosedError", "MissingPackageError"),
