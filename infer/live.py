@@ -7,14 +7,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from infer.artifact import Artifact
-from infer.errors import ArtifactError, ParityError, SessionClosedError
+from infer.errors import ArtifactError, InferError, ParityError, SessionClosedError
 from infer.golden import prove
-from infer.options import BatchOptions, PlanOptions, SessionOptions
+from infer.options import BatchOptions
 from infer.plan import Plan
-from infer.session import Session, open_artifact, open_session
+from infer.recipe import Recipe
+from infer.session import Session, load, open_artifact, open_like, open_recipe
 from infer.signature import Array, Dim, Range, Signature
 
 if TYPE_CHECKING:
@@ -46,27 +47,30 @@ class LiveSession:
     ) -> None:
         """Open the first version. The arguments, and what is raised, are those of `infer.load`; they hold
         for later versions, too."""
-        self._plan_options = PlanOptions(
-            device=device,
-            variant=variant,
-            num_threads=num_threads,
-            backend=backend,
-            spinning=spinning,
-            prepacking=prepacking,
+        self._begin(
+            load(
+                path,
+                device=device,
+                variant=variant,
+                num_threads=num_threads,
+                backend=backend,
+                spinning=spinning,
+                prepacking=prepacking,
+                verify=verify,
+                warm_up=warm_up,
+                refuse_nan=refuse_nan,
+                encode=encode,
+                decode=decode,
+                batching=batching,
+            )
         )
-        self._options = SessionOptions(
-            verify=verify,
-            warm_up=warm_up,
-            refuse_nan=refuse_nan,
-            encode=encode,
-            decode=decode,
-            batching=batching,
-        )
+
+    def _begin(self, first: Session) -> None:
         self._pid = os.getpid()
         self._closed = False
         self._swapping = threading.Lock()
         self._retiring: list[threading.Thread] = []
-        self._current = _Version(open_session(open_artifact(path), self._plan_options, self._options))
+        self._current = _Version(first)
 
     def swap(self, path: str | os.PathLike[str], *, allow_change: bool = False) -> None:
         """Let the artifact at `path` serve from now on, if it answers here as it was recorded to.
@@ -167,6 +171,19 @@ class LiveSession:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Callable[[Recipe], LiveSession], tuple[Recipe]]:
+        with self.hold() as session:
+            return _open_live, (session.recipe(),)
+
+    def __copy__(self) -> NoReturn:
+        raise InferError(
+            f"{self!r} owns memory and threads, so it is not copied; threads can share it, and"
+            f" infer.LiveSession('{self.artifact.location}') opens another"
+        )
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
     def __repr__(self) -> str:
         return f"<LiveSession of {self._current.session!r}>"
 
@@ -187,7 +204,7 @@ class LiveSession:
                 f"'{path}' cannot take the place of another version: {change}; {stays}. If callers know of"
                 f" the change, pass allow_change=True"
             )
-        new = open_session(artifact, self._plan_options, self._options)
+        new = open_like(old, artifact)
         try:
             wrong = [
                 f"{point}: {difference}"
@@ -212,6 +229,12 @@ class LiveSession:
                 f"this session was opened in process {self._pid}, and its threads did not come along into"
                 f" the forked process {os.getpid()}; open it after the fork"
             )
+
+
+def _open_live(recipe: Recipe) -> LiveSession:
+    live = LiveSession.__new__(LiveSession)
+    live._begin(open_recipe(recipe))
+    return live
 
 
 class _Version:

@@ -40,13 +40,13 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[Session]:
     """The sessions that live ones open."""
     found: list[Session] = []
-    original = infer.live.open_session
+    original = infer.session.open_session
 
     def noted(*arguments: Any) -> Session:
         found.append(original(*arguments))
         return found[-1]
 
-    monkeypatch.setattr("infer.live.open_session", noted)
+    monkeypatch.setattr("infer.session.open_session", noted)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import pickle
 import shutil
 import threading
 import time
@@ -78,13 +77,12 @@ def test_outputs_that_are_no_names_are_refused(net: Path, outputs: Any) -> None:
             session.run({"x": X}, outputs)
 
 
-@pytest.mark.parametrize("take", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_session_is_not_pickled(net: Path, take: Callable[[object], object]) -> None:
-    """Its threads cannot go along; the error says what to pass on instead. An artifact can."""
+@pytest.mark.parametrize("take", [copy.copy, copy.deepcopy])
+def test_a_session_is_not_copied(net: Path, take: Callable[[object], object]) -> None:
+    """Opening another takes time and memory, and should be seen to; the error says how."""
     with infer.load(net) as session:
-        with pytest.raises(infer.InferError, match=r"net\.infer' on instead, and call infer\.load there"):
+        with pytest.raises(infer.InferError, match=r"not copied; .* infer\.load\('.*net\.infer'\)"):
             take(session)
-        assert pickle.loads(pickle.dumps(session.artifact)) == session.artifact
 
 
 def test_closed_sessions_say_so(net: Path) -> None:
