@@ -11,6 +11,9 @@ MAX_THREADS = 1024
 
 GRAPH_OPTIMIZATIONS = ("all", "none")
 
+SHRINK_ABOVE_BYTES = 16 * 2**20
+"""Feeds of a run after which memory is given back, unless something else is asked for."""
+
 
 @dataclass(frozen=True)
 class PlanOptions:
@@ -44,6 +47,14 @@ class PlanOptions:
     """Whether the backend lays weights out anew for its products while loading; default: it does, unless
     weights as they are were measured to be faster here."""
 
+    arena: bool | None = None
+    """Whether the backend keeps the memory of a run for the next one; default: it does. Without, each run
+    asks the system for its memory and gives it back, which takes time."""
+
+    shrink_above_bytes: int | None = None
+    """A run whose feeds have more bytes gives back, when it ends, what the arena grew by; default: 16 MiB
+    (`SHRINK_ABOVE_BYTES`). 0 is all runs. One large request would otherwise keep its memory for good."""
+
 
 @dataclass(frozen=True)
 class BatchOptions:
@@ -74,6 +85,10 @@ class SessionOptions:
 
     refuse_nan: bool = False
     """Refuse feeds that hold NaN or infinity. Off by default: some models use them as markers."""
+
+    max_feed_bytes: int | None = None
+    """Refuse feeds of one run that have more bytes together, and batch no more than that; default: no
+    limit. What a run needs grows with them."""
 
     encode: Callable[..., Any] | None = None
     """Takes the place of the task's own way from inputs to feeds: `encode(inputs)` gets a list of at

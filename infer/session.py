@@ -41,9 +41,12 @@ def load(
     backend: str | None = None,
     spinning: bool | None = None,
     prepacking: bool | None = None,
+    arena: bool | None = None,
+    shrink_above_bytes: int | None = None,
     verify: bool = True,
     warm_up: bool = True,
     refuse_nan: bool = False,
+    max_feed_bytes: int | None = None,
     encode: Callable[..., Any] | None = None,
     decode: Callable[..., Any] | None = None,
     batching: BatchOptions = BatchOptions(),
@@ -63,11 +66,14 @@ def load(
             backend=backend,
             spinning=spinning,
             prepacking=prepacking,
+            arena=arena,
+            shrink_above_bytes=shrink_above_bytes,
         ),
         SessionOptions(
             verify=verify,
             warm_up=warm_up,
             refuse_nan=refuse_nan,
+            max_feed_bytes=max_feed_bytes,
             encode=encode,
             decode=decode,
             batching=batching,
@@ -174,7 +180,7 @@ class Session:
         self.options = options
         self.signature: Signature = artifact.manifest.signature
         self._executable = executable
-        self._guard = Guard(self.signature, refuse_nan=options.refuse_nan)
+        self._guard = Guard(self.signature, refuse_nan=options.refuse_nan, max_bytes=options.max_feed_bytes)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
         self._task: Task | None = None
         self._batcher: Batcher | None = None
@@ -262,7 +268,7 @@ class Session:
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
         variant = next(v for v in self.artifact.manifest.variants if v.name == self.plan.variant)
         layout = proved_layout(self.artifact, variant, padding, self.admit, self.run)
-        return Batcher(self, layout, self.options.batching)
+        return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes)
 
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see

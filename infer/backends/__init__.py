@@ -43,6 +43,8 @@ class Backend(Protocol):
     version: str
     spins: bool
     """Whether its idle threads can wait by spinning."""
+    has_arena: bool
+    """Whether it can keep the memory of a run for the next one, or not."""
 
     def device_kinds(self) -> tuple[str, ...]:
         """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""

@@ -73,6 +73,7 @@ class OpenvinoBackend:
     name = "openvino"
     version: str = str(ov.__version__).split("-")[0]
     spins = False
+    has_arena = False
 
     def device_kinds(self) -> tuple[str, ...]:
         return ("cpu",)

@@ -9,6 +9,7 @@ time.
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class OrtBackend:
     name = "onnxruntime"
     version: str = ort.__version__
     spins = True
+    has_arena = True
 
     def device_kinds(self) -> tuple[str, ...]:
         available = ort.get_available_providers()
@@ -57,7 +59,9 @@ class OrtBackend:
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
         session = _open(graph, plan, _options(plan))
-        return OrtExecutable(session, signature, bind=plan.device == "cpu")
+        shrinking = _Shrinking(plan)
+        bind = plan.device == "cpu" and shrinking.above_bytes > _MAX_BOUND_BYTES
+        return OrtExecutable(session, signature, shrinking, bind=bind)
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ def _options(plan: Plan) -> Any:
     options.intra_op_num_threads = plan.num_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = plan.arena
     options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
     options.add_session_config_entry("session.disable_prepacking", "0" if plan.prepacking else "1")
@@ -170,9 +175,10 @@ class _Binding:
 class OrtExecutable:
     """A loaded session."""
 
-    def __init__(self, session: Any, signature: Signature, *, bind: bool) -> None:
+    def __init__(self, session: Any, signature: Signature, shrinking: _Shrinking, *, bind: bool) -> None:
         self._session = session
         self._signature = signature
+        self._shrinking = shrinking
         self._bindable = bind and _can_bind(signature)
         # idle bindings by output names and input shapes; list.pop and append are atomic
         self._idle: dict[_Key, list[_Binding]] = {}
@@ -215,7 +221,7 @@ class OrtExecutable:
 
     def _run_plain(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            results = self._session.run(outputs, feeds)
+            results = self._session.run(outputs, feeds, self._shrinking.run_options(feeds))
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"ONNX Runtime failed while running the graph: {_words(error)}") from error
         return dict(zip(outputs, results, strict=True))
@@ -238,11 +244,30 @@ class OrtExecutable:
         return _Binding(binding, inputs, results)
 
     def watched(self, switch: Switch) -> OrtExecutable:
-        return OrtExecutable(_Watched(self._session, switch), self._signature, bind=self._bindable)
+        session = _Watched(self._session, switch)
+        return OrtExecutable(session, self._signature, self._shrinking, bind=self._bindable)
 
     def close(self) -> None:
         self._idle.clear()
         self._session = None
+
+
+class _Shrinking:
+    """After which runs the arenas give back what they grew by."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.above_bytes = plan.shrink_above_bytes if plan.arena or plan.device != "cpu" else math.inf
+        kind, _, index = plan.device.partition(":")
+        arenas = ["cpu:0"] * plan.arena + [f"gpu:{index}"] * (kind == "cuda")
+        self._arenas = ";".join(arenas)
+
+    def run_options(self, feeds: Feeds) -> Any:
+        """Those of a run on `feeds`; None for the usual ones."""
+        if _bytes(feeds) <= self.above_bytes:
+            return None
+        options = ort.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
+        return options
 
 
 class _Watched:
@@ -271,7 +296,11 @@ def _can_bind(signature: Signature) -> bool:
 
 
 def _small(arrays: dict[str, Array]) -> bool:
-    return sum(array.nbytes for array in arrays.values()) <= _MAX_BOUND_BYTES
+    return _bytes(arrays) <= _MAX_BOUND_BYTES
+
+
+def _bytes(arrays: dict[str, Array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _words(error: Exception) -> str:

@@ -83,14 +83,19 @@ class Batcher:
     """
 
     def __init__(
-        self, session: Served, layout: Layout | str, options: BatchOptions = BatchOptions()
+        self,
+        session: Served,
+        layout: Layout | str,
+        options: BatchOptions = BatchOptions(),
+        max_feed_bytes: int | None = None,
     ) -> None:
+        """`max_feed_bytes`: the most that one run may be fed with. Raises `InputError`."""
         _check(options)
         self.options, self.layout = options, layout
         self._session = session
         self._joins = layout if isinstance(layout, Layout) else None
         self._pace = Pace()
-        self._waiting = Waiting(self._joins, self._pace, options.max_rows)
+        self._waiting = Waiting(self._joins, self._pace, options.max_rows, max_feed_bytes)
         self._stats = BatchStats()
         self._running = False
         self._in_flight = 0
