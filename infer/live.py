@@ -41,7 +41,7 @@ class LiveSession:
         arena: bool | None = None,
         shrink_above_bytes: int | None = None,
         verify: bool = True,
-        warm_up: bool = True,
+        warm_up: bool | Sequence[Mapping[str, int]] = True,
         refuse_nan: bool = False,
         max_feed_bytes: int | None = None,
         encode: Callable[..., Any] | None = None,

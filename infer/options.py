@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +79,11 @@ class SessionOptions:
     verify: bool = True
     """Compare every file with its sha256 while opening. Runs beside the backend's own loading."""
 
-    warm_up: bool = True
+    warm_up: bool | Sequence[Mapping[str, int]] = True
     """Run a golden point once before the session is handed over, so that the first answer does
-    not pay for first-time allocation."""
+    not pay for first-time allocation. Or the sizes that will be asked for, as in
+    `[{"batch": 1, "sequence": 128}, {"batch": 8, "sequence": 128}]`: golden feeds, made-up ones where there
+    are none, are cut or repeated to each of them and run; dims that are not named stay as they are."""
 
     refuse_nan: bool = False
     """Refuse feeds that hold NaN or infinity. Off by default: some models use them as markers."""

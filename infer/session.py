@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from infer.artifact import Artifact
 from infer.backends import Executable, Switch, load_backend
 from infer.bare_graph import artifact_of_graph
-from infer.errors import ArtifactError, FeedError, InferError, SessionClosedError
+from infer.errors import ArtifactError, FeedError, InferError, InputError, SessionClosedError
+from infer.feeds import example_feeds, resized
 from infer.guard import Feeds, Guard
 from infer.integrity import Verification, check_graph
 from infer.machine import this_machine
@@ -44,7 +45,7 @@ def load(
     arena: bool | None = None,
     shrink_above_bytes: int | None = None,
     verify: bool = True,
-    warm_up: bool = True,
+    warm_up: bool | Sequence[Mapping[str, int]] = True,
     refuse_nan: bool = False,
     max_feed_bytes: int | None = None,
     encode: Callable[..., Any] | None = None,
@@ -110,14 +111,35 @@ def open_session(
     try:
         if options.encode or options.decode:
             session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
-        if options.warm_up:
-            for name, feeds, _ in artifact.golden():
-                run_golden(session, name, feeds)
-                break
+        _warm_up(session, options.warm_up)
     except BaseException:
         session.close()
         raise
     return session
+
+
+def _warm_up(session: Session, wish: bool | Sequence[Mapping[str, int]]) -> None:
+    if wish is True:
+        for name, feeds, _ in session.artifact.golden():
+            run_golden(session, name, feeds)
+            break
+    elif wish is not False:
+        for sizes in _checked_sizes(wish):
+            try:
+                session.run(resized(session.signature, example_feeds(session.artifact), sizes))
+            except InferError as error:
+                raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
+
+
+def _checked_sizes(wish: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str, int]]:
+    """What types alone say, for callers who have none."""
+    if not isinstance(wish, Sequence) or not all(
+        isinstance(sizes, Mapping) and all(type(size) is int for size in sizes.values()) for sizes in wish
+    ):
+        raise InputError(
+            f"warm_up must be True, False or a list of sizes such as [{{'batch': 8}}], but is {wish!r:.60}"
+        )
+    return wish
 
 
 def open_recipe(recipe: Recipe) -> Session:
