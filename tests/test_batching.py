@@ -177,6 +177,23 @@ def test_a_lone_request_runs_at_once_in_its_own_thread(served: Served, batcher: 
     assert served.threads == [threading.current_thread().name]
 
 
+def test_a_lone_request_does_without_what_waiting_takes(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event and no kind, in both ways to ask; what it cost is learned all the same."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("nothing waits, and nothing joins")
+
+    monkeypatch.setattr("infer.batching.Request", refused)
+    monkeypatch.setattr(Layout, "kind", refused)
+    assert batcher([1, 2]) == 3
+    assert batcher.submit([1, 2, 3]).result(_WAIT_S) == 6
+    assert batcher.run({"ids": np.array([[1], [2]])})["sum"].tolist() == [1, 2]
+    stats = batcher.stats()
+    assert (stats.runs, stats.rows, stats.cost) == (3, 4, 7)
+
+
 def test_a_bad_request_fails_alone(served: Served, batcher: Batcher) -> None:
     """Of a batch of eight with one that the graph refuses, seven are answered."""
     with Held(served, batcher):
