@@ -268,7 +268,7 @@ class Batcher:
             return True
 
     def _run_at_once(self, asked: Asked, feeds: Feeds, names: tuple[str, ...]) -> dict[str, Array]:
-        """The answer of a lone caller. Nothing joins it and no thread is woken, so there is no `Request`."""
+        """The answer of a lone caller; nothing joins it and no thread is woken, so it is no `Request`."""
         try:
             if not asked.begin():
                 raise CancelledError
