@@ -377,8 +377,13 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Threads do not come along into a forked process, and a backend's would be waited for forever."""
+    """Threads do not come along into a forked process, and a backend's would be waited for forever: by a
+    run, and by the backend's destructors when the process ends."""
+    import ctypes
+
     for session in _SESSIONS:
+        # one reference too many: whatever else Python holds, it lets go of at its end
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._executable))
         session._making = threading.Lock()
         session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone
         session._closed = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,21 @@ from infer.guard import Feeds, Shapes
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
+# Its wheels have telemetry (on Linux, too, as of 1.32), whose thread starts with the import. A process that
+# is forked after that hangs when it ends: the thread did not come along.
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_unset = _TELEMETRY not in os.environ
+if _unset:
+    os.environ[_TELEMETRY] = "1"
 try:
     import onnxruntime as ort
 
     ort.InferenceSession  # noqa: B018  a folder that an uninstall left behind imports, and is empty
 except (ImportError, OSError, AttributeError) as _error:
     raise missing_package("onnxruntime", "cpu", _error) from _error
+finally:
+    if _unset:
+        del os.environ[_TELEMETRY]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
