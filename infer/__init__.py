@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # as in typing, which takes longer to import than all els
 
 if TYPE_CHECKING:
     from infer.artifact import Artifact
+    from infer.backends.ort import share_threads
     from infer.errors import (
         ArtifactError,
         BackendError,
@@ -67,6 +68,7 @@ __all__ = [
     "load",
     "open_artifact",
     "open_session",
+    "share_threads",
     "this_machine",
 ]
 
@@ -74,6 +76,7 @@ __all__ = [
 # file, and must be able to listen for Ctrl-C before numpy is loaded.
 _PLACES = {
     "artifact": ("Artifact",),
+    "backends.ort": ("share_threads",),
     "errors": (
         "ArtifactError",
         "BackendError",

@@ -52,8 +52,10 @@ class PlanOptions:
     asks the system for its memory and gives it back, which takes time."""
 
     shrink_above_bytes: int | None = None
-    """A run whose feeds have more bytes gives back, when it ends, what the arena grew by; default: 16 MiB
-    (`SHRINK_ABOVE_BYTES`). 0 is all runs. One large request would otherwise keep its memory for good."""
+    """A run whose feeds have more bytes gives back, when it ends, what the arena grew by; large runs in a
+    row keep it for each other, and it is given back after some smaller ones. Default: 16 MiB
+    (`SHRINK_ABOVE_BYTES`); 0: after every run, which takes time. Without, one large request would keep its
+    memory for good."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ class Plan:
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
     compiled: str | None = None
     """The sha256 of the graph as the backend compiled it before, taken if the user's cache still has it."""
+    shared_threads: bool = False
+    """Whether the threads are those that all sessions of this process share."""
     arena: bool = True
     shrink_above_bytes: int = SHRINK_ABOVE_BYTES
     reasons: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ class Plan:
             ("graph", f"{self.graph}, prepared as {self.prepared}" if self.prepared else self.graph),
             ("backend", self.backend),
             ("device", self.device),
-            ("threads", str(self.num_threads)),
+            ("threads", f"{self.num_threads}, shared" if self.shared_threads else str(self.num_threads)),
             ("spinning", "on" if self.spinning else "off"),
             ("optimize", self.graph_optimization),
             ("prepacking", "on" if self.prepacking else "off"),

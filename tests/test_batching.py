@@ -341,6 +341,23 @@ def test_callers_that_are_gone_are_forgotten() -> None:
     assert len(waiting._next) < 20
 
 
+@pytest.mark.parametrize(("lengths", "expected"), [([2] * 8, 4), ([4, 2, 2, 2], 2), ([9, 2], 1)])
+def test_a_batch_has_no_more_bytes_than_a_run_may(lengths: list[int], expected: int) -> None:
+    """64 of them: four rows of two ids, or two of four, padding too; one that is larger runs alone."""
+    pace = Pace()
+    for size in range(14):
+        for _ in range(5):
+            pace.learn(2**size, 900.0)
+    layout = layout_of(TOKENS, PADDING)
+    assert isinstance(layout, Layout)
+    for most_bytes, count in ((None, len(lengths)), (64, expected)):
+        waiting = Waiting(layout, pace, 64, most_bytes)
+        for length in lengths:
+            feeds = Guard(TOKENS).admit({"ids": np.ones((1, length), np.int64)})
+            waiting.add(Request(feeds, ("sum",), Asked(None, ""), layout.kind(feeds), 1, length))
+        assert len(waiting.take()) == count
+
+
 def test_who_has_little_time_goes_first(served: Served) -> None:
     """A request whose deadline would pass during the next run is part of it."""
     with _opened(served, BatchOptions(max_rows=1)) as batcher:

@@ -15,7 +15,7 @@ import infer
 HEAVY = ("onnx", "onnxruntime", "torch", "transformers", "PIL", "tokenizers", "converters", "asyncio")
 
 PUBLIC = {
-    *("evaluate", "load", "open_artifact", "open_session", "this_machine", "__version__"),
+    *("evaluate", "load", "open_artifact", "open_session", "share_threads", "this_machine", "__version__"),
     *("Artifact", "Machine", "Manifest", "Plan", "Session", "LiveSession", "Signature", "TensorSpec"),
     *("BatchOptions", "PlanOptions", "SessionOptions"),
     *("InferError", "ArtifactError", "IntegrityError", "ConversionError", "ParityError", "FeedError"),

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 import infer
-from infer.backends.ort import _options
-from infer.batching.joining import Layout
-from infer.options import BatchOptions
-from tests.tiny import identity, make_artifact, write
+from infer.backends.ort import _options, _Shrinking
+from infer.guard import Feeds
+from tests.tiny import identity, write
 
 CHAIN = (
     "g (float[n, 1024] x) => (float[n, 1] y) {"
@@ -24,31 +23,37 @@ CHAIN = (
 
 RETAINED = """
 import sys, psutil, numpy as np, infer
-path, options = sys.argv[1], eval(sys.argv[2])
-with infer.load(path, num_threads=1, **options) as session:
-    session.run({"x": np.ones((1, 1024), np.float32)})
-    before = psutil.Process().memory_info().rss
-    session.run({"x": np.ones((16384, 1024), np.float32)})  # 64 MiB
-    session.run({"x": np.ones((1, 1024), np.float32)})
-    print(psutil.Process().memory_info().rss - before)
+for times, options in eval(sys.argv[2]):
+    with infer.load(sys.argv[1], num_threads=1, **options) as session:
+        session.run({"x": np.ones((1, 1024), np.float32)})
+        before = psutil.Process().memory_info().rss
+        for _ in range(times):
+            session.run({"x": np.ones((16384, 1024), np.float32)})  # 64 MiB
+        for _ in range(9):
+            session.run({"x": np.ones((1, 1024), np.float32)})
+        print((psutil.Process().memory_info().rss - before) / 2**20)
 """
 
 
-def retained_mib(path: Path, **options: Any) -> float:
-    """What a process of its own still holds after one run on 64 MiB."""
-    done = subprocess.run(
-        [sys.executable, "-c", RETAINED, path, repr(options)], capture_output=True, text=True, check=True
-    )
-    return int(done.stdout) / 2**20
-
-
 def test_a_large_run_gives_its_memory_back(tmp_path: Path) -> None:
-    """By default, of what it took without shrinking, hardly anything stays."""
-    path = write(tmp_path, CHAIN)
-    kept = retained_mib(path, shrink_above_bytes=2**40)
-    assert kept > 100
-    assert retained_mib(path) < kept / 8
-    assert retained_mib(path, arena=False) < kept / 8
+    """Of what it would keep without shrinking hardly anything stays, after one run or several in a row."""
+    asked = [(1, {}), (3, {}), (1, {"arena": False}), (1, {"shrink_above_bytes": 2**40})]
+    command = [sys.executable, "-c", RETAINED, write(tmp_path, CHAIN), repr(asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    one, several, without, kept = map(float, done.stdout.split())
+    assert kept > 100  # MiB
+    assert max(one, several, without) < kept / 8
+
+
+def test_large_runs_in_a_row_keep_what_they_need(tmp_path: Path) -> None:
+    """Growing again takes time. The first gives back, since no other came before; the last of eight smaller
+    ones does so for the others."""
+    with infer.load(write(tmp_path, CHAIN)) as session:
+        shrinking = _Shrinking(session.plan)
+    small, large = ({"x": np.zeros((rows, 1024), np.float32)} for rows in (1, 8192))
+    asked = [large, *[small] * 8, large, large, large, *[small] * 9, large]
+    shrinks = [shrinking.run_options(Feeds(feeds)) is not None for feeds in asked]
+    assert [at for at, shrink in enumerate(shrinks) if shrink] == [0, 9, 19, 21]
 
 
 def test_all_runs_may_shrink(tmp_path: Path) -> None:
@@ -108,27 +113,3 @@ def test_a_limit_that_is_none_is_refused(tmp_path: Path, limit: Any) -> None:
     """The error names the option."""
     with pytest.raises(infer.InputError, match="max_feed_bytes must be an int"):
         infer.load(write(tmp_path, CHAIN), max_feed_bytes=limit)
-
-
-def test_batches_keep_to_the_limit(tmp_path: Path) -> None:
-    """Requests that fit alone, but not together, run one after the other; none is refused."""
-    row = {"x": np.ones((1, 10), np.float32)}
-    path = make_artifact(tmp_path / "net.infer")
-    sizes: dict[int | None, set[int]] = {}
-    for limit in (None, 4 * 40):  # four rows
-        with infer.load(path, max_feed_bytes=limit, batching=BatchOptions(max_delay_s=0.05)) as session:
-            assert isinstance(session.batcher.layout, Layout)
-            seen = sizes[limit] = set()
-            run = session.run
-
-            def noted(feeds: Any, outputs: Any = None, run: Any = run, seen: set[int] = seen) -> Any:
-                seen.add(len(feeds["x"]))
-                return run(feeds, outputs)
-
-            session.run = noted  # type: ignore[method-assign]
-            for _ in range(5):
-                for future in [session.submit(row) for _ in range(16)]:
-                    assert future.result(20)["logits"].shape == (1, 2)
-            assert session.batcher.stats().alone == 0
-    assert max(sizes[None]) > 4
-    assert max(sizes[160]) == 4

@@ -74,6 +74,7 @@ class OpenvinoBackend:
     version: str = str(ov.__version__).split("-")[0]
     spins = False
     has_arena = False
+    shared_threads = None
 
     def device_kinds(self) -> tuple[str, ...]:
         return ("cpu",)

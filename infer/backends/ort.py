@@ -20,6 +20,8 @@ import numpy as np
 from infer.backends import Switch, told
 from infer.errors import BackendError, DeviceError, missing_package
 from infer.guard import Feeds, Shapes
+from infer.machine import this_machine
+from infer.options import MAX_THREADS
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
@@ -51,8 +53,51 @@ _MAX_BOUND_BYTES = 64 * 1024
 # Shapes remembered before all are forgotten: bounds memory to 32 · 2 · 64 KiB a thread.
 _MAX_BOUND_SHAPES = 32
 
+# A large run within so many after another is one of a row.
+_RUNS_OF_A_ROW = 8
+
 _Key = tuple[tuple[str, ...], Shapes]
 """Output names, and the shapes of the feeds."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The threads of a process that all its sessions use."""
+
+    num_threads: int
+    pid: int
+
+
+_shared: _Shared | None = None
+_any_opened = False
+
+
+def share_threads(num_threads: int | None = None) -> None:
+    """Let all sessions of this process on ONNX Runtime use the same threads, as many as there are cores by
+    default; otherwise each has as many of its own.
+
+    Call it once, before the first session is opened, and where processes are forked, in each one after the
+    fork. There is no way back. Shared threads spin: ONNX Runtime has no option for them. Sessions that
+    other code opens then need `use_per_session_threads = False`; those on OpenVINO keep their own threads.
+    Raises `DeviceError`.
+    """
+    global _shared
+    wanted = this_machine().cores if num_threads is None else num_threads
+    if type(wanted) is not int or not 1 <= wanted <= MAX_THREADS:
+        raise DeviceError(f"num_threads must be an int from 1 to {MAX_THREADS}, but is {wanted!r:.60}")
+    if _shared == _Shared(wanted, os.getpid()):
+        return
+    if _shared is not None or _any_opened:
+        already = f"already share {_shared.num_threads} threads" if _shared else "have threads of their own"
+        raise DeviceError(
+            f"share_threads({wanted}) comes too late: sessions of this process, or of the one that it was"
+            f" forked from, {already}; call it once, before the first infer.load"
+        )
+    try:
+        ort.set_global_thread_pool_sizes(wanted, 1)
+    except Exception as error:  # its exceptions share no base class
+        raise DeviceError(f"ONNX Runtime cannot share {wanted} threads: {_words(error)}") from error
+    _shared = _Shared(wanted, os.getpid())
 
 
 class OrtBackend:
@@ -62,6 +107,17 @@ class OrtBackend:
     version: str = ort.__version__
     spins = True
     has_arena = True
+
+    @property
+    def shared_threads(self) -> int | None:
+        if _shared is None:
+            return None
+        if _shared.pid != os.getpid():
+            raise DeviceError(
+                f"process {_shared.pid} called share_threads, and its threads did not come along into the"
+                f" forked process {os.getpid()}; call it after the fork, in each process"
+            )
+        return _shared.num_threads
 
     def device_kinds(self) -> tuple[str, ...]:
         available = ort.get_available_providers()
@@ -137,8 +193,11 @@ def save_optimized(graph: Path, plan: Plan, target: Path, *, packed: bool) -> No
 def _options(plan: Plan) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its messages come to us as exceptions
-    options.intra_op_num_threads = plan.num_threads
-    options.inter_op_num_threads = 1
+    if plan.shared_threads:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = plan.num_threads
+        options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.enable_cpu_mem_arena = plan.arena
     options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
@@ -154,6 +213,8 @@ def _open(graph: Path, plan: Plan, options: Any) -> Any:
         raise BackendError(
             f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
         )
+    global _any_opened
+    _any_opened = True
     kind, _, index = plan.device.partition(":")
     provider = _PROVIDERS[kind]
     wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
@@ -194,7 +255,7 @@ class OrtExecutable:
         self._idle: dict[_Key, list[_Binding]] = {}
 
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
-        if not self._bindable:
+        if not self._bindable or self._shrinking.grown:
             return self._run_plain(feeds, outputs)
         key = (outputs, feeds.shapes)
         idle = self._idle.get(key)
@@ -263,21 +324,34 @@ class OrtExecutable:
 
 
 class _Shrinking:
-    """After which runs the arenas give back what they grew by."""
+    """After which runs the arenas give back what they grew by.
+
+    Growing again takes longer than some runs do, so large runs in a row keep it: one gives back at once if
+    no other came lately, and after several it is a later, smaller run that does.
+    """
 
     def __init__(self, plan: Plan) -> None:
         self.above_bytes = plan.shrink_above_bytes if plan.arena or plan.device != "cpu" else math.inf
         kind, _, index = plan.device.partition(":")
         arenas = ["cpu:0"] * plan.arena + [f"gpu:{index}"] * (kind == "cuda")
-        self._arenas = ";".join(arenas)
+        self._shrink = ort.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
+        self._smaller = _RUNS_OF_A_ROW  # runs since the last large one
+        self.grown = False
+        """Whether large runs in a row left memory."""
 
     def run_options(self, feeds: Feeds) -> Any:
-        """Those of a run on `feeds`; None for the usual ones."""
-        if _bytes(feeds) <= self.above_bytes:
-            return None
-        options = ort.RunOptions()
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
-        return options
+        """Those of a run on `feeds`; None for the usual ones. Threads that count at once may miss a run."""
+        alone = self._smaller >= _RUNS_OF_A_ROW
+        if _bytes(feeds) > self.above_bytes:
+            self._smaller = 0
+            self.grown = bool(self.above_bytes) and not alone
+            return None if self.grown else self._shrink
+        self._smaller += 1
+        if self.grown and self._smaller >= _RUNS_OF_A_ROW:
+            self.grown = False
+            return self._shrink
+        return None
 
 
 class _Watched:
