@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import infer
-from infer.measure.feeds import batch_dim, example_feeds, resized
+from infer.feeds import batch_dim, example_feeds, resized
 from infer.measure.loadgen import LoadGenResult, harness, run_test
 from infer.measure.queries import Call
 from infer.measure.statistics import percentiles

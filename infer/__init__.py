@@ -11,6 +11,7 @@ TYPE_CHECKING = False  # as in typing, which takes longer to import than all els
 
 if TYPE_CHECKING:
     from infer.artifact import Artifact
+    from infer.backends.ort import share_threads
     from infer.errors import (
         ArtifactError,
         BackendError,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         SessionClosedError,
     )
     from infer.evaluation import evaluate
+    from infer.live import LiveSession
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
     from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
@@ -48,6 +50,7 @@ __all__ = [
     "InferError",
     "InputError",
     "IntegrityError",
+    "LiveSession",
     "Machine",
     "Manifest",
     "MissingPackageError",
@@ -66,6 +69,7 @@ __all__ = [
     "load",
     "open_artifact",
     "open_session",
+    "share_threads",
     "this_machine",
 ]
 
@@ -73,6 +77,7 @@ __all__ = [
 # file, and must be able to listen for Ctrl-C before numpy is loaded.
 _PLACES = {
     "artifact": ("Artifact",),
+    "backends.ort": ("share_threads",),
     "errors": (
         "ArtifactError",
         "BackendError",
@@ -89,6 +94,7 @@ _PLACES = {
         "SessionClosedError",
     ),
     "evaluation": ("evaluate",),
+    "live": ("LiveSession",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
     "options": ("BatchOptions", "PlanOptions", "SessionOptions", "ShadowOptions"),

@@ -75,6 +75,11 @@ class Artifact:
         return Artifact(folder, Manifest.from_json(text, f"'{file}'"), hashlib.sha256(text).hexdigest())
 
     @property
+    def location(self) -> Path:
+        """What `infer.open_artifact` opens it from: its folder, or the plain `.onnx` file."""
+        return self.path / self.manifest.variants[0].graph if self.manifest_sha256 is None else self.path
+
+    @property
     def digest(self) -> str:
         """sha256 of the manifest as it was opened, and so of everything it lists.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.errors import FeedError
+from infer.errors import FeedError, InputError
 from infer.signature import Array, Dim, Range, Signature, TensorSpec
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -41,9 +41,17 @@ its spec. A plain tuple, because a named one takes longer to unpack."""
 class Guard:
     """Holds feeds to a signature. On a tiny model every 0.1 µs spent here shows."""
 
-    def __init__(self, signature: Signature, *, refuse_nan: bool = False) -> None:
+    def __init__(
+        self, signature: Signature, *, refuse_nan: bool = False, max_bytes: int | None = None
+    ) -> None:
+        """Raises `InputError` for a limit that is none."""
+        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
+            raise InputError(
+                f"max_feed_bytes must be an int of 0 or more, or None, but is {max_bytes!r:.60}"
+            )
         self._signature = signature
         self._refuse_nan = refuse_nan
+        self._max_bytes = max_bytes
         self._inputs: tuple[_Input, ...] = tuple(
             (spec.name, None if spec.dtype in ("bool", "string") else spec.numpy_dtype, spec)
             for spec in signature.inputs
@@ -53,7 +61,7 @@ class Guard:
 
     def admit(self, feeds: Mapping[str, object]) -> Feeds:
         """Guarded feeds. Raises `FeedError` for a missing or unknown name, a wrong dtype, rank or size,
-        data whose meaning would change, and symbolic dims bound to different sizes."""
+        data whose meaning would change, symbolic dims bound to different sizes, and too many bytes."""
         if (type(feeds) is not dict and not isinstance(feeds, Mapping)) or len(feeds) != len(self._inputs):
             raise _wrong_names(self._signature, feeds)
         admitted = Feeds()
@@ -73,6 +81,8 @@ class Guard:
         admitted.shapes = shapes = tuple(sizes)
         if shapes not in self._checked:
             self._check_shapes(shapes)
+        if self._max_bytes is not None:
+            _refuse_large(admitted, self._max_bytes)
         if self._refuse_nan:
             _refuse_nan(admitted)
         return admitted
@@ -320,3 +330,19 @@ def _refuse_nan(feeds: Feeds) -> None:
                 f"input '{name}' holds NaN or infinity, first at {first}, and this session refuses"
                 f" them (refuse_nan); clean the data, or open the session without it"
             )
+
+
+def size_bytes(array: Array) -> int:
+    """Of an array's data; of strings, that of their characters, too."""
+    return array.nbytes + (sum(map(len, array.flat)) if array.dtype == object else 0)
+
+
+def _refuse_large(feeds: Feeds, most: int) -> None:
+    sizes = {name: size_bytes(array) for name, array in feeds.items()}
+    if (total := sum(sizes.values())) > most:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise FeedError(
+            f"the feeds have {total:,} bytes, of which input '{largest}' of shape"
+            f" {list(feeds[largest].shape)} has {sizes[largest]:,}, and this session takes {most:,}"
+            f" (max_feed_bytes); send fewer or smaller rows"
+        )

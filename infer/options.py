@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ MAX_THREADS = 1024
 """More than any machine has cores: a backend starts as many threads as it is told, at once."""
 
 GRAPH_OPTIMIZATIONS = ("all", "none")
+
+SHRINK_ABOVE_BYTES = 16 * 2**20
+"""Feeds of a run after which memory is given back, unless something else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class PlanOptions:
     prepacking: bool | None = None
     """Whether the backend lays weights out anew for its products while loading; default: it does, unless
     weights as they are were measured to be faster here."""
+
+    arena: bool | None = None
+    """Whether the backend keeps the memory of a run for the next one; default: it does. Without, each run
+    asks the system for its memory and gives it back, which takes time."""
+
+    shrink_above_bytes: int | None = None
+    """A run whose feeds have more bytes gives back, when it ends, what the arena grew by; large runs in a
+    row keep it for each other, and it is given back after some smaller ones. Default: 16 MiB
+    (`SHRINK_ABOVE_BYTES`); 0: after every run, which takes time. Without, one large request would keep its
+    memory for good."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +96,18 @@ class SessionOptions:
     verify: bool = True
     """Compare every file with its sha256 while opening. Runs beside the backend's own loading."""
 
-    warm_up: bool = True
+    warm_up: bool | Sequence[Mapping[str, int]] = True
     """Run a golden point once before the session is handed over, so that the first answer does
-    not pay for first-time allocation."""
+    not pay for first-time allocation. Or the sizes that will be asked for, as in
+    `[{"batch": 1, "sequence": 128}, {"batch": 8, "sequence": 128}]`: golden feeds, made-up ones where there
+    are none, are cut or repeated to each of them and run; dims that are not named stay as they are."""
 
     refuse_nan: bool = False
     """Refuse feeds that hold NaN or infinity. Off by default: some models use them as markers."""
+
+    max_feed_bytes: int | None = None
+    """Refuse feeds of one run that have more bytes together, and batch no more than that; default: no
+    limit. What a run needs grows with them."""
 
     encode: Callable[..., Any] | None = None
     """Takes the place of the task's own way from inputs to feeds: `encode(inputs)` gets a list of at

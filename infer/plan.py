@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from infer.options import SHRINK_ABOVE_BYTES
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -22,11 +24,21 @@ class Plan:
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
     compiled: str | None = None
     """The sha256 of the graph as the backend compiled it before, taken if the user's cache still has it."""
+    shared_threads: bool = False
+    """Whether the threads are those that all sessions of this process share."""
+    arena: bool = True
+    shrink_above_bytes: int = SHRINK_ABOVE_BYTES
     reasons: tuple[str, ...] = ()
     """Why, one sentence each, for `--explain`."""
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "reasons": list(self.reasons)}
+
+    @property
+    def _arena(self) -> str:
+        if not self.arena:
+            return "off"
+        return f"on, given back after runs with more than {self.shrink_above_bytes:,} bytes of feeds"
 
     def __str__(self) -> str:
         rows = [
@@ -34,10 +46,11 @@ class Plan:
             ("graph", f"{self.graph}, prepared as {self.prepared}" if self.prepared else self.graph),
             ("backend", self.backend),
             ("device", self.device),
-            ("threads", str(self.num_threads)),
+            ("threads", f"{self.num_threads}, shared" if self.shared_threads else str(self.num_threads)),
             ("spinning", "on" if self.spinning else "off"),
             ("optimize", self.graph_optimization),
             ("prepacking", "on" if self.prepacking else "off"),
+            ("arena", self._arena),
         ]
         lines = [f"{name:<12}{value}" for name, value in rows]
         return "\n".join(lines + [f"  - {reason}" for reason in self.reasons])

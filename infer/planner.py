@@ -8,7 +8,7 @@ from infer.backends import BACKENDS, Backend, load_backend
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
 from infer.machine import Machine
 from infer.manifest import Manifest, Tuned, Variant
-from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, PlanOptions
+from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, SHRINK_ABOVE_BYTES, PlanOptions
 from infer.plan import Plan
 
 
@@ -28,7 +28,11 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         if device.partition(":")[0] not in backend.device_kinds():
             device = _instead(variant, backend, device, options, reasons)
     spinning, prepacking = _settings(tuned, backend, options, reasons)
-    if options.num_threads is not None:
+    shared = _shared_threads(backend, options)
+    if shared is not None:
+        threads, spinning = shared, True
+        reasons.append(f"{threads} threads that all sessions of this process share, and that spin")
+    elif options.num_threads is not None:
         threads = options.num_threads
         reasons.append(f"{threads} threads, as asked")
         if threads > machine.cores:
@@ -72,6 +76,11 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         prepacking=prepacking,
         prepared=prepared,
         compiled=compiled,
+        shared_threads=shared is not None,
+        arena=options.arena is not False and backend.has_arena,
+        shrink_above_bytes=SHRINK_ABOVE_BYTES
+        if options.shrink_above_bytes is None
+        else options.shrink_above_bytes,
         reasons=tuple(reasons),
     )
 
@@ -88,9 +97,28 @@ def _check(options: PlanOptions) -> None:
         )
     if options.backend is not None and options.backend not in BACKENDS:
         raise DeviceError(f"there is no backend {options.backend!r:.60}; choose from {', '.join(BACKENDS)}")
-    for name, wish in (("spinning", options.spinning), ("prepacking", options.prepacking)):
+    wishes = (("spinning", options.spinning), ("prepacking", options.prepacking), ("arena", options.arena))
+    for name, wish in wishes:
         if wish is not None and not isinstance(wish, bool):
             raise DeviceError(f"{name} must be True, False or None, but is {wish!r:.60}")
+    above = options.shrink_above_bytes
+    if above is not None and (type(above) is not int or above < 0):
+        raise DeviceError(f"shrink_above_bytes must be an int of 0 or more, but is {above!r:.60}")
+
+
+def _shared_threads(backend: Backend, options: PlanOptions) -> int | None:
+    """How many there are, if sessions share them. Raises `DeviceError` if that is not what is asked for."""
+    shared = backend.shared_threads
+    for name, wish, has in (
+        ("num_threads", options.num_threads, shared),
+        ("spinning", options.spinning, True),
+    ):
+        if shared is not None and wish not in (None, has):
+            raise DeviceError(
+                f"{name}={wish} was asked for, but sessions of this process share {shared} threads, which"
+                f" spin (infer.share_threads); leave {name} out"
+            )
+    return shared
 
 
 def _settings(

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,17 +14,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from infer.artifact import Artifact
 from infer.backends import Executable, Switch, load_backend
 from infer.bare_graph import artifact_of_graph
-from infer.errors import ArtifactError, FeedError, InferError, IntegrityError, SessionClosedError
-from infer.graphfile import read_graph_file
+from infer.errors import ArtifactError, FeedError, InferError, InputError, SessionClosedError
+from infer.feeds import example_feeds, resized
 from infer.guard import Feeds, Guard
+from infer.integrity import Verification, check_graph
 from infer.machine import this_machine
 from infer.manifest import Variant
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.parity import TOLERANCES
 from infer.plan import Plan
 from infer.planner import make_plan
+from infer.recipe import Recipe, recipe_of
 from infer.shadow import Shadow
-from infer.signature import Array, Signature, TensorSpec
+from infer.signature import Array, Signature
 from infer.structure import rebuild
 from infer.tasks import PaddedTask, Run, Task, load_task
 
@@ -44,9 +45,12 @@ def load(
     backend: str | None = None,
     spinning: bool | None = None,
     prepacking: bool | None = None,
+    arena: bool | None = None,
+    shrink_above_bytes: int | None = None,
     verify: bool = True,
-    warm_up: bool = True,
+    warm_up: bool | Sequence[Mapping[str, int]] = True,
     refuse_nan: bool = False,
+    max_feed_bytes: int | None = None,
     encode: Callable[..., Any] | None = None,
     decode: Callable[..., Any] | None = None,
     batching: BatchOptions = BatchOptions(),
@@ -67,11 +71,14 @@ def load(
             backend=backend,
             spinning=spinning,
             prepacking=prepacking,
+            arena=arena,
+            shrink_above_bytes=shrink_above_bytes,
         ),
         SessionOptions(
             verify=verify,
             warm_up=warm_up,
             refuse_nan=refuse_nan,
+            max_feed_bytes=max_feed_bytes,
             encode=encode,
             decode=decode,
             batching=batching,
@@ -93,31 +100,71 @@ def open_session(
     plan: Plan | None = None,
 ) -> Session:
     """Plan, unless there is a plan, load, check and warm up. Raises as `load` does."""
+    source = plan or plan_options
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
     graph = artifact.file(plan.prepared or plan.graph)
     if not options.verify:
         executable = _prepare(artifact, plan, graph)
     else:
         # hashing and loading each keep one core busy and let go of the interpreter
-        verification = _Verification(artifact)
+        verification = Verification(artifact)
         try:
             executable = _prepare(artifact, plan, graph)
         finally:
             verification.result()  # damage explains a failure to load, and goes first
-    session = Session(artifact, plan, executable, options)
+    session = Session(artifact, plan, executable, options, source)
     try:
         if options.shadow is not None:
             session.check_answers(options.shadow)
         if options.encode or options.decode:
             session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
-        if options.warm_up:
-            for name, feeds, _ in artifact.golden():
-                run_golden(session, name, feeds)
-                break
+        _warm_up(session, options.warm_up)
     except BaseException:
         session.close()
         raise
     return session
+
+
+def _warm_up(session: Session, wish: bool | Sequence[Mapping[str, int]]) -> None:
+    if wish is True:
+        for name, feeds, _ in session.artifact.golden():
+            run_golden(session, name, feeds)
+            break
+    elif wish is not False:
+        for sizes in _checked_sizes(wish):
+            try:
+                session.run(resized(session.signature, example_feeds(session.artifact), sizes))
+            except InferError as error:
+                raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
+
+
+def _checked_sizes(wish: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str, int]]:
+    """What types alone say, for callers who have none."""
+    if not isinstance(wish, Sequence) or not all(
+        isinstance(sizes, Mapping) and all(type(size) is int for size in sizes.values()) for sizes in wish
+    ):
+        raise InputError(
+            f"warm_up must be True, False or a list of sizes such as [{{'batch': 8}}], but is {wish!r:.60}"
+        )
+    return wish
+
+
+def open_recipe(recipe: Recipe) -> Session:
+    """Open what `recipe` says. Raises as `load`, and `ArtifactError` if the artifact is another one."""
+    artifact = open_artifact(recipe.path)
+    recipe.check(artifact)
+    return _open_from(recipe.source, artifact, recipe.options)
+
+
+def open_like(session: Session, artifact: Artifact) -> Session:
+    """Open `artifact` with the wishes and options of `session`. Raises as `load`."""
+    return _open_from(session.plan_source, artifact, session.options)
+
+
+def _open_from(source: PlanOptions | Plan, artifact: Artifact, options: SessionOptions) -> Session:
+    if isinstance(source, Plan):
+        return open_session(artifact, options=options, plan=source)
+    return open_session(artifact, source, options)
 
 
 def run_golden(session: Session, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
@@ -131,60 +178,9 @@ def run_golden(session: Session, name: str, feeds: Mapping[str, Array]) -> dict[
         ) from error
 
 
-class _Verification(threading.Thread):
-    """`artifact.verify_files()` beside other work; `result` raises what it raised."""
-
-    def __init__(self, artifact: Artifact) -> None:
-        super().__init__(name="infer-verify")
-        self._artifact = artifact
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._artifact.verify_files()
-        except Exception as error:
-            self._error = error
-
-    def result(self) -> None:
-        self.join()
-        if self._error is not None:
-            raise self._error
-
-
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
     check_graph(artifact, graph)
     return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
-
-
-def check_graph(artifact: Artifact, graph: Path) -> None:
-    """A graph must be what the manifest says, and read weights only from files of its own artifact.
-
-    Raises `ArtifactError` and `IntegrityError`.
-    """
-    found, manifest = read_graph_file(graph), artifact.manifest
-    said = (*manifest.inputs, *manifest.outputs)
-    for has, says in zip_longest((*found.signature.inputs, *found.signature.outputs), said):
-        if has is None or says is None or not _alike(has, says):
-            raise ArtifactError(
-                f"the graph '{graph}' has {has or 'nothing'} where the manifest says {says or 'nothing'};"
-                f" they do not belong together, convert the model again"
-            )
-    folder = Path(os.path.relpath(graph.parent, artifact.path))
-    for location in found.external_files:
-        name = (folder / location).as_posix()
-        if name not in manifest.files:
-            raise IntegrityError(
-                f"the graph '{graph}' wants to read its weights from '{location}', which is not a"
-                f" file of this artifact; it is refused"
-            )
-        artifact.file(name)
-
-
-def _alike(has: TensorSpec, says: TensorSpec) -> bool:
-    """Whether two specs are the same but for the names of their dims."""
-    fixed = [[dim if isinstance(dim, int) else None for dim in spec.dims] for spec in (has, says)]
-    return (has.name, has.dtype, fixed[0]) == (says.name, says.dtype, fixed[1])
 
 
 class Session:
@@ -193,6 +189,8 @@ class Session:
     Attributes:
         artifact: what was opened.
         plan: how it is run here.
+        plan_source: the wishes that it was made from; itself, if it was given.
+        options: how the session was opened.
         signature: its inputs and outputs.
         shadow: what checks its answers against the reference's, if anything does.
     """
@@ -203,14 +201,17 @@ class Session:
         plan: Plan,
         executable: Executable,
         options: SessionOptions = SessionOptions(),
+        plan_source: PlanOptions | Plan = PlanOptions(),
     ) -> None:
         self.artifact = artifact
+        self._folder = artifact.path.absolute()  # now, because a service may go to another folder
         self.plan = plan
+        self.plan_source = plan_source
+        self.options = options
         self.signature: Signature = artifact.manifest.signature
         self._executable = executable
-        self._guard = Guard(self.signature, refuse_nan=options.refuse_nan)
+        self._guard = Guard(self.signature, refuse_nan=options.refuse_nan, max_bytes=options.max_feed_bytes)
         self._output_names = tuple(spec.name for spec in self.signature.outputs)
-        self._options = options
         self.shadow: Shadow | None = None
         self._fallen_back: Executable | None = None
         self._task: Task | None = None
@@ -272,7 +273,7 @@ class Session:
 
     def task_on(self, run: Run) -> Task:
         """Another one of the artifact's task, on `run` in place of the session's. Raises as `load_task`."""
-        return load_task(self.artifact, run, self._options.encode, self._options.decode)
+        return load_task(self.artifact, run, self.options.encode, self.options.decode)
 
     def submit(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Future[Any]:
         """A future of what `session(inputs)` gives, answered together with other callers' requests; see
@@ -301,7 +302,7 @@ class Session:
 
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
         layout = proved_layout(self.artifact, self._variant(), padding, self.admit, self.run)
-        return Batcher(self, layout, self._options.batching)
+        return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes)
 
     def check_answers(self, options: ShadowOptions) -> None:
         """Check a share of the answers from now on, unless the reference itself answers. Raises
@@ -333,7 +334,16 @@ class Session:
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see
         `infer.backends.Executable.watched`. It ends when this one is closed."""
-        return Session(self.artifact, self.plan, self._executable.watched(switch), self._options)
+        watched = self._executable.watched(switch)
+        return Session(self.artifact, self.plan, watched, self.options, self.plan_source)
+
+    def prepare_like(self, other: Session) -> None:
+        """Make what `other` made when it was first asked, so that callers who come over from it need not
+        wait for that."""
+        if other._task is not None:
+            self.task  # noqa: B018
+        if other._batcher is not None:
+            self.batcher  # noqa: B018
 
     def rebuild(self, outputs: Mapping[str, Array]) -> Any:
         """`outputs` of `run` in the model's own nesting of tuples, lists and dicts."""
@@ -367,11 +377,23 @@ class Session:
     ) -> None:
         self.close()
 
-    def __reduce__(self) -> NoReturn:
+    def recipe(self) -> Recipe:
+        """What opens it again in another process. Raises as `recipe_of`, and `SessionClosedError`."""
+        if self._closed:
+            raise SessionClosedError(self._closed)
+        return recipe_of(replace(self.artifact, path=self._folder), self.plan_source, self.options)
+
+    def __reduce__(self) -> tuple[Callable[[Recipe], Session], tuple[Recipe]]:
+        return open_recipe, (self.recipe(),)
+
+    def __copy__(self) -> NoReturn:
         raise InferError(
-            f"{self!r} owns memory and threads of this process, so it cannot be pickled or copied; pass"
-            f" the path '{self.artifact.path}' on instead, and call infer.load there"
+            f"{self!r} owns memory and threads, so it is not copied; threads can share it, and"
+            f" infer.load('{self.artifact.location}') opens another"
         )
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.plan.device
@@ -398,8 +420,13 @@ _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    """Threads do not come along into a forked process, and a backend's would be waited for forever."""
+    """Threads do not come along into a forked process, and a backend's would be waited for forever: by a
+    run, and by the backend's destructors when the process ends."""
+    import ctypes
+
     for session in _SESSIONS:
+        # one reference too many: whatever else Python holds, it lets go of at its end
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._executable))
         session._making = threading.Lock()
         session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone
         session._closed = (

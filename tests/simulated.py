@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from infer.errors import BackendError
-from infer.measure.feeds import Feeds, sizes_of
+from infer.feeds import Feeds, sizes_of
 from infer.measure.queries import Query
 from infer.measure.scenarios import waited
 from infer.signature import Array, Signature, TensorSpec

@@ -177,6 +177,23 @@ def test_a_lone_request_runs_at_once_in_its_own_thread(served: Served, batcher: 
     assert served.threads == [threading.current_thread().name]
 
 
+def test_a_lone_request_does_without_what_waiting_takes(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event and no kind, in both ways to ask; what it cost is learned all the same."""
+
+    def refused(*_: object) -> None:
+        raise AssertionError("nothing waits, and nothing joins")
+
+    monkeypatch.setattr("infer.batching.Request", refused)
+    monkeypatch.setattr(Layout, "kind", refused)
+    assert batcher([1, 2]) == 3
+    assert batcher.submit([1, 2, 3]).result(_WAIT_S) == 6
+    assert batcher.run({"ids": np.array([[1], [2]])})["sum"].tolist() == [1, 2]
+    stats = batcher.stats()
+    assert (stats.runs, stats.rows, stats.cost) == (3, 4, 7)
+
+
 def test_a_bad_request_fails_alone(served: Served, batcher: Batcher) -> None:
     """Of a batch of eight with one that the graph refuses, seven are answered."""
     with Held(served, batcher):
@@ -322,6 +339,23 @@ def test_callers_that_are_gone_are_forgotten() -> None:
             waiting.take()
     assert len(waiting) == 4
     assert len(waiting._next) < 20
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [([2] * 8, 4), ([4, 2, 2, 2], 2), ([9, 2], 1)])
+def test_a_batch_has_no_more_bytes_than_a_run_may(lengths: list[int], expected: int) -> None:
+    """64 of them: four rows of two ids, or two of four, padding too; one that is larger runs alone."""
+    pace = Pace()
+    for size in range(14):
+        for _ in range(5):
+            pace.learn(2**size, 900.0)
+    layout = layout_of(TOKENS, PADDING)
+    assert isinstance(layout, Layout)
+    for most_bytes, count in ((None, len(lengths)), (64, expected)):
+        waiting = Waiting(layout, pace, 64, most_bytes)
+        for length in lengths:
+            feeds = Guard(TOKENS).admit({"ids": np.ones((1, length), np.int64)})
+            waiting.add(Request(feeds, ("sum",), Asked(None, ""), layout.kind(feeds), 1, length))
+        assert len(waiting.take()) == count
 
 
 def test_who_has_little_time_goes_first(served: Served) -> None:

@@ -15,8 +15,8 @@ import infer
 HEAVY = ("onnx", "onnxruntime", "torch", "transformers", "PIL", "tokenizers", "converters", "asyncio")
 
 PUBLIC = {
-    *("evaluate", "load", "open_artifact", "open_session", "this_machine", "__version__"),
-    *("Artifact", "Machine", "Manifest", "Plan", "Session", "Signature", "TensorSpec"),
+    *("evaluate", "load", "open_artifact", "open_session", "share_threads", "this_machine", "__version__"),
+    *("Artifact", "Machine", "Manifest", "Plan", "Session", "LiveSession", "Signature", "TensorSpec"),
     *("BatchOptions", "PlanOptions", "SessionOptions", "ShadowOptions"),
     *("InferError", "ArtifactError", "IntegrityError", "ConversionError", "ParityError", "FeedError"),
     *("InputError", "DeviceError", "BackendError", "SessionClosedError", "MissingPackageError"),

@@ -29,9 +29,21 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found = ["cpu"]
     installed = {
         "pretend": SimpleNamespace(
-            name="pretend", version="1.2", spins=True, device_kinds=lambda: tuple(found)
+            name="pretend",
+            version="1.2",
+            spins=True,
+            has_arena=True,
+            shared_threads=None,
+            device_kinds=lambda: tuple(found),
         ),
-        "other": SimpleNamespace(name="other", version="3", spins=False, device_kinds=lambda: ("cpu",)),
+        "other": SimpleNamespace(
+            name="other",
+            version="3",
+            spins=False,
+            has_arena=False,
+            shared_threads=None,
+            device_kinds=lambda: ("cpu",),
+        ),
     }
 
     def load(name: str) -> object:

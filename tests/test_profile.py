@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 import converters
+from infer.feeds import Feeds
 from infer.machine import this_machine
-from infer.measure.feeds import Feeds
 from infer.measure.origins import INSERTED, ITSELF, UNKNOWN
 from infer.measure.profile import OTHERS, profile
 from infer.measure.record import Profile, Share

@@ -98,9 +98,9 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     program = "\n".join(blocks("python"))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *fixed, own, row, layout = done.stdout.splitlines()
+    *fixed, own, row, layout, live = done.stdout.splitlines()
     assert fixed == ["True", "input: float32[batch, 10]", "(3, 2)"]
-    assert (row, layout) == ("(1, 2)", "rows run together along batch")
+    assert (row, layout, live) == ("(1, 2)", "rows run together along batch", "(3, 2)")
     assert re.fullmatch(r"\[\('one', [01]\), \('twelve', [01]\)\]", own)
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 import converters
 from infer.errors import FeedError
+from infer.feeds import Feeds
 from infer.machine import this_machine
-from infer.measure.feeds import Feeds
 from infer.measure.operations import operations
 from infer.measure.record import Peaks
 from infer.measure.work import Work, count_work, limit_of, operations_by_node

@@ -34,9 +34,9 @@ def identity(dtype: str, dims: str = "N, M") -> str:
     return f"g ({kind}[{dims}] x) => ({kind}[{dims}] y) {{ y = Identity(x) }}"
 
 
-def classifier() -> onnx.ModelProto:
+def classifier(seed: int = 7) -> onnx.ModelProto:
     """A seeded 10-5-2 net: `x` float32 [batch, 10] to `logits` [batch, 2]."""
-    rng = np.random.default_rng(7)
+    rng = np.random.default_rng(seed)
     model = parse(
         "g (float[batch, 10] x) => (float[batch, 2] logits) {"
         " h = Gemm<transB = 1>(x, w1, b1) a = Relu(h) logits = Gemm<transB = 1>(a, w2, b2) }"
@@ -62,12 +62,12 @@ def edit_manifest(artifact: Path, edit: Any) -> None:
     path.write_text(json.dumps(data), encoding="utf-8")
 
 
-def make_artifact(path: Path) -> Path:
-    """`classifier()` adopted as an artifact, with one golden point."""
+def make_artifact(path: Path, model: onnx.ModelProto | None = None) -> Path:
+    """`model`, `classifier()` by default, adopted as an artifact, with golden points."""
     import converters
 
     graph = path.with_suffix(".onnx")
-    graph.write_bytes(classifier().SerializeToString())
+    graph.write_bytes((model or classifier()).SerializeToString())
     converters.convert(graph, path)
     graph.unlink()
     return path

@@ -22,7 +22,7 @@ from bench.peers.model import Given
 from bench.peers.ours import SENTENCES
 from bench.peers.places import ROOT, cache, sources_hash
 from bench.zoo import convert, family, source
-from infer.measure.feeds import batch_dim, resized
+from infer.feeds import batch_dim, resized
 from infer.measure.rounds import Progress
 from infer.npz import load_npz, save_npz
 from infer.session import open_artifact

@@ -17,10 +17,10 @@ from bench.peers.candidate import PeerError, Remote, started
 from bench.peers.environment import prepare
 from bench.peers.material import Material, unfit
 from infer.errors import FeedError, InferError
+from infer.feeds import BATCH, Feeds, batch_dim, resized
 from infer.machine import this_machine
 from infer.measure.candidates import disagreement
 from infer.measure.comparison import Asked, Found, compare, conditions
-from infer.measure.feeds import BATCH, Feeds, batch_dim, resized
 from infer.measure.record import Entry, Record
 from infer.measure.rounds import Progress
 from infer.npz import save_npz

@@ -43,6 +43,14 @@ class Backend(Protocol):
     version: str
     spins: bool
     """Whether its idle threads can wait by spinning."""
+    has_arena: bool
+    """Whether it can keep the memory of a run for the next one, or not."""
+
+    @property
+    def shared_threads(self) -> int | None:
+        """How many threads all sessions of this process share; None if each has its own. Raises
+        `DeviceError`."""
+        ...
 
     def device_kinds(self) -> tuple[str, ...]:
         """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""

@@ -73,6 +73,8 @@ class OpenvinoBackend:
     name = "openvino"
     version: str = str(ov.__version__).split("-")[0]
     spins = False
+    has_arena = False
+    shared_threads = None
 
     def device_kinds(self) -> tuple[str, ...]:
         return ("cpu",)

@@ -9,6 +9,8 @@ time.
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +20,26 @@ import numpy as np
 from infer.backends import Switch, told
 from infer.errors import BackendError, DeviceError, missing_package
 from infer.guard import Feeds, Shapes
+from infer.machine import this_machine
+from infer.options import MAX_THREADS
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
+# Its wheels have telemetry (on Linux, too, as of 1.32), whose thread starts with the import. A process that
+# is forked after that hangs when it ends: the thread did not come along.
+_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+_unset = _TELEMETRY not in os.environ
+if _unset:
+    os.environ[_TELEMETRY] = "1"
 try:
     import onnxruntime as ort
 
     ort.InferenceSession  # noqa: B018  a folder that an uninstall left behind imports, and is empty
 except (ImportError, OSError, AttributeError) as _error:
     raise missing_package("onnxruntime", "cpu", _error) from _error
+finally:
+    if _unset:
+        del os.environ[_TELEMETRY]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -44,8 +57,51 @@ _MAX_BOUND_BYTES = 64 * 1024
 # Shapes remembered before all are forgotten: bounds memory to 32 · 2 · 64 KiB a thread.
 _MAX_BOUND_SHAPES = 32
 
+# A large run within so many after another is one of a row.
+_RUNS_OF_A_ROW = 8
+
 _Key = tuple[tuple[str, ...], Shapes]
 """Output names, and the shapes of the feeds."""
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The threads of a process that all its sessions use."""
+
+    num_threads: int
+    pid: int
+
+
+_shared: _Shared | None = None
+_any_opened = False
+
+
+def share_threads(num_threads: int | None = None) -> None:
+    """Let all sessions of this process on ONNX Runtime use the same threads, as many as there are cores by
+    default; otherwise each has as many of its own.
+
+    Call it once, before the first session is opened, and where processes are forked, in each one after the
+    fork. There is no way back. Shared threads spin: ONNX Runtime has no option for them. Sessions that
+    other code opens then need `use_per_session_threads = False`; those on OpenVINO keep their own threads.
+    Raises `DeviceError`.
+    """
+    global _shared
+    wanted = this_machine().cores if num_threads is None else num_threads
+    if type(wanted) is not int or not 1 <= wanted <= MAX_THREADS:
+        raise DeviceError(f"num_threads must be an int from 1 to {MAX_THREADS}, but is {wanted!r:.60}")
+    if _shared == _Shared(wanted, os.getpid()):
+        return
+    if _shared is not None or _any_opened:
+        already = f"already share {_shared.num_threads} threads" if _shared else "have threads of their own"
+        raise DeviceError(
+            f"share_threads({wanted}) comes too late: sessions of this process, or of the one that it was"
+            f" forked from, {already}; call it once, before the first infer.load"
+        )
+    try:
+        ort.set_global_thread_pool_sizes(wanted, 1)
+    except Exception as error:  # its exceptions share no base class
+        raise DeviceError(f"ONNX Runtime cannot share {wanted} threads: {_words(error)}") from error
+    _shared = _Shared(wanted, os.getpid())
 
 
 class OrtBackend:
@@ -54,6 +110,18 @@ class OrtBackend:
     name = "onnxruntime"
     version: str = ort.__version__
     spins = True
+    has_arena = True
+
+    @property
+    def shared_threads(self) -> int | None:
+        if _shared is None:
+            return None
+        if _shared.pid != os.getpid():
+            raise DeviceError(
+                f"process {_shared.pid} called share_threads, and its threads did not come along into the"
+                f" forked process {os.getpid()}; call it after the fork, in each process"
+            )
+        return _shared.num_threads
 
     def device_kinds(self) -> tuple[str, ...]:
         available = ort.get_available_providers()
@@ -61,7 +129,9 @@ class OrtBackend:
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
         session = _open(graph, plan, _options(plan))
-        return OrtExecutable(session, signature, bind=plan.device == "cpu")
+        shrinking = _Shrinking(plan)
+        bind = plan.device == "cpu" and shrinking.above_bytes > _MAX_BOUND_BYTES
+        return OrtExecutable(session, signature, shrinking, bind=bind)
 
 
 @dataclass(frozen=True)
@@ -127,9 +197,13 @@ def save_optimized(graph: Path, plan: Plan, target: Path, *, packed: bool) -> No
 def _options(plan: Plan) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its messages come to us as exceptions
-    options.intra_op_num_threads = plan.num_threads
-    options.inter_op_num_threads = 1
+    if plan.shared_threads:
+        options.use_per_session_threads = False
+    else:
+        options.intra_op_num_threads = plan.num_threads
+        options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = plan.arena
     options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
     options.add_session_config_entry("session.disable_prepacking", "0" if plan.prepacking else "1")
@@ -143,6 +217,8 @@ def _open(graph: Path, plan: Plan, options: Any) -> Any:
         raise BackendError(
             f"ONNX Runtime opens only paths that are UTF-8, and '{graph}' is not; rename the folder"
         )
+    global _any_opened
+    _any_opened = True
     kind, _, index = plan.device.partition(":")
     provider = _PROVIDERS[kind]
     wanted: list[Any] = [provider if kind == "cpu" else (provider, {"device_id": index})]
@@ -174,15 +250,16 @@ class _Binding:
 class OrtExecutable:
     """A loaded session."""
 
-    def __init__(self, session: Any, signature: Signature, *, bind: bool) -> None:
+    def __init__(self, session: Any, signature: Signature, shrinking: _Shrinking, *, bind: bool) -> None:
         self._session = session
         self._signature = signature
+        self._shrinking = shrinking
         self._bindable = bind and _can_bind(signature)
         # idle bindings by output names and input shapes; list.pop and append are atomic
         self._idle: dict[_Key, list[_Binding]] = {}
 
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
-        if not self._bindable:
+        if not self._bindable or self._shrinking.grown:
             return self._run_plain(feeds, outputs)
         key = (outputs, feeds.shapes)
         idle = self._idle.get(key)
@@ -219,7 +296,7 @@ class OrtExecutable:
 
     def _run_plain(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
         try:
-            results = self._session.run(outputs, feeds)
+            results = self._session.run(outputs, feeds, self._shrinking.run_options(feeds))
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"ONNX Runtime failed while running the graph: {_words(error)}") from error
         return dict(zip(outputs, results, strict=True))
@@ -242,11 +319,43 @@ class OrtExecutable:
         return _Binding(binding, inputs, results)
 
     def watched(self, switch: Switch) -> OrtExecutable:
-        return OrtExecutable(_Watched(self._session, switch), self._signature, bind=self._bindable)
+        session = _Watched(self._session, switch)
+        return OrtExecutable(session, self._signature, self._shrinking, bind=self._bindable)
 
     def close(self) -> None:
         self._idle.clear()
         self._session = None
+
+
+class _Shrinking:
+    """After which runs the arenas give back what they grew by.
+
+    Growing again takes longer than some runs do, so large runs in a row keep it: one gives back at once if
+    no other came lately, and after several it is a later, smaller run that does.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.above_bytes = plan.shrink_above_bytes if plan.arena or plan.device != "cpu" else math.inf
+        kind, _, index = plan.device.partition(":")
+        arenas = ["cpu:0"] * plan.arena + [f"gpu:{index}"] * (kind == "cuda")
+        self._shrink = ort.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", ";".join(arenas))
+        self._smaller = _RUNS_OF_A_ROW  # runs since the last large one
+        self.grown = False
+        """Whether large runs in a row left memory."""
+
+    def run_options(self, feeds: Feeds) -> Any:
+        """Those of a run on `feeds`; None for the usual ones. Threads that count at once may miss a run."""
+        alone = self._smaller >= _RUNS_OF_A_ROW
+        if _bytes(feeds) > self.above_bytes:
+            self._smaller = 0
+            self.grown = bool(self.above_bytes) and not alone
+            return None if self.grown else self._shrink
+        self._smaller += 1
+        if self.grown and self._smaller >= _RUNS_OF_A_ROW:
+            self.grown = False
+            return self._shrink
+        return None
 
 
 class _Watched:
@@ -275,7 +384,11 @@ def _can_bind(signature: Signature) -> bool:
 
 
 def _small(arrays: dict[str, Array]) -> bool:
-    return sum(array.nbytes for array in arrays.values()) <= _MAX_BOUND_BYTES
+    return _bytes(arrays) <= _MAX_BOUND_BYTES
+
+
+def _bytes(arrays: dict[str, Array]) -> int:
+    return sum(array.nbytes for array in arrays.values())
 
 
 def _words(error: Exception) -> str:

@@ -83,14 +83,19 @@ class Batcher:
     """
 
     def __init__(
-        self, session: Served, layout: Layout | str, options: BatchOptions = BatchOptions()
+        self,
+        session: Served,
+        layout: Layout | str,
+        options: BatchOptions = BatchOptions(),
+        max_feed_bytes: int | None = None,
     ) -> None:
+        """`max_feed_bytes`: the most that one run may be fed with. Raises `InputError`."""
         _check(options)
         self.options, self.layout = options, layout
         self._session = session
         self._joins = layout if isinstance(layout, Layout) else None
         self._pace = Pace()
-        self._waiting = Waiting(self._joins, self._pace, options.max_rows)
+        self._waiting = Waiting(self._joins, self._pace, options.max_rows, max_feed_bytes)
         self._stats = BatchStats()
         self._running = False
         self._in_flight = 0
@@ -219,26 +224,16 @@ class Batcher:
     def _run(
         self, asked: Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
     ) -> dict[str, Array]:
-        names = self._session.wanted(outputs)
-        requests = self._requests(asked, self._session.admit(feeds), names)
+        names, admitted = self._session.wanted(outputs), self._session.admit(feeds)
+        if self._may_run_at_once(asked, admitted):
+            return self._run_at_once(asked, admitted, names)
+        requests = self._requests(asked, admitted, names)
         with self._changed:
             if self._closed:
                 raise SessionClosedError(self._closed)
-            at_once = (
-                len(requests) == 1
-                and not self._running
-                and not len(self._waiting)
-                and asked.deadline is None
-                and not self.options.max_delay_s
-            )
-            if at_once:
-                self._running = True
-            else:
-                for request in requests:
-                    self._waiting.add(request)
-                self._changed.notify()
-        if at_once:
-            return self._run_at_once(asked, requests[0])
+            for request in requests:
+                self._waiting.add(request)
+            self._changed.notify()
         answers = self._awaited(requests)
         if len(answers) == 1:
             return answers[0]
@@ -258,11 +253,27 @@ class Batcher:
             for part in (layout.cut(feeds, start, start + most) for start in range(0, rows, most))
         ]
 
-    def _run_at_once(self, asked: Asked, request: Request) -> dict[str, Array]:
+    def _may_run_at_once(self, asked: Asked, feeds: Feeds) -> bool:
+        """Whether nothing runs and nothing waits; then it is this request that runs from now on."""
+        if asked.deadline is not None or self.options.max_delay_s:
+            return False
+        if self._joins is not None and self._joins.rows(feeds) > self.options.max_rows:
+            return False
+        with self._changed:
+            if self._closed:
+                raise SessionClosedError(self._closed)
+            if self._running or len(self._waiting):
+                return False
+            self._running = True
+            return True
+
+    def _run_at_once(self, asked: Asked, feeds: Feeds, names: tuple[str, ...]) -> dict[str, Array]:
+        """The answer of a lone caller; nothing joins it and no thread is woken, so it is no `Request`."""
         try:
             if not asked.begin():
                 raise CancelledError
-            return self._timed(request.feeds, request.outputs, request.rows, request.cost, 0)
+            rows, cost = (1, 1) if self._joins is None else self._joins.work(feeds)
+            return self._timed(feeds, names, rows, cost, 0)
         finally:
             with self._changed:
                 self._running = False

@@ -66,6 +66,11 @@ class Layout:
         }
         return math.prod(sizes.values())
 
+    def work(self, feeds: Mapping[str, Array]) -> tuple[int, int]:
+        """How many rows there are in `feeds`, and what a run of nothing else costs."""
+        rows = self.rows(feeds)
+        return rows, max(1, rows * self.length_of(feeds) * self.row_cost(feeds))
+
     def cut(self, feeds: Mapping[str, Array], start: int, stop: int) -> Feeds:
         """Some of the rows."""
         found = Feeds({name: array[start:stop] for name, array in feeds.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from infer.batching.joining import Layout
 from infer.batching.pace import Pace
 from infer.errors import DeadlineError, InputError
-from infer.guard import Feeds
+from infer.guard import Feeds, size_bytes
 from infer.signature import Array
 
 _PADDED = 0.2
@@ -74,6 +75,11 @@ class Request:
         """The work of a run of nothing else."""
         return max(1, self.rows * self.length * self.row_cost)
 
+    @property
+    def bytes_of_cost(self) -> float:
+        """The bytes of its feeds for each unit of work."""
+        return sum(map(size_bytes, self.feeds.values())) / self.cost
+
     def left_s(self) -> float | None:
         """The time until its deadline, None without one."""
         deadline = self.asked.deadline
@@ -93,8 +99,11 @@ class Waiting:
     the next run goes first.
     """
 
-    def __init__(self, layout: Layout | None, pace: Pace, most_rows: int) -> None:
+    def __init__(
+        self, layout: Layout | None, pace: Pace, most_rows: int, most_bytes: int | None = None
+    ) -> None:
         self._layout, self._pace, self._most_rows = layout, pace, most_rows
+        self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._requests: list[Request] = []
         self._now = 0.0  # the turn of what runs
         self._next: dict[str, float] = {}  # the turn of a caller's next request
@@ -191,6 +200,8 @@ class Waiting:
         before = rows * longest * request.row_cost
         after = (rows + request.rows) * max(longest, request.length) * request.row_cost
         if rows + request.rows > self._most_rows or after > self._pace.enough:
+            return False
+        if after * request.bytes_of_cost > self._most_bytes:
             return False
         run, without, apart = map(self._pace.seconds, (after, before, request.cost))
         if run is None or without is None or apart is None:

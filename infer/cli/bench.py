@@ -14,12 +14,12 @@ from infer.cli.candidates import Opened, opened_all
 from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.cli.records import PageWriter, page_writer, show_change, show_gate, show_record, show_records
+from infer.feeds import Feeds
 from infer.machine import this_machine
 from infer.measure import loadgen
 from infer.measure.candidates import Candidate, Local
 from infer.measure.cold_start import cold_starts
 from infer.measure.comparison import Asked, Found, compare, conditions, no_limit, one_sample
-from infer.measure.feeds import Feeds
 from infer.measure.gate import changes, changes_within, parse_condition
 from infer.measure.peaks import machine_peaks
 from infer.measure.profile import profile

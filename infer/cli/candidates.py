@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infer.errors import InferError, missing_package
+from infer.feeds import Feeds, example_feeds
 from infer.measure.candidates import Candidate, Local, names_of, opened
-from infer.measure.feeds import Feeds, example_feeds
 from infer.options import PlanOptions
 from infer.session import open_artifact
 from infer.signature import Array, Signature, TensorSpec

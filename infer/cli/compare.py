@@ -13,11 +13,12 @@ from infer.cli.candidates import is_graph
 from infer.cli.output import heading, print_json, rows, stdout_kept_clean
 from infer.cli.progress import Progress
 from infer.errors import ArtifactError, ConversionError, ParityError, missing_package
+from infer.feeds import Feeds, example_feeds
+from infer.integrity import check_graph
 from infer.manifest import Variant
-from infer.measure.feeds import Feeds, example_feeds
 from infer.npz import load_npz
 from infer.parity import TOLERANCES, Tolerance
-from infer.session import check_graph, open_artifact
+from infer.session import open_artifact
 from infer.wording import shown
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from infer.cli.output import print_json, rows
 from infer.cli.progress import Progress
 from infer.compiled import kept
 from infer.errors import MissingPackageError, ParityError
+from infer.golden import prove
 from infer.options import PlanOptions, SessionOptions
-from infer.parity import TOLERANCES, Difference, Tolerance, compare
-from infer.session import Session, open_session, run_golden
-from infer.signature import Array
+from infer.parity import Difference
+from infer.session import open_session
 
 
 @click.command("verify")
@@ -40,7 +39,6 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
     with Progress(quiet=as_json) as progress:
         progress(f"hashing {len(manifest.files)} files")
         opened.verify_files()
-        tolerances = manifest.parity.tolerances if manifest.parity else TOLERANCES
         found: dict[str, dict[str, tuple[Difference, ...]]] = {}
         absent: dict[str, str] = {}  # variants that cannot be run here
         wanted: list[str | None] = [variant.name for variant in manifest.variants]
@@ -63,12 +61,7 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
                 ahead = "prepared" if plan.prepared else "compiled before" if compiled else ""
                 told = f"{plan.variant}, {ahead}" if ahead else plan.variant
                 progress(f"running the golden points of {told}")
-                (variant,) = (each for each in manifest.variants if each.name == plan.variant)
-                held = {**tolerances, **(variant.evidence.tolerances if variant.evidence else {})}
-                found[told] = {
-                    name: _prove(session, name, feeds, expected, held)
-                    for name, feeds, expected in opened.golden()
-                }
+                found[told] = prove(session)
     _report(opened, found, absent, as_json)
     wrong = [
         f"variant '{variant}' at {point}: {difference}"
@@ -79,21 +72,6 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
     ]
     if wrong:
         raise ParityError(f"'{artifact}' does not answer here as it was proved to: {'; '.join(wrong[:3])}")
-
-
-def _prove(
-    session: Session,
-    name: str,
-    feeds: Mapping[str, Array],
-    expected: Mapping[str, Array],
-    tolerances: Mapping[str, Tolerance],
-) -> tuple[Difference, ...]:
-    """One `Difference` for each output of the signature, whatever the golden point holds of them."""
-    differences = compare(expected, run_golden(session, name, feeds), tolerances)
-    absent = [spec.name for spec in session.signature.outputs if spec.name not in expected]
-    return differences + tuple(
-        Difference(output, None, None, None, "the golden point does not hold it") for output in absent
-    )
 
 
 def _report(

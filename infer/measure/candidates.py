@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from infer.errors import InferError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.measure.queries import Call, Query, repeated
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare

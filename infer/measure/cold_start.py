@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from infer.errors import BackendError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.measure.record import ColdStart
 from infer.measure.rounds import Progress
 from infer.npz import save_npz

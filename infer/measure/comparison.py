@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 import numpy as np
 
 from infer.errors import InferError, InputError
+from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.machine import this_machine
 from infer.measure.candidates import Candidate, difference
-from infer.measure.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.measure.loadgen import Tested, harness, loadgen_probe
 from infer.measure.queries import Query, repeated
 from infer.measure.record import Conditions, Exclusion, Limit, Peaks, Series, ServedRate

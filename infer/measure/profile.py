@@ -10,13 +10,13 @@ from dataclasses import replace
 from infer.artifact import Artifact
 from infer.backends.ort_trace import Event, trace_times
 from infer.errors import InputError
+from infer.feeds import sizes_of
 from infer.graphnodes import read_graph_nodes
 from infer.guard import Guard
-from infer.measure.feeds import sizes_of
+from infer.integrity import check_graph
 from infer.measure.origins import UNKNOWN, Origins
 from infer.measure.record import Profile, Share
 from infer.plan import Plan
-from infer.session import check_graph
 from infer.signature import Array
 
 RUNS = 15

@@ -14,10 +14,10 @@ from infer.artifact import Artifact
 from infer.backends.ort_trace import Event, Shape, trace_shapes
 from infer.graphnodes import Constant, GraphNodes, Node, read_graph_nodes
 from infer.guard import Guard
+from infer.integrity import check_graph
 from infer.measure.operations import operations
 from infer.measure.record import Limit, Peaks
 from infer.plan import Plan
-from infer.session import check_graph
 from infer.signature import Array
 
 _PARTIAL = ("Gather", "GatherElements", "GatherND", "Slice")

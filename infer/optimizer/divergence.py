@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.errors import InferError
+from infer.feeds import Feeds
 from infer.graphwriting import save
-from infer.measure.feeds import Feeds
 from infer.npz import save_npz
 from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor

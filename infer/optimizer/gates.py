@@ -10,7 +10,7 @@ import numpy as np
 
 from infer.errors import InferError, InputError
 from infer.evaluation import LOWER_IS_BETTER, evaluate_task
-from infer.measure.feeds import Feeds, batch_dim, resized
+from infer.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
 from infer.measure.rounds import take_turns
 from infer.measure.statistics import Estimate, paired_ratio

@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.errors import InferError, InputError
 from infer.evaluation import EVALUATORS, Dataset, read_dataset
-from infer.measure.feeds import Feeds, batch_dim, example_feeds, resized
+from infer.feeds import Feeds, batch_dim, example_feeds, resized
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
 

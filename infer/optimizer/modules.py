@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.errors import ConversionError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.optimizer.divergence import MODULE, Part, is_tensor, part_of, write_cut
 from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization import dynamic, recurrent, static, tables
 from infer.optimizer.quantization.blocks import Blocks

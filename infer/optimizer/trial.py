@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.errors import InferError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node

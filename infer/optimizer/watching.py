@@ -10,8 +10,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.bare_graph import artifact_of_graph
+from infer.feeds import Feeds
 from infer.graphwriting import save
-from infer.measure.feeds import Feeds
 from infer.options import PlanOptions, SessionOptions
 from infer.session import Session, open_session
 from infer.signature import Array

@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
+from infer.feeds import Feeds
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
 from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
-from infer.measure.feeds import Feeds
 from infer.npz import save_npz
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.outcome import Outcome

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.errors import InputError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.optimizer.watching import watched
 from infer.signature import Array
 

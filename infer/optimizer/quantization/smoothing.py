@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.optimizer.rewriting import constant, put, weight
 from infer.optimizer.watching import watched
 from infer.signature import Array

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.errors import InputError
-from infer.measure.feeds import Feeds
+from infer.feeds import Feeds
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.blocks import SIZE, Blocks, compensated, factor_of, packed, rounded
 from infer.optimizer.quantization.dynamic import as_product, candidates

@@ -1,4 +1,4 @@
-"""Feeds to measure with: real ones where the artifact has any, at the sizes that are asked for."""
+"""Feeds to warm up and measure with: real ones where the artifact has any, at sizes that are asked for."""
 
 from __future__ import annotations
 
