@@ -12,6 +12,9 @@ import infer
 
 OURS = "infer-onnx"
 
+_COMPILED = 1.6
+"""Bytecode over source: numpy's and infer's, as pip compiles them for Python 3.11, is 1.5 and 1.9."""
+
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^\]]*)\])?[^;]*(?:;(.*))?", re.DOTALL)
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 
@@ -94,12 +97,13 @@ def _size(name: str, found: Distribution) -> int:
         files = [path for part in ("infer", "converters") for path in (folder / part).rglob("*")]
     else:
         files = [Path(str(found.locate_file(file))) for file in found.files or ()]
-    return sum(
-        # compiled, a source is about as large again
-        path.stat().st_size * (2 if path.suffix == ".py" else 1)
+    sizes = [
+        (path.suffix, path.stat().st_size)
         for path in files
         if "__pycache__" not in path.parts and path.is_file()
-    )
+    ]
+    sources = sum(size for suffix, size in sizes if suffix == ".py")
+    return sum(size for _, size in sizes) + int(_COMPILED * sources)
 
 
 def _normal(name: str) -> str:
