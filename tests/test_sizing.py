@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +189,9 @@ def test_bursts_have_the_mean_and_the_peak_that_were_asked_for() -> None:
     counts = np.histogram(times, np.arange(0, 4_000, 0.02))[0]
     # of a Poisson process it is 1; of rates 300 and 50, 1 + 0.02 Var(rate) / mean, less where they change
     assert counts.var() / counts.mean() == pytest.approx(1 + 0.02 * 10_000 / 100, rel=0.1)
+    regular = bursty(100.0, replace(bursts, regular=True), 1_000.0, np.random.default_rng(7))
+    assert (regular % 1.0 >= 0.8).mean() == pytest.approx(0.6, rel=0.02)
+    assert len(regular) / 1_000 == pytest.approx(100, rel=0.02)
     with pytest.raises(ValueError, match="below 0"):
         Bursts(peak=6.0, share=0.2, period_s=1.0)
 
@@ -205,11 +209,11 @@ WAY = Way(2, 1, (1, 2, 4), ((0.010, 0.012, 0.008), (0.012, 0.012, 0.012), (0.016
 
 
 def test_a_way_is_read_between_its_sizes() -> None:
-    """Medians in a straight line; the best rows, and the most that all workers answer."""
+    """Medians in a straight line; the rows that still pay, and the most that all workers then answer."""
     assert [WAY.median_s(rows) for rows in (1, 2, 3, 4, 8)] == pytest.approx(
         [0.010, 0.012, 0.014, 0.016, 0.032]
     )
-    assert (WAY.best_rows, WAY.peak) == (4, pytest.approx(2 * 4 / 0.016))
+    assert (WAY.most_rows, WAY.peak) == (4, pytest.approx(2 * 4 / 0.016))
     assert str(WAY) == "2 workers of 1 thread"
     drawn = {round(WAY.service(np.random.default_rng(seed))(1), 9) for seed in range(50)}
     assert drawn == {0.010, 0.012, 0.008}

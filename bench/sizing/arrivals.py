@@ -11,12 +11,13 @@ from bench.sizing.simulation import Floats
 
 @dataclass(frozen=True)
 class Bursts:
-    """A load that is `peak` times the mean during a `share` of the time, and lower in between. Bursts and
-    pauses have exponential lengths; one of each takes `period_s` in the mean."""
+    """A load that is `peak` times the mean during a `share` of the time, and lower in between. A burst and
+    a pause take `period_s` together: always if `regular`, else in the mean, with exponential lengths."""
 
     peak: float
     share: float
     period_s: float
+    regular: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1 or not 1 <= self.peak <= 1 / self.share:
@@ -34,11 +35,13 @@ def poisson(rate: float, duration_s: float, rng: np.random.Generator) -> Floats:
 
 
 def bursty(rate: float, bursts: Bursts, duration_s: float, rng: np.random.Generator) -> Floats:
-    """A Poisson process whose rate goes up and down at random (MMPP of two states), `rate` in the mean."""
-    parts, now, high = [], 0.0, bool(rng.random() < bursts.share)
+    """A Poisson process whose rate goes up and down, `rate` in the mean. Irregular, it is an MMPP of two
+    states; regular, it begins with a pause."""
+    parts, now, high = [], 0.0, not bursts.regular and bool(rng.random() < bursts.share)
     while now < duration_s:
         share, load = (bursts.share, bursts.peak) if high else (1 - bursts.share, bursts.low)
-        length = min(float(rng.exponential(share * bursts.period_s)), duration_s - now)
+        mean_s = share * bursts.period_s
+        length = min(mean_s if bursts.regular else float(rng.exponential(mean_s)), duration_s - now)
         parts.append(now + poisson(rate * load, length, rng))
         now, high = now + length, not high
     return np.concatenate(parts)

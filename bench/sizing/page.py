@@ -33,8 +33,8 @@ measure yours.
 ## What is assumed
 
 - A node is the machine above. A worker is a process with a session and a queue of its own, first come
-  first served; whenever it is free it runs all that waits together, up to the rows that answer the most
-  a second, as infer's batcher does. A run takes the measured median of its rows times a ratio that a
+  first served; whenever it is free it runs all that waits together, up to as many rows as pay,
+  as infer's batcher judges. A run takes the measured median of its rows times a ratio that a
   measured run had.
 - A request is one row of one size. Where {waiting} are at its worker already it is refused, and does
   not come again.
@@ -68,7 +68,7 @@ class Sizing:
 
     def run(self, way: Way, nodes: int, routing: str, arrivals_s: Floats) -> Outcome:
         rng = np.random.default_rng(1)
-        fleet = Fleet(nodes * way.workers, 1, way.best_rows, MAX_WAITING, routing)
+        fleet = Fleet(nodes * way.workers, 1, way.most_rows, MAX_WAITING, routing)
         return simulate(arrivals_s, way.service(rng), fleet, rng)
 
     def at(self, way: Way, nodes: int, routing: str, rate: float) -> Outcome:
@@ -90,7 +90,7 @@ class Sizing:
 
     def nodes_for(self, rate: float, bursts: Bursts) -> int:
         """The fewest nodes of the best way that can answer these bursts."""
-        arrivals = bursty(rate, bursts, self.scale * 30.0, np.random.default_rng(3))
+        arrivals = bursty(rate, bursts, 2.0 * max(1, round(self.scale * 15)), np.random.default_rng(3))
         low, high = 0, int(np.ceil(2 * bursts.peak * rate / self.best.peak)) + 1
         while high - low > 1:
             nodes = (low + high) // 2
@@ -107,7 +107,7 @@ class Sizing:
                 way,
                 _ms(way.median_s(1)),
                 _ms(way.median_s(8)),
-                way.best_rows,
+                way.most_rows,
                 f"{way.peak:.0f}",
                 f"{way.peak / first.peak:.2f}×",
             )
@@ -134,11 +134,10 @@ class Sizing:
             yield (nodes, *(f"{load:.0%}" for load in most))
 
     def bursts(self) -> Iterator[Row]:
-        rng = np.random.default_rng(4)
+        rate, duration_s = 0.5 * NODES * self.best.peak, 2.0 * max(1, round(self.scale * 10))
         for peak in (1.0, 1.6, 2.4):
-            rate, duration_s = 0.5 * NODES * self.best.peak, self.scale * 20.0
-            shape = Bursts(peak, 0.2, 2.0)
-            arrivals = bursty(rate, shape, duration_s, rng) if peak > 1 else poisson(rate, duration_s, rng)
+            bursts = Bursts(peak, 0.2, 2.0, regular=True)
+            arrivals = bursty(rate, bursts, duration_s, np.random.default_rng(4))
             for routing in ROUTING:
                 start = time.perf_counter()
                 found = self.run(self.best, NODES, routing, arrivals)
@@ -158,7 +157,7 @@ class Sizing:
     def needed(self) -> Iterator[Row]:
         rate = 100 * self.best.peak
         for peak in (1.0, 1.5, 2.0, 3.0, 4.0):
-            nodes = self.nodes_for(rate, Bursts(peak, 0.2, 2.0))
+            nodes = self.nodes_for(rate, Bursts(peak, 0.2, 2.0, regular=True))
             yield (f"{peak:g}×", nodes, f"{rate / (nodes * self.best.peak):.0%}")
 
     def curves(self) -> dict[str, list[tuple[float, float]]]:
@@ -176,7 +175,7 @@ class Sizing:
     def page(self) -> str:
         """The page, as Markdown."""
         conditions = "; ".join(self.measured.conditions.values())
-        best = f"{self.best}, at most {self.best.best_rows} rows a run"
+        best = f"{self.best}, at most {self.best.most_rows} rows a run"
         parts = [
             _INTRODUCTION.format(
                 conditions=conditions,
@@ -187,17 +186,18 @@ class Sizing:
             ),
             "## Cores and workers of a node, as measured\n",
             _table(
-                ("", "1 row, ms", "8 rows, ms", "best rows", "rows/s at best", "over the first"),
+                ("", "1 row, ms", "8 rows, ms", "rows that pay", "rows/s then", "over the first"),
                 self.ways(),
             ),
-            "## What one node can answer\n\nLatencies are those at half of the rows a second at best.\n",
+            "## What one node can answer\n",
+            "Latencies are those at half of the rows a second of full runs.\n",
             _table(("", "requests/s", "over the first", "p50 ms", "p99 ms", "rows a run"), self.one_node()),
-            f"## Nodes\n\nThe load that nodes can answer, over rows a second at best. Each: {best}.\n",
+            f"## Nodes\n\nThe load that nodes can answer, over rows a second of full runs. Each: {best}.\n",
             _table(("nodes", *ROUTING), self.replicas()),
             "![p99 against load, by routing](sizing.svg)\n",
             f"## {NODES:,} nodes under bursts\n",
-            "The mean load is half of the rows a second at best. In bursts, a fifth of the time and 0.4 s"
-            " in the mean, it is so many times the mean. The last column is what simulating took.\n",
+            "The mean load is half of the rows a second of full runs. In bursts of 0.4 s, one every 2 s, it"
+            " is so many times the mean. The last column is what simulating took.\n",
             _table(
                 ("bursts", "routing", "requests", "p50 ms", "p99 ms", "refused", "busy", "rows a run", ""),
                 self.bursts(),
