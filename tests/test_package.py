@@ -237,6 +237,7 @@ def test_an_inference_service_with_a_container_of_its_own(
     if auth:
         assert container["args"] == ["--token-file", f"{mounts['token']}/token"]
         assert volumes["token"]["secret"] == {"secretName": "net-token"}
+        assert "annotations" not in found["InferenceService"]["metadata"]  # Prometheus would have no token
     else:
         assert (container["args"], set(mounts)) == (["--no-auth"], {"tmp"})
 
@@ -406,6 +407,7 @@ def test_a_plain_graph_goes_with_its_weights(tmp_path: Path) -> None:
     package(open_artifact(tmp_path / "Dockerfile.onnx"), Docker(auth=False), tmp_path / "out")
     found = instructions(tmp_path / "out/Dockerfile")
     served = Path(json.loads(of(found, "ENTRYPOINT")[0])[2]).relative_to("/models")
+    assert served.name == "Dockerfile.onnx"  # infer serve calls a model after its file
     open_artifact(tmp_path / "out" / served)  # raises if weights are not beside it
     assert json.loads(of(found, "CMD")[0]) == ["--no-auth"]
 

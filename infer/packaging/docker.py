@@ -131,14 +131,17 @@ def requirements(extras: tuple[str, ...], found: Needed, wheel: str | None) -> s
 
 
 def _copy_artifact(artifact: Artifact, folder: Path, name: str) -> tuple[str, str]:
-    """Copies it; its folder's name, and the path below that which is served."""
-    inside = f"{name}.infer" if artifact.manifest_sha256 else f"{name}.model"
+    """Copies it; its folder's name, and the path below that which is served, after which it is called."""
+    bare = artifact.manifest_sha256 is None
+    inside = f"{name}.model" if bare else f"{name}.infer"
+    graph = artifact.manifest.variants[0].graph
     for file in artifact.manifest.files:
-        copy(artifact.file(file), folder / inside / file)
-    if artifact.manifest_sha256:
-        copy(artifact.path / MANIFEST, folder / inside / MANIFEST)
-        return inside, inside
-    return inside, f"{inside}/{artifact.manifest.variants[0].graph}"
+        called = f"{name}.onnx" if bare and file == graph else file
+        copy(artifact.file(file), folder / inside / called)
+    if bare:
+        return inside, f"{inside}/{name}.onnx"
+    copy(artifact.path / MANIFEST, folder / inside / MANIFEST)
+    return inside, inside
 
 
 def _copy_wheel(wheel: Path, folder: Path) -> str:

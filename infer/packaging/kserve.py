@@ -56,15 +56,18 @@ class Kserve:
             "as asked" if self.memory else "a guess: 512 MiB and three times the largest graph; measure it"
         )
         where = self.storage_uri or "in the image"
+        # infer serve calls a model after its folder, as infer package --for docker has named it
+        called = Path(_MODELS).name if self.storage_uri else model_name(artifact, self.name)
         return Written(
             name=name,
             decided={
                 "image": self.image,
                 "artifact": where,
+                "model": f"called '{called}' in URLs, as in /v2/models/{called}/infer",
                 "cpu": f"{cpus}, as request and as limit: infer takes as many threads as the limit allows",
                 "memory": f"{memory}, {guess}",
                 "callers": (
-                    f"need the token in the secret {name}-token; probes do not"
+                    f"need the token in the secret {name}-token, Prometheus among them; probes do not"
                     if self.auth
                     else "need no token: whoever reaches the service may ask it"
                 ),
@@ -107,7 +110,7 @@ class Kserve:
         volumes = self._volumes(name)
         if self.storage_uri is None:
             predictor: dict[str, Value] = {"containers": [container], "volumes": volumes}
-            return {"inferenceservice.yaml": _service(name, predictor)}
+            return {"inferenceservice.yaml": self._service(name, predictor)}
         runtime = f"{name}-runtime"
         predictor = {
             "model": {
@@ -132,8 +135,25 @@ class Kserve:
                     },
                 },
             ),
-            "inferenceservice.yaml": _service(name, predictor),
+            "inferenceservice.yaml": self._service(name, predictor),
         }
+
+    def _service(self, name: str, predictor: dict[str, Value]) -> str:
+        scraped: dict[str, Value] = {
+            "prometheus.io/scrape": "true",
+            "prometheus.io/port": str(PORT),
+            "prometheus.io/path": "/metrics",
+        }
+        return document(
+            ["An artifact behind the Open Inference Protocol.", "Made by: infer package --for kserve"],
+            {
+                "apiVersion": "serving.kserve.io/v1beta1",
+                "kind": "InferenceService",
+                # annotations have no place for a token
+                "metadata": {"name": name, **({} if self.auth else {"annotations": scraped})},
+                "spec": {"predictor": predictor},
+            },
+        )
 
     def _container(self, cpus: int, memory: str) -> dict[str, Value]:
         resources: dict[str, Value] = {"cpu": str(cpus), "memory": memory}
@@ -181,25 +201,6 @@ def guessed_memory(artifact: Artifact) -> str:
     packs of it, and what runs hold. In steps of 128 MiB."""
     largest = max(variant.size_bytes for variant in artifact.manifest.variants)
     return f"{-(-(512 * 2**20 + 3 * largest) // (_STEP_MIB * 2**20)) * _STEP_MIB}Mi"
-
-
-def _service(name: str, predictor: dict[str, Value]) -> str:
-    return document(
-        ["An artifact behind the Open Inference Protocol.", "Made by: infer package --for kserve"],
-        {
-            "apiVersion": "serving.kserve.io/v1beta1",
-            "kind": "InferenceService",
-            "metadata": {
-                "name": name,
-                "annotations": {
-                    "prometheus.io/scrape": "true",
-                    "prometheus.io/port": str(PORT),
-                    "prometheus.io/path": "/metrics",
-                },
-            },
-            "spec": {"predictor": predictor},
-        },
-    )
 
 
 def _probe(path: str, *, period_s: int) -> dict[str, Value]:
