@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import converters
@@ -28,7 +28,7 @@ from infer import backends, tasks
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, InputError, missing_package
 from infer.npz import load_npz, save_npz
-from infer.packaging import RECORD, TARGETS, package
+from infer.packaging import RECORD, TARGETS, Target, package
 from infer.packaging import yaml as ours
 from infer.packaging.docker import Docker
 from infer.packaging.installed import needed
@@ -197,6 +197,7 @@ def test_a_variant_for_another_backend_is_refused(changed: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_any_name_is_read_back(triton: Any, text: str) -> None:
     """Protobuf reads what `quoted` writes as what it was."""
@@ -279,6 +280,7 @@ def test_what_kubernetes_would_not_take_is_refused(artifact: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.text())
 def test_services_have_names_that_kubernetes_takes(text: str) -> None:
     """Labels of RFC 1035, with room for what KServe adds; or an error."""
@@ -323,6 +325,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=4))
 def test_yaml_is_read_back(value: dict[str, Any]) -> None:
     """A YAML 1.1 parser, the laxest about what is a Boolean or a date, gives what was written."""
@@ -613,6 +616,25 @@ def test_a_damaged_artifact_is_not_packaged(changed: Path, tmp_path: Path) -> No
         with pytest.raises(ArtifactError):
             package(open_artifact(changed), target, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["changed.infer"]
+
+
+@pytest.mark.parametrize("target", [Docker(), Triton(), Kserve(image=IMAGE)])
+@pytest.mark.parametrize(
+    "name", ["../out", "a/b", ".", "", "a b", 'a"\nUSER root', "a\nname: b", "n" * 129]
+)
+def test_a_name_cannot_leave_the_package(changed: Path, tmp_path: Path, target: Target, name: str) -> None:
+    """What an artifact calls itself is refused as a folder, or as lines of what is written."""
+    tiny.edit_manifest(changed, lambda data: data.update(name=name))
+    with pytest.raises(InputError, match="--name"):
+        package(open_artifact(changed), target, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["changed.infer"]
+
+
+def test_triton_says_that_the_task_stays_behind(changed: Path, tmp_path: Path) -> None:
+    """By its name, before anyone misses it."""
+    tiny.edit_manifest(changed, lambda data: data.update(task={"name": "text-embedding", "spec": {}}))
+    written = package(open_artifact(changed), Triton(), tmp_path / "out")
+    assert "the task text-embedding" in written.lost[0]
 
 
 def test_all_dtypes_have_a_name_in_triton() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.sizing.arrivals import Bursts, bursty, poisson
@@ -128,6 +128,7 @@ def repeating(draws: list[float]) -> Service:
     return seconds
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     times=TIMES,
     draws=DRAWS,
@@ -153,6 +154,7 @@ def test_every_request_is_answered_or_refused_once(
     assert 1 <= found.rows_a_run <= fleet.max_batch
 
 
+@settings(max_examples=50, deadline=None)
 @given(times=TIMES, draws=DRAWS, workers=st.integers(1, 4))
 def test_another_worker_makes_no_one_wait_longer(
     times: np.ndarray[tuple[int], np.dtype[np.float64]], draws: list[float], workers: int
@@ -166,6 +168,7 @@ def test_another_worker_makes_no_one_wait_longer(
     assert (more <= fewer + 1e-9).all()
 
 
+@settings(max_examples=50, deadline=None)
 @given(times=TIMES, draws=DRAWS, slower=st.floats(1, 3))
 def test_slower_runs_make_no_one_wait_less(
     times: np.ndarray[tuple[int], np.dtype[np.float64]], draws: list[float], slower: float
