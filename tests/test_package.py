@@ -259,6 +259,17 @@ def test_an_inference_service_that_downloads_the_artifact(artifact: Path, tmp_pa
     assert applied == ["servingruntime.yaml", "inferenceservice.yaml"]
 
 
+def test_a_graph_that_is_downloaded_is_served_by_its_file(tmp_path: Path) -> None:
+    """KServe puts a file into the folder where artifacts are put as they are."""
+    graph = tiny.write(tmp_path, tiny.identity("float32"), "copy.onnx")
+    written = package(
+        open_artifact(graph), Kserve(image=IMAGE, storage_uri="s3://b/copy.onnx"), tmp_path / "out"
+    )
+    (container,) = documents(tmp_path / "out")["ServingRuntime"]["spec"]["containers"]
+    assert container["command"][2] == "/mnt/models/copy.onnx"
+    assert written.decided["model"].startswith("/v2/models/copy/infer")
+
+
 BAD = {
     "no tag": {"image": "registry.example.com:5000/net"},
     "latest": {"image": "net:latest"},

@@ -228,6 +228,8 @@ def test_what_is_measured_is_kept(tmp_path: Path) -> None:
     assert [len(times) for way in found.ways for times in way.seconds] == [3] * 6 + [6] * 6
     assert all(time > 0 for way in found.ways for times in way.seconds for time in times)
     assert "net" in found.conditions["model"]
+    with pytest.raises(ValueError, match="several threads"):
+        measure(tmp_path / "net.infer", [(1, 2)], rounds=1, runs=1, processor_time=True)
     found.save(tmp_path / "sizing.json")
     assert Measured.load(tmp_path / "sizing.json") == found
 

@@ -39,6 +39,9 @@ def main() -> None:
     measuring.add_argument("--ways", default="1x1,1x2,2x1", help="workers x threads, with commas between")
     measuring.add_argument("--rounds", type=int, default=5)
     measuring.add_argument("--runs", type=int, default=20)
+    measuring.add_argument(
+        "--processor-time", action="store_true", help="of workers of one thread, on a busy machine"
+    )
     one = commands.add_parser("simulate")
     one.add_argument("--nodes", type=int, required=True)
     one.add_argument("--rate", type=float, required=True, help="requests a second, in the mean")
@@ -67,7 +70,9 @@ def _measure(arguments: argparse.Namespace) -> None:
             path = Path(folder) / "minilm.infer"
             converters.convert(minilm.folder(), path)
         pairs = [(workers, threads) for workers, threads in ways]
-        measured = measure(path, pairs, arguments.rounds, arguments.runs)
+        measured = measure(
+            path, pairs, arguments.rounds, arguments.runs, processor_time=arguments.processor_time
+        )
     measured.save(arguments.service)
     for way in measured.ways:
         times = ", ".join(f"{rows}: {1e3 * way.median_s(rows):.1f}" for rows in way.rows)

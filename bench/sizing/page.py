@@ -11,8 +11,9 @@ import numpy as np
 from bench.sizing.arrivals import Bursts, bursty, poisson
 from bench.sizing.service import Measured, Way
 from bench.sizing.simulation import ROUTING, Fleet, Floats, Outcome, simulate
+from infer.options import BatchOptions
 
-MAX_WAITING = 128  # infer.options.BatchOptions.max_waiting
+MAX_WAITING = BatchOptions().max_waiting
 SLOWER = 10
 """The p99 that is allowed, over the time of one row alone."""
 MOST_REFUSED = 0.001
@@ -90,7 +91,7 @@ class Sizing:
 
     def nodes_for(self, rate: float, bursts: Bursts) -> int:
         """The fewest nodes of the best way that can answer these bursts."""
-        arrivals = bursty(rate, bursts, 2.0 * max(1, round(self.scale * 15)), np.random.default_rng(3))
+        arrivals = bursty(rate, bursts, 2.0 * max(1, round(self.scale * 5)), np.random.default_rng(3))
         low, high = 0, int(np.ceil(2 * bursts.peak * rate / self.best.peak)) + 1
         while high - low > 1:
             nodes = (low + high) // 2
@@ -134,7 +135,7 @@ class Sizing:
             yield (nodes, *(f"{load:.0%}" for load in most))
 
     def bursts(self) -> Iterator[Row]:
-        rate, duration_s = 0.5 * NODES * self.best.peak, 2.0 * max(1, round(self.scale * 10))
+        rate, duration_s = 0.5 * NODES * self.best.peak, 2.0 * max(1, round(self.scale * 5))
         for peak in (1.0, 1.6, 2.4):
             bursts = Bursts(peak, 0.2, 2.0, regular=True)
             arrivals = bursty(rate, bursts, duration_s, np.random.default_rng(4))

@@ -97,16 +97,24 @@ class Measured:
         return Measured(data["conditions"], tuple(ways))
 
 
-def measure(path: Path, ways: Sequence[tuple[int, int]], rounds: int, runs: int) -> Measured:
+def measure(
+    path: Path, ways: Sequence[tuple[int, int]], rounds: int, runs: int, *, processor_time: bool = False
+) -> Measured:
     """Time the model at `path`. In each of `rounds`, every way starts its workers anew, in an order drawn
-    anew, and each worker does `runs` runs of every size."""
+    anew, and each worker does `runs` runs of every size.
+
+    `processor_time`, for workers of one thread only, leaves out the time in which others had the core: what
+    is left is about what an idle machine would take. Raises `ValueError` for more threads.
+    """
+    if processor_time and any(threads > 1 for _, threads in ways):
+        raise ValueError("the processor time of several threads is not how long they take together")
     rng = np.random.default_rng(0)
     found: dict[tuple[int, int], list[list[float]]] = {way: [[] for _ in ROWS] for way in ways}
     had = [1.0]
     for _ in range(rounds):
         for place in rng.permutation(len(ways)):
             way = ways[place]
-            for times, share in _together(path, *way, runs):
+            for times, share in _together(path, *way, runs, processor_time):
                 for kept, new in zip(found[way], times, strict=True):
                     kept += new
                 if way[1] == 1:  # of several threads, some wait for others
@@ -118,7 +126,8 @@ def measure(path: Path, ways: Sequence[tuple[int, int]], rounds: int, runs: int)
         "machine": f"{machine.cores} cores of {machine.cpu}, {platform.system()}",
         "versions": f"Python {platform.python_version()}, onnxruntime {version('onnxruntime')}",
         "runs": f"{rounds} rounds of {runs} runs a worker and size, spinning off; workers of one thread had"
-        f" their core {min(had):.0%} of the time, or more",
+        f" their core {min(had):.0%} of the time, or more"
+        f"{', and only that is counted: the machine was busy' if processor_time else ''}",
     }
     return Measured(
         conditions,
@@ -127,13 +136,13 @@ def measure(path: Path, ways: Sequence[tuple[int, int]], rounds: int, runs: int)
 
 
 def _together(
-    path: Path, workers: int, threads: int, runs: int
+    path: Path, workers: int, threads: int, runs: int, processor_time: bool
 ) -> Iterator[tuple[list[list[float]], float]]:
     """The times of each worker, by size, and the part of them in which it had a processor."""
     context = multiprocessing.get_context("spawn")
     ready, answers = context.Barrier(workers), context.Queue()
     started = [
-        context.Process(target=_work, args=(str(path), threads, runs, ready, answers))
+        context.Process(target=_work, args=(str(path), threads, runs, processor_time, ready, answers))
         for _ in range(workers)
     ]
     for process in started:
@@ -144,25 +153,26 @@ def _together(
         process.join()
 
 
-def _work(path: str, threads: int, runs: int, ready: Any, answers: Any) -> None:
+def _work(path: str, threads: int, runs: int, processor_time: bool, ready: Any, answers: Any) -> None:
     """A worker: each size begins when all workers are there."""
     found: list[list[float]] = []
-    busy_s = 0.0
+    wall_s = busy_s = 0.0
     with infer.load(path, num_threads=threads, spinning=False) as session:
         feeds = example_feeds(session.artifact)
         for rows in ROWS:
             batch = resized(session.signature, feeds, {"batch": rows})
             session.run(batch)
             ready.wait(_LONGEST_S)
-            times, before_s = [], time.process_time()
+            times = []
             for _ in range(runs):
-                start = time.perf_counter()
+                start, busy = time.perf_counter(), time.process_time()
                 session.run(batch)
-                times.append(round(time.perf_counter() - start, 6))
-            busy_s += time.process_time() - before_s
+                wall, busy = time.perf_counter() - start, time.process_time() - busy
+                wall_s, busy_s = wall_s + wall, busy_s + busy
+                times.append(round(busy if processor_time else wall, 6))
             found.append(times)
             ready.wait(_LONGEST_S)
-    answers.put((found, busy_s / sum(map(sum, found))))
+    answers.put((found, busy_s / wall_s))
 
 
 def _forever(values: Any, rng: np.random.Generator) -> Iterator[float]:

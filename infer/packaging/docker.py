@@ -93,6 +93,7 @@ class Docker:
                 "base": base,
                 "installs": f"{OURS}[{','.join(extras)}], no torch",
                 "size": _said_size(found, sum(record.size_bytes for record in manifest.files.values())),
+                "variant": "what was measured to be fastest on the machine it runs on, else the reference",
                 "user": f"{USER}, who may not write to the artifact",
                 "callers": (
                     f"need the token in {_SECRET}, which user {USER} must be able to read; docker run …"

@@ -48,7 +48,10 @@ class Kserve:
         name = service_name(model_name(artifact, self.name))
         self._check()
         cpus, memory = self._cpus(artifact), self.memory or guessed_memory(artifact)
-        files = self._documents(name, cpus, memory)
+        # infer serve calls a model after its folder or file; that of a plain graph is its file's
+        bare = artifact.manifest_sha256 is None
+        served = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
+        files = self._documents(name, served, cpus, memory)
         for file, text in files.items():
             (folder / file).write_text(text, encoding="utf-8")
         secret = f"kubectl create secret generic {name}-token --from-file=token=TOKEN_FILE"
@@ -56,14 +59,15 @@ class Kserve:
             "as asked" if self.memory else "a guess: 512 MiB and three times the largest graph; measure it"
         )
         where = self.storage_uri or "in the image"
-        # infer serve calls a model after its folder, as infer package --for docker has named it
-        called = Path(_MODELS).name if self.storage_uri else model_name(artifact, self.name)
+        url = f"/v2/models/{Path(served).stem}/infer"
         return Written(
             name=name,
             decided={
                 "image": self.image,
                 "artifact": where,
-                "model": f"called '{called}' in URLs, as in /v2/models/{called}/infer",
+                "model": f"{url}, after the file or folder"
+                if self.storage_uri
+                else "called as in the image",
                 "cpu": f"{cpus}, as request and as limit: infer takes as many threads as the limit allows",
                 "memory": f"{memory}, {guess}",
                 "callers": (
@@ -104,9 +108,9 @@ class Kserve:
         asked = PlanOptions(device="cpu", num_threads=self.num_threads)
         return make_plan(artifact.manifest, this_machine(), asked).num_threads
 
-    def _documents(self, name: str, cpus: int, memory: str) -> dict[str, str]:
+    def _documents(self, name: str, served: str, cpus: int, memory: str) -> dict[str, str]:
         """File → its text, in the order in which they are applied."""
-        container = self._container(cpus, memory)
+        container = self._container(served, cpus, memory)
         volumes = self._volumes(name)
         if self.storage_uri is None:
             predictor: dict[str, Value] = {"containers": [container], "volumes": volumes}
@@ -155,9 +159,9 @@ class Kserve:
             },
         )
 
-    def _container(self, cpus: int, memory: str) -> dict[str, Value]:
+    def _container(self, served: str, cpus: int, memory: str) -> dict[str, Value]:
         resources: dict[str, Value] = {"cpu": str(cpus), "memory": memory}
-        command: list[Value] = ["infer", "serve", _MODELS, "--host", "0.0.0.0", "--port", str(PORT)]
+        command: list[Value] = ["infer", "serve", served, "--host", "0.0.0.0", "--port", str(PORT)]
         token: dict[str, Value] = {"name": "token", "mountPath": _TOKEN_FOLDER, "readOnly": True}
         return {
             "name": "kserve-container",
