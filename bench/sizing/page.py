@@ -25,7 +25,9 @@ _INTRODUCTION = """\
 # How many cores, workers and nodes
 
 Made by `python -m bench.sizing`, from service times measured by `python -m bench.sizing measure`
-([sizing.json](sizing.json)): {conditions}.
+([sizing.json](sizing.json)):
+
+{conditions}
 
 A simulation, not a measurement of a fleet. `tests/test_sizing.py` holds it against queueing theory
 (M/M/1, M/M/c, M/M/1/K, M/D/1). Read ratios, not requests a second, which are of this model and machine:
@@ -175,7 +177,7 @@ class Sizing:
 
     def page(self) -> str:
         """The page, as Markdown."""
-        conditions = "; ".join(self.measured.conditions.values())
+        conditions = "\n".join(f"- {what}: {said}" for what, said in self.measured.conditions.items())
         best = f"{self.best}, at most {self.best.most_rows} rows a run"
         parts = [
             _INTRODUCTION.format(
