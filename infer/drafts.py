@@ -20,7 +20,15 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
     An existing artifact at `path` is replaced only with `overwrite`, and only at the very
     end; anything else there is never touched. Raises `ArtifactError`.
     """
-    check_target(path, overwrite=overwrite)
+    with folder_draft(path, MANIFEST, "an artifact", overwrite=overwrite) as draft:
+        yield draft
+
+
+@contextmanager
+def folder_draft(path: Path, mark: str, what: str, *, overwrite: bool) -> Iterator[Path]:
+    """As `artifact_draft`, for folders of another kind: `mark` is the file that tells them, and `what` they
+    are called in errors."""
+    check_target(path, mark, what, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".draft", dir=path.parent))
     try:
@@ -31,15 +39,16 @@ def artifact_draft(path: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where no artifact may be written. Raises `ArtifactError`."""
+def check_target(path: Path, mark: str = MANIFEST, what: str = "an artifact", *, overwrite: bool) -> None:
+    """Refuse a place where no artifact, or other folder with the file `mark`, may be written. Raises
+    `ArtifactError`."""
     if any("\ud800" <= character <= "\udfff" for character in str(path)):
         raise ArtifactError(
             f"'{path}' is not UTF-8, and ONNX Runtime opens no such path; choose another name"
         )
     if path.exists() or path.is_symlink():
-        if not (path / MANIFEST).is_file():
-            raise ArtifactError(f"'{path}' exists and is not an artifact; choose another name")
+        if not (path / mark).is_file():
+            raise ArtifactError(f"'{path}' exists and is not {what}; choose another name")
         if not overwrite:
             raise ArtifactError(f"'{path}' exists; replace it with --force, or choose another name")
 

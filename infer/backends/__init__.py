@@ -68,6 +68,9 @@ BACKENDS: dict[str, str] = {
 """Backend name → where its class is. The first is the default, with which what is converted is proved;
 others run what was measured to be faster with them, or what is asked for."""
 
+EXTRAS: dict[str, str] = {"onnxruntime": "cpu", "openvino": "openvino"}
+"""Backend name → the extra of infer-onnx that brings it, for the CPU."""
+
 
 def load_backend(name: str) -> Backend:
     """The backend called `name`. Raises `MissingPackageError` if its library is not installed, or this

@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("infer.cli.compare", "Say where two graphs of one model part."),
     "bench": ("infer.cli.bench", "Say how fast candidates answer, beside each other."),
     "verify": ("infer.cli.verify", "Prove an artifact again on this machine."),
+    "package": ("infer.cli.package", "Write what serves an artifact elsewhere: Triton, KServe, Docker."),
     "doctor": ("infer.cli.doctor", "Say what this machine can run, and what is in the way."),
 }
 """Command → its module, and its line in the list of commands (kept here to keep --help fast)."""

@@ -44,6 +44,21 @@ TASKS: dict[str, str] = {
 }
 """Task name → where its class is. "tensors" is what an artifact without a task gets."""
 
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "image-classification": ("image",),
+    "object-detection": ("image",),
+    "image-embedding": ("image",),
+    "face-embedding": ("image",),
+    "image-segmentation": ("image", "medical"),
+    "text-classification": ("text",),
+    "token-classification": ("text",),
+    "text-embedding": ("text",),
+    "voice-activity": ("audio",),
+    "speaker-embedding": ("audio",),
+    "audio-classification": ("audio",),
+}
+"""Task name → the extras of infer-onnx that it may ask for while it runs; the others need none."""
+
 
 class Task(Protocol):
     """What `session(inputs)` and `infer run` need of a task."""
