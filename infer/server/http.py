@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -108,7 +109,8 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
                     ("connection", "close"),
                 ]
                 with contextlib.suppress(h11.LocalProtocolError):
-                    response = h11.Response(status_code=status, headers=headers)
+                    reason = HTTPStatus(status).phrase
+                    response = h11.Response(status_code=status, headers=headers, reason=reason)
                     for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                         self.transport.write(self.conn.send(event) or b"")
             self.transport.close()

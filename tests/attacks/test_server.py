@@ -93,10 +93,12 @@ def test_many_small_values_are_refused(served: Served) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 def test_a_body_that_inflates_without_end_is_not_inflated(served: Served, encoding: str) -> None:
     """1 MiB that stands for 1 GiB."""
-    packer = zlib.compressobj(9, wbits=31 if encoding == "gzip" else 15)
-    zeros = bytes(MIB)
-    packed = b"".join(packer.compress(zeros) for _ in range(1024)) + packer.flush()
-    refused(served, packed, 413, 32 * MIB, **{"content-encoding": encoding})
+    packer = zlib.compressobj(9, wbits=-15)
+    # each flush ends a block that stands for itself
+    block = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    head = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" if encoding == "gzip" else b"\x78\x9c"
+    assert len(zlib.decompressobj(-15).decompress(block * 2)) == 2 * MIB
+    refused(served, head + block * 1024, 413, 32 * MIB, **{"content-encoding": encoding})
 
 
 @pytest.mark.parametrize("length", ["1_2", "٣", "+5", " 5 x", "-1", "0x5", "99999999", "5.0", ""])
@@ -154,7 +156,7 @@ def test_heads_that_parsers_read_differently_are_refused(served: Served, lines: 
     hidden = "GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n"
     answer = served.raw((HEAD + lines + "\r\n" + hidden).encode())
     assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
-    assert answer.count(b"HTTP/1.1") == 1
+    assert answer.count(b"HTTP/1.1 ") == 1
     alive(served)
 
 
@@ -321,7 +323,7 @@ def test_without_its_token_nothing_is_told(tmp_path: Path) -> None:
             "/nothing",
             "/v2/health/live/",
         ):
-            for given in (None, "Bearer ", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer ü"):
+            for given in (None, "Bearer", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer ü"):
                 headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
                 response = served.get(path, headers=headers)
                 assert response.status_code == 401, (path, given)
@@ -348,7 +350,7 @@ def test_the_queue_is_bounded(tmp_path: Path) -> None:
 
         def ask() -> None:
             gate.wait()
-            response = served.post("/v2/models/slow/infer", json=slow_request(150))
+            response = served.post("/v2/models/slow/infer", json=slow_request(60))
             with lock:
                 now = time.perf_counter()
                 if response.status_code == 200:
