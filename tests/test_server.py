@@ -17,6 +17,8 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.http as triton
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from tritonclient.utils import InferenceServerException
@@ -414,6 +416,34 @@ def test_the_page_is_served_without_anything_from_elsewhere(served: Served) -> N
         assert response.headers["content-type"].startswith(kind)
         assert response.headers["content-security-policy"].startswith("default-src 'none'")
         assert not re.search(r"https?://(?!www\.w3\.org/)", response.text)
+
+
+@pytest.mark.slow
+def test_the_protocol_holds_for_whatever_is_asked(served: Served) -> None:
+    """schemathesis makes requests of the OpenAPI document, right and wrong ones, for models that there are
+    and are not: no 5xx, and only the statuses, types and shapes of answers that the document states."""
+    import schemathesis
+    from schemathesis import checks as of
+
+    schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+    # whether wrong ones were refused is what the other tests say: a schema cannot tell all that is wrong
+    checks = [of.not_a_server_error, of.status_code_conformance, of.content_type_conformance]
+    checks += [of.response_schema_conformance]
+    paths, statuses = set(), set()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy(), known=st.booleans())
+        def ask(case: Any, known: bool) -> None:
+            if known and "model" in case.path_parameters:
+                case.path_parameters["model"] = "net"
+            statuses.add(case.call_and_validate(checks=checks).status_code)
+
+        ask()
+        paths.add(operation.path)
+    assert len(paths) >= 13
+    assert statuses >= {200, 400, 404}
 
 
 def test_an_openapi_document_describes_the_protocol(served: Served) -> None:

@@ -203,6 +203,7 @@ def test_models_share_a_memory_budget(tmp_path: Path) -> None:
     a, b, c = models
     models.load_at_start()
     assert [model.state for model in models] == ["UNLOADED"] * 3
+    assert not a.plan.spinning
     models.hold(a)
     models.hold(b)
     with pytest.raises(OverloadedError, match="no room for the model 'c'"):

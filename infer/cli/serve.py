@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,21 @@ _DURATIONS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-class _Quantity(click.ParamType):
-    """A number above 0 with a unit, as a multiple of the unit that is 1."""
-
-    def __init__(self, name: str, units: dict[str, Any], example: str) -> None:
-        self.name, self._units, self._example = name, units, example
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([A-Za-z]+)", value, re.ASCII)
-        if not found or found[2] not in self._units or not float(found[1]):
-            self.fail(
-                f"'{value}' must be a number and {' or '.join(self._units)}: {self._example}", param, ctx
-            )
-        return type(self._units[found[2]])(float(found[1]) * self._units[found[2]])
+def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
+    """A number above 0 with a unit, as a multiple of the unit that is 1. Raises `click.BadParameter`."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([A-Za-z]+)", text, re.ASCII)
+    value = float(found[1]) * units.get(found[2], 0) if found else 0.0
+    if not value:
+        raise click.BadParameter(f"'{text}' must be a number and {' or '.join(units)}: {example}")
+    return value
 
 
-_TIME = _Quantity("TIME", _DURATIONS, "500ms, 30s")
-_SIZE = _Quantity("SIZE", _SIZES, "512KiB, 64MiB")
+def _seconds(ctx: click.Context, param: click.Parameter, text: str) -> float:
+    return _quantity(text, _DURATIONS, "500ms, 30s")
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else max(1, round(_quantity(text, _SIZES, "512KiB, 64MiB")))
 
 
 @click.command("serve")
@@ -54,7 +51,14 @@ _SIZE = _Quantity("SIZE", _SIZES, "512KiB, 64MiB")
     help="A token a line; all requests but for health and the page then need one of them.",
 )
 @click.option("--no-auth", is_flag=True, help="Let other machines in without a token.")
-@click.option("--max-body", default="64MiB", show_default=True, type=_SIZE, help="The most of one request.")
+@click.option(
+    "--max-body",
+    default="64MiB",
+    show_default=True,
+    metavar="SIZE",
+    callback=_bytes,
+    help="The most of one request.",
+)
 @click.option(
     "--queue",
     default=128,
@@ -62,19 +66,37 @@ _SIZE = _Quantity("SIZE", _SIZES, "512KiB, 64MiB")
     type=click.IntRange(1, 4096),
     help="Requests of one model that may wait or run; more are refused.",
 )
-@click.option("--timeout", default="30s", show_default=True, type=_TIME, help="For an answer.")
-@click.option("--header-timeout", default="5s", show_default=True, type=_TIME, help="For a request's head.")
-@click.option("--body-timeout", default="30s", show_default=True, type=_TIME, help="For a request's body.")
+@click.option(
+    "--timeout", default="30s", show_default=True, metavar="TIME", callback=_seconds, help="For an answer."
+)
+@click.option(
+    "--header-timeout",
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For a request's head.",
+)
+@click.option(
+    "--body-timeout",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For a request's body.",
+)
 @click.option(
     "--drain",
     default="10s",
     show_default=True,
-    type=_TIME,
+    metavar="TIME",
+    callback=_seconds,
     help="For what is under way when it is to stop.",
 )
 @click.option(
     "--memory-budget",
-    type=_SIZE,
+    metavar="SIZE",
+    callback=_bytes,
     help="Load models when asked for, and close others so that their weights have no more than this.",
 )
 @click.option("--lazy", is_flag=True, help="Load each model at its first request.")

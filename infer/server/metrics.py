@@ -115,8 +115,8 @@ class Metrics:
         """All of it in Prometheus' text format. Safe in any thread."""
         collector: Any = self._registry
         if os.environ.get(SHARED_FOLDER):
-            collector = MultiProcessCollector(None)
-        return generate_latest(_WithAliases(collector))  # type: ignore[arg-type]  # it needs collect() only
+            collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        return generate_latest(_WithAliases(collector))
 
 
 class _WithAliases:

@@ -50,7 +50,7 @@ class ServerOptions:
     max_waiting: int = 128
     """The most requests of one model that may wait or run; more are refused."""
 
-    max_connections: int = 1024
+    max_connections: int = 512
     """The most connections of one process, idle ones among them."""
 
     memory_budget_bytes: int | None = None

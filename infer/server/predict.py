@@ -53,7 +53,7 @@ async def predict(request: Request) -> Response:
     served, model = service(request), asked_model(request)
     served.admit(model)
     spec = model.artifact.manifest.task
-    kind = kind_of(spec and spec.name)
+    kind = kind_of(spec.name if spec else None)
     with served.bodies.room(request):
         body = await served.body(request)
         content_type = request.headers.get("content-type", "application/json").partition(";")[0]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
@@ -132,8 +132,9 @@ class Service:
         future.add_done_callback(lambda _: model.leave())
         answering = asyncio.wrap_future(future)
         leaving = asyncio.ensure_future(_gone(request))
+        either: set[asyncio.Future[Any]] = {answering, leaving}
         try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 raise ClientDisconnect
             self.metrics.ran(model, batcher)

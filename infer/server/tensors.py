@@ -99,7 +99,9 @@ def read_json(data: Any, datatype: str, shape: list[int], where: str) -> Array:
     except ValueError as error:  # lists of different lengths
         raise InputError(f"'data' of {where} is not nested evenly") from error
     count = math.prod(shape)
-    if found.size != count or (found.ndim != 1 and found.shape != tuple(shape)):
+    # lists end where a dim is 0, whatever dims follow: [[]] is of shape (1, 0) and of (1, 0, 3)
+    nested = found.shape == tuple(shape if count else shape[: found.ndim])
+    if found.size != count or not (nested or found.ndim == 1):
         raise InputError(
             f"'data' of {where} has shape {list(found.shape)!r:.80} where 'shape' is {shape!r:.80}; it must"
             f" have that, or be one list of its {count} values"

@@ -124,7 +124,7 @@ class Workers:
             )
             from prometheus_client.multiprocess import mark_process_dead
 
-            mark_process_dead(process.pid, folder)
+            mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
             lived_s = time.monotonic() - self._born.pop(process.pid)
             # one that dies again and again is not started without a pause
             self._short_lives = self._short_lives + 1 if lived_s < _SHORT_LIFE_S else 0
