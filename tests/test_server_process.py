@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import onnx
 import psutil
 import pytest
 
@@ -22,7 +24,7 @@ from infer.server.models import Models, UnavailableError, UnknownModelError, mod
 from infer.server.options import ServerOptions
 from tests.command import infer_command
 from tests.serving import Served, serving, slow, slow_request, wait_until_ready
-from tests.tiny import edit_manifest, identity, make_artifact, write
+from tests.tiny import edit_manifest, identity, make_artifact, parse, write
 
 ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 
@@ -224,6 +226,23 @@ def test_models_share_a_memory_budget(tmp_path: Path) -> None:
         models.hold(a)
     with pytest.raises(UnknownModelError, match="no version '2'; it has 1"):
         models.get("a", "2")
+
+
+def test_shared_weights_are_mapped(tmp_path: Path) -> None:
+    """The system's list of mappings names the file of the weights, which all workers then share."""
+    model = parse("g (float[n, 256] x) => (float[n, 256] y) { y = MatMul(x, w) }")
+    weights = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    path = tmp_path / "net.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    for shared in (True, False):
+        models = Models([path], ServerOptions(share_weights=shared))
+        session = models.hold(models.get("net"))
+        x = np.ones((1, 256), np.float32)
+        np.testing.assert_allclose(session.run({"x": x})["y"], x @ weights, rtol=1e-4, atol=1e-4)
+        assert ("net.data" in Path("/proc/self/maps").read_text(encoding="utf-8")) == shared
+        models.get("net").leave()
+        models.close()
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 )
 @click.option("--lazy", is_flag=True, help="Load each model at its first request.")
 @click.option("--spinning", is_flag=True, help="Let idle threads wait for work by spinning.")
+@click.option(
+    "--share-weights",
+    is_flag=True,
+    help="Let workers share weights in memory, unpacked, which may take longer to compute with.",
+)
 @click.option("--json-logs", is_flag=True, help="Log a line of JSON for each request.")
 def command(
     artifacts: tuple[Path, ...],
@@ -118,6 +123,7 @@ def command(
     memory_budget: int | None,
     lazy: bool,
     spinning: bool,
+    share_weights: bool,
     json_logs: bool,
 ) -> None:
     """Answer over HTTP: the Open Inference Protocol v2, tasks, OpenAI's embeddings, and a page to try it.
@@ -161,6 +167,7 @@ def command(
         memory_budget_bytes=memory_budget,
         lazy=lazy,
         spinning=spinning,
+        share_weights=share_weights,
         json_logs=json_logs,
     )
     # what is wrong with them is said before anything listens

@@ -142,6 +142,7 @@ class Models:
         cores = this_machine().cores
         plan_options = PlanOptions(
             spinning=options.spinning,
+            prepacking=False if options.share_weights else None,
             num_threads=None if options.workers == 1 else max(1, cores // options.workers),
         )
         session_options = SessionOptions(batching=BatchOptions(max_waiting=options.max_waiting))

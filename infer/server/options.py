@@ -63,5 +63,9 @@ class ServerOptions:
     spinning: bool = False
     """Whether threads wait for work by spinning, which costs CPU time between requests."""
 
+    share_weights: bool = False
+    """Leave weights in external files as they are: they are mapped, so that workers have them in memory
+    once, but products may take longer than with weights that each of them packs anew."""
+
     json_logs: bool = False
     """A line of JSON for each request, instead of a line for people."""
