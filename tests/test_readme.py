@@ -24,6 +24,7 @@ from infer.cli import COMMANDS, cli
 from infer.manifest import TaskSpec
 from tests.command import infer_command
 from tests.models import TwoLayers
+from tests.serving import serving
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -87,6 +88,10 @@ def test_the_commands_run(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in typed:
         line += " --seconds 1" if line.startswith("infer bench") else ""
         line += " --time 1s" if line.startswith("infer optimize") else ""
+        if line.startswith("infer serve"):  # it goes on until it is told to stop
+            with serving(desk, *shlex.split(line)[2:]) as served:
+                assert served.stop() == 0
+            continue
         done = infer_command(*shlex.split(line)[1:])
         assert done.code == 0, f"{line}\n{done.out}\n{done.err}"
     assert np.load(desk / "y.npz")["logits"].shape == (3, 2)

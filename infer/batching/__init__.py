@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,12 @@ from infer.tasks import Run, Task
 
 _CLOSED = "the session is closed; open the artifact again"
 _LONGEST_S, _MOST_ROWS, _MOST_WAITING = 60, 65536, 4096
+
+
+T = TypeVar("T")
+
+Work = Callable[[Task, Callable[..., dict[str, Array]]], T]
+"""What a caller wants of a task and of `run(feeds, outputs)`, called where it may wait."""
 
 
 @dataclass
@@ -114,11 +120,17 @@ class Batcher:
         Cancelling it drops what does not run yet. After `timeout_s` it fails with `DeadlineError`. Callers
         of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
         """
-        future: Future[Any] = Future()
+        return self.submit_work(lambda task, _: task(inputs), timeout_s=timeout_s, caller=caller)
+
+    def submit_work(self, work: Work[T], *, timeout_s: float | None = None, caller: str = "") -> Future[T]:
+        """A future of `work(task, run)`, which is called in a thread of the batcher's; what it asks of the
+        session's task, or of `run(feeds, outputs)`, is answered together with other callers' requests. Else
+        as `submit`."""
+        future: Future[T] = Future()
         asked = Asked(timeout_s, caller, future)
         self._enter()
         try:
-            self._callers.submit(self._answer, asked, future, inputs)
+            self._callers.submit(self._answer, asked, future, work)
         except BaseException:
             self._leave()
             raise
@@ -136,7 +148,7 @@ class Batcher:
         asked = Asked(timeout_s, caller)
         self._enter()
         try:
-            return self._ask(asked, inputs)
+            return self._ask(asked, lambda task, _: task(inputs))
         finally:
             self._leave()
 
@@ -193,11 +205,11 @@ class Batcher:
         with self._changed:
             self._in_flight -= 1
 
-    def _answer(self, asked: Asked, future: Future[Any], inputs: Any) -> None:
+    def _answer(self, asked: Asked, future: Future[Any], work: Work[Any]) -> None:
         """`future`'s result, in a thread of the pool."""
         result, error = None, None
         try:
-            result = self._ask(asked, inputs)
+            result = self._ask(asked, work)
         except BaseException as raised:
             error = raised
         finally:
@@ -209,17 +221,19 @@ class Batcher:
         else:
             future.set_exception(error)
 
-    def _ask(self, asked: Asked, inputs: Any) -> Any:
-        """The task's result; its runs are those of `asked`."""
+    def _ask(self, asked: Asked, work: Work[T]) -> T:
+        """The result of `work`; its runs are those of `asked`."""
         self._asking.now = asked
         try:
-            return self._task(inputs)
+            return work(self._task, self._run_asked)
         finally:
             del self._asking.now
 
-    def _run_asked(self, feeds: Mapping[str, object]) -> dict[str, Array]:
+    def _run_asked(
+        self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         asked: Asked = self._asking.now
-        return self._run(asked, feeds, None)
+        return self._run(asked, feeds, outputs)
 
     def _run(
         self, asked: Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None

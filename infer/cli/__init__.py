@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "optimize": ("infer.cli.optimize", "Make an artifact faster on this machine, and prove that it is."),
     "compare": ("infer.cli.compare", "Say where two graphs of one model part."),
     "bench": ("infer.cli.bench", "Say how fast candidates answer, beside each other."),
+    "serve": ("infer.cli.serve", "Answer over HTTP."),
     "verify": ("infer.cli.verify", "Prove an artifact again on this machine."),
     "package": ("infer.cli.package", "Write what serves an artifact elsewhere: Triton, KServe, Docker."),
     "doctor": ("infer.cli.doctor", "Say what this machine can run, and what is in the way."),

@@ -1,0 +1,192 @@
+"""infer serve"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from infer.errors import InputError
+
+_DURATIONS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def _quantity(text: str, units: Mapping[str, float], example: str) -> float:
+    """A number above 0 with a unit, as a multiple of the unit that is 1. Raises `click.BadParameter`."""
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([A-Za-z]+)", text, re.ASCII)
+    value = float(found[1]) * units.get(found[2], 0) if found else 0.0
+    if not value:
+        raise click.BadParameter(f"'{text}' must be a number and {' or '.join(units)}: {example}")
+    return value
+
+
+def _seconds(ctx: click.Context, param: click.Parameter, text: str) -> float:
+    return _quantity(text, _DURATIONS, "500ms, 30s")
+
+
+def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
+    return None if text is None else max(1, round(_quantity(text, _SIZES, "512KiB, 64MiB")))
+
+
+@click.command("serve")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+)
+@click.option(
+    "--workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Processes; each has all models, and its share of the cores.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, readable=False),
+    help="A token a line; all requests but for health and the page then need one of them.",
+)
+@click.option("--no-auth", is_flag=True, help="Let other machines in without a token.")
+@click.option(
+    "--max-body",
+    default="64MiB",
+    show_default=True,
+    metavar="SIZE",
+    callback=_bytes,
+    help="The most of one request.",
+)
+@click.option(
+    "--queue",
+    default=128,
+    show_default=True,
+    type=click.IntRange(1, 4096),
+    help="Requests of one model that may wait or run; more are refused.",
+)
+@click.option(
+    "--timeout", default="30s", show_default=True, metavar="TIME", callback=_seconds, help="For an answer."
+)
+@click.option(
+    "--header-timeout",
+    default="5s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For a request's head.",
+)
+@click.option(
+    "--body-timeout",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For a request's body.",
+)
+@click.option(
+    "--drain",
+    default="10s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For what is under way when it is to stop.",
+)
+@click.option(
+    "--memory-budget",
+    metavar="SIZE",
+    callback=_bytes,
+    help="Load models when asked for, and close others so that their weights have no more than this.",
+)
+@click.option("--lazy", is_flag=True, help="Load each model at its first request.")
+@click.option("--spinning", is_flag=True, help="Let idle threads wait for work by spinning.")
+@click.option(
+    "--share-weights",
+    is_flag=True,
+    help="Let workers share weights in memory, unpacked, which may take longer to compute with.",
+)
+@click.option("--json-logs", is_flag=True, help="Log a line of JSON for each request.")
+def command(
+    artifacts: tuple[Path, ...],
+    host: str,
+    port: int,
+    workers: int,
+    token_file: Path | None,
+    no_auth: bool,
+    max_body: int,
+    queue: int,
+    timeout: float,
+    header_timeout: float,
+    body_timeout: float,
+    drain: float,
+    memory_budget: int | None,
+    lazy: bool,
+    spinning: bool,
+    share_weights: bool,
+    json_logs: bool,
+) -> None:
+    """Answer over HTTP: the Open Inference Protocol v2, tasks, OpenAI's embeddings, and a page to try it.
+
+    ARTIFACTS are artifacts or plain .onnx files. A model is called what its artifact is called, without
+    .infer; several of one name are its versions 1, 2, …, of which the last answers by default. SIGTERM
+    and Ctrl-C let the requests under way end first.
+
+    \b
+    Examples:
+      infer serve minilm.infer classifier.infer
+      infer serve net.infer --host 0.0.0.0 --token-file tokens.txt --json-logs
+      infer serve v1/net.infer v2/net.infer --workers 2
+      curl localhost:8000/v1/models/minilm:predict --json '{"inputs": ["a sentence"]}'
+    """
+    # uvicorn and starlette take longer to import than the rest of infer
+    from infer.server.admission import is_loopback, read_tokens
+    from infer.server.http import bind
+    from infer.server.models import Models
+    from infer.server.options import ServerOptions
+    from infer.server.workers import serve
+
+    tokens = _tokens(token_file, read_tokens) if token_file else ()
+    if not (tokens or no_auth or is_loopback(host)):
+        raise click.UsageError(
+            f"'{host}' can be reached from other machines: give --token-file, or --no-auth to let"
+            f" them all in"
+        )
+    options = ServerOptions(
+        host=host,
+        port=port,
+        workers=workers,
+        tokens=tokens,
+        max_body_bytes=max_body,
+        max_bodies_bytes=4 * max_body,
+        header_timeout_s=header_timeout,
+        body_timeout_s=body_timeout,
+        timeout_s=timeout,
+        drain_s=drain,
+        max_waiting=queue,
+        memory_budget_bytes=memory_budget,
+        lazy=lazy,
+        spinning=spinning,
+        share_weights=share_weights,
+        json_logs=json_logs,
+    )
+    # what is wrong with them is said before anything listens
+    names = dict.fromkeys(model.name for model in Models(artifacts, options))
+    try:
+        listener = bind(options)
+    except OSError as error:
+        raise InputError(
+            f"cannot listen at {host} port {port}: {error.strerror or error}; give another --host or --port"
+        ) from error
+    address = f"[{host}]" if ":" in host else host
+    click.echo(f"infer serves {', '.join(names)} at http://{address}:{listener.getsockname()[1]}")
+    serve(artifacts, options, listener)
+
+
+def _tokens(path: Path, read: Any) -> tuple[str, ...]:
+    try:
+        tokens: tuple[str, ...] = read(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{error}"
+        raise InputError(f"the tokens in '{path}' cannot be read: {reason}") from error
+    return tokens

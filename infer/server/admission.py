@@ -1,0 +1,188 @@
+"""What is refused before a model hears of it: strangers, oversized heads and bodies, and slow ones."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.types import Scope
+
+from infer.errors import OverloadedError
+from infer.server.options import ServerOptions
+
+OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready"})
+"""What can be read without a token: nothing of the models is in it."""
+
+MIN_TOKEN_CHARACTERS = 16
+_WINDOW_BITS = {"gzip": 31, "deflate": 15}
+_CHUNK_BYTES = 2**20
+
+
+class Gate:
+    """Who may ask, and how long the head of a request may be."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._tokens = [_digest(token) for token in options.tokens]
+        # A page of another site may have its own name point to this machine (DNS rebinding): where nobody
+        # needs a token, the name that a browser was given must be this machine's.
+        self._hosts = (
+            {options.host, "localhost", "127.0.0.1", "::1"}
+            if is_loopback(options.host) and not options.tokens
+            else None
+        )
+
+    def check(self, scope: Scope) -> str:
+        """The caller's name, for fair turns. Raises `HTTPException`."""
+        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        if sum(len(name) + len(value) + 4 for name, value in headers) > self._options.max_header_bytes:
+            raise HTTPException(431, f"the headers have more than {self._options.max_header_bytes} bytes")
+        host, origin = _header(headers, b"host"), _header(headers, b"origin")
+        if self._hosts is not None and _host_name(host) not in self._hosts:
+            raise HTTPException(403, "this server answers to the names of this machine only")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise HTTPException(403, "pages of other sites may not use this server")
+        if not self._tokens:
+            client = scope.get("client")
+            return str(client[0]) if client else ""
+        return self._caller(scope, _header(headers, b"authorization"))
+
+    def _caller(self, scope: Scope, authorization: str | None) -> str:
+        # the path that is routed, not one that a proxy or a header names
+        if scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD"):
+            return ""
+        kind, _, token = (authorization or "").partition(" ")
+        given = _digest(token.strip())
+        # all are compared, so that the time says nothing
+        known = [number for number, digest in enumerate(self._tokens) if hmac.compare_digest(digest, given)]
+        if kind.lower() != "bearer" or not known:
+            raise HTTPException(
+                401,
+                "send a token of this server: Authorization: Bearer TOKEN",
+                {"www-authenticate": "Bearer"},
+            )
+        return f"token {known[0]}"
+
+
+class Bodies:
+    """Reads bodies, whose sizes and times are bounded one by one, and their sizes together."""
+
+    def __init__(self, options: ServerOptions) -> None:
+        self._options = options
+        self._held = 0
+
+    @contextmanager
+    def room(self, request: Request) -> Iterator[None]:
+        """Memory for the body of a request, until it is answered. Raises `HTTPException` if the headers
+        tell of too much, and `OverloadedError` if it is there, but not now."""
+        length, most = self._announced(request), self._options.max_body_bytes
+        held = most if length is None or "content-encoding" in request.headers else length
+        if self._held + held > self._options.max_bodies_bytes:
+            raise OverloadedError("the bodies of other requests take all memory for them; try again later")
+        self._held += held
+        try:
+            yield
+        finally:
+            self._held -= held
+
+    async def read(self, request: Request) -> bytes:
+        """The body as it was sent. Raises `HTTPException` and `ClientDisconnect`."""
+        try:
+            return await asyncio.wait_for(self._read(request), self._options.body_timeout_s)
+        except asyncio.TimeoutError as error:
+            raise HTTPException(
+                408, f"the body was not there within {self._options.body_timeout_s:g} s"
+            ) from error
+
+    def _announced(self, request: Request) -> int | None:
+        text, most = request.headers.get("content-length"), self._options.max_body_bytes
+        if text is None:
+            return None
+        if not re.fullmatch("[0-9]{1,19}", text, re.ASCII):
+            raise HTTPException(400, "Content-Length must be digits")
+        if int(text) > most:
+            raise _too_large(most)
+        return int(text)
+
+    async def _read(self, request: Request) -> bytes:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._options.max_body_bytes:
+                raise _too_large(self._options.max_body_bytes)
+        return bytes(body)
+
+
+def inflated(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """`body` without its Content-Encoding, never more than `max_bytes`. Raises `HTTPException`."""
+    name = (encoding or "identity").strip().lower()
+    if name == "identity":
+        return body
+    if name not in _WINDOW_BITS:
+        raise HTTPException(
+            415, f"Content-Encoding must be gzip, deflate or identity, but is {encoding!r:.60}"
+        )
+    inflater = zlib.decompressobj(_WINDOW_BITS[name])
+    found, rest = bytearray(), body
+    try:
+        while not inflater.eof:
+            part = inflater.decompress(rest, min(_CHUNK_BYTES, max_bytes + 1 - len(found)))
+            if not part and not rest:  # cut short
+                break
+            found += part
+            if len(found) > max_bytes:
+                raise _too_large(max_bytes)
+            rest = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is not valid {name}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise HTTPException(400, f"the body is not one whole {name} stream")
+    return bytes(found)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine's own address, which no other machine reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_tokens(text: str) -> tuple[str, ...]:
+    """The tokens of a file: one a line, and comments after #. Raises `ValueError`, without showing them."""
+    lines = (line.strip() for line in text.splitlines())
+    tokens = tuple(line for line in lines if line and not line.startswith("#"))
+    if not tokens:
+        raise ValueError("it holds no token; write one a line")
+    if short := [number for number, token in enumerate(tokens, 1) if len(token) < MIN_TOKEN_CHARACTERS]:
+        raise ValueError(f"token {short[0]} has fewer than {MIN_TOKEN_CHARACTERS} characters")
+    return tokens
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in headers if key == name), None)
+
+
+def _host_name(host: str | None) -> str:
+    """The name in a Host header, without a port and an IPv6 address' brackets."""
+    found = re.fullmatch(r"\[([0-9a-fA-F:.]+)\](?::\d+)?|([^:\[\]]*)(?::\d+)?", host or "")
+    return (found[1] or found[2] or "").lower() if found else ""
+
+
+def _too_large(most: int) -> HTTPException:
+    return HTTPException(413, f"the body has more than the {most} bytes that this server takes")

@@ -1,0 +1,142 @@
+"""What Prometheus scrapes: own names with fixed labels, and those of Triton's that dashboards know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from infer.batching import Batcher, BatchStats
+from infer.errors import missing_package
+from infer.server.models import Model
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client.metrics_core import Metric
+    from prometheus_client.multiprocess import MultiProcessCollector
+except ImportError as _error:
+    raise missing_package("prometheus-client", "serve", _error) from _error
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment's variable that names where worker processes count together; the library reads it when it
+is imported."""
+
+OUTCOMES = ("success", "bad input", "refused", "late", "gone", "failed")
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_LABELS = ("model", "version")
+
+_Takes = Callable[[dict[str, str]], bool]
+_ALIASES: tuple[tuple[str, str, float, _Takes, str], ...] = (
+    (
+        "nv_inference_request_success",
+        "infer_requests_total",
+        1,
+        lambda labels: labels["outcome"] == "success",
+        "Requests that were answered",
+    ),
+    (
+        "nv_inference_request_failure",
+        "infer_requests_total",
+        1,
+        lambda labels: labels["outcome"] != "success",
+        "Requests that were not answered",
+    ),
+    ("nv_inference_count", "infer_rows_total", 1, lambda _: True, "Rows that were run"),
+    ("nv_inference_exec_count", "infer_runs_total", 1, lambda _: True, "Runs, of one or more rows"),
+    (
+        "nv_inference_request_duration_us",
+        "infer_request_seconds_sum",
+        1e6,
+        lambda _: True,
+        "Time of requests, in microseconds",
+    ),
+    (
+        "nv_inference_compute_infer_duration_us",
+        "infer_run_seconds_total",
+        1e6,
+        lambda _: True,
+        "Time of runs, in microseconds",
+    ),
+)
+"""Triton's name, the sample of ours that it is the sum of, by what factor, with which labels; its help."""
+
+
+class Metrics:
+    """The counters of one process, or of all workers together. It belongs to the event loop's thread."""
+
+    def __init__(self, models: Iterator[Model]) -> None:
+        registry = CollectorRegistry()
+        self.seconds = Histogram(
+            "infer_request_seconds",
+            "Time of requests, from their last byte to the answer",
+            _LABELS,
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.requests = Counter(
+            "infer_requests", "Requests, by how they ended", (*_LABELS, "outcome"), registry=registry
+        )
+        self.waiting = Gauge(
+            "infer_requests_waiting",
+            "Requests that wait or run",
+            _LABELS,
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.responses = Counter(
+            "infer_http_responses",
+            "Responses, by endpoint and status",
+            ("endpoint", "status"),
+            registry=registry,
+        )
+        self._runs = Counter("infer_runs", "Runs, of one or more rows", _LABELS, registry=registry)
+        self._rows = Counter("infer_rows", "Rows that were run", _LABELS, registry=registry)
+        self._seconds = Counter("infer_run_seconds", "Time of runs", _LABELS, registry=registry)
+        self._seen: WeakKeyDictionary[Batcher, BatchStats] = WeakKeyDictionary()
+        self._registry = registry
+        for model in models:  # a series that begins at 0 shows its first event
+            self.waiting.labels(model.name, model.version).set(0)
+            for outcome in OUTCOMES:
+                self.requests.labels(model.name, model.version, outcome)
+
+    def ran(self, model: Model, batcher: Batcher) -> None:
+        """Count what the batcher did since it was last looked at."""
+        now, before = batcher.stats(), self._seen.get(batcher, BatchStats())
+        self._seen[batcher] = now
+        labels = (model.name, model.version)
+        self._runs.labels(*labels).inc(now.runs - before.runs)
+        self._rows.labels(*labels).inc(now.rows - before.rows)
+        self._seconds.labels(*labels).inc(now.seconds - before.seconds)
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format. Safe in any thread."""
+        collector: Any = self._registry
+        if os.environ.get(SHARED_FOLDER):
+            collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        return generate_latest(_WithAliases(collector))
+
+
+class _WithAliases:
+    """What `collector` gives, and the same under Triton's names."""
+
+    def __init__(self, collector: Any) -> None:
+        self._collector = collector
+
+    def collect(self) -> Iterator[Metric]:
+        families = list(self._collector.collect())
+        yield from families
+        samples = [sample for family in families for sample in family.samples]
+        for name, ours, factor, takes, documentation in _ALIASES:
+            sums: dict[tuple[str, str], float] = {}
+            for sample in samples:
+                if sample.name == ours and takes(sample.labels):
+                    key = (sample.labels["model"], sample.labels["version"])
+                    sums[key] = sums.get(key, 0.0) + factor * sample.value
+            # as a counter it would have to end in _total, which Triton's names do not
+            alias = Metric(name, documentation, "unknown")
+            for (model, version), value in sums.items():
+                alias.add_sample(name, {"model": model, "version": version}, value)
+            yield alias

@@ -1,0 +1,71 @@
+"""What a server may be told, in one frozen class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server listens, and what it refuses."""
+
+    host: str = "127.0.0.1"
+    """Where to listen; this machine alone by default."""
+
+    port: int = 8000
+    """0 takes a free one."""
+
+    workers: int = 1
+    """Processes that answer. Each has all models, and its share of the cores."""
+
+    tokens: tuple[str, ...] = ()
+    """With any, every request but for health and the page needs one of them."""
+
+    max_body_bytes: int = 64 * MIB
+    """The most that a body may have, as sent and inflated."""
+
+    max_bodies_bytes: int = 256 * MIB
+    """The most that all bodies under way may have together; requests beyond are refused."""
+
+    max_header_bytes: int = 16 * 1024
+    """The most that a request's first line and headers may have."""
+
+    header_timeout_s: float = 5.0
+    """The time a connection has for the head of a request, and may be idle between two."""
+
+    body_timeout_s: float = 30.0
+    """The time a request has for its body."""
+
+    write_timeout_s: float = 30.0
+    """How long a client may leave an answer unread before it is hung up on."""
+
+    timeout_s: float = 30.0
+    """The time for an answer, once the request is there."""
+
+    drain_s: float = 10.0
+    """How long requests under way may go on once the server is told to stop."""
+
+    max_waiting: int = 128
+    """The most requests of one model that may wait or run; more are refused."""
+
+    max_connections: int = 512
+    """The most connections of one process, idle ones among them."""
+
+    memory_budget_bytes: int | None = None
+    """Models are loaded when asked for, and the one that was not asked for the longest is closed, so that
+    the weights of those that are loaded have no more than this; default: no limit."""
+
+    lazy: bool = False
+    """Load each model at its first request, not at the start."""
+
+    spinning: bool = False
+    """Whether threads wait for work by spinning, which costs CPU time between requests."""
+
+    share_weights: bool = False
+    """Leave weights in external files as they are: they are mapped, so that workers have them in memory
+    once, but products may take longer than with weights that each of them packs anew."""
+
+    json_logs: bool = False
+    """A line of JSON for each request, instead of a line for people."""

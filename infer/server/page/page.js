@@ -1,0 +1,165 @@
+// The page to try models with. Whatever comes from the server is shown as text, never as markup.
+
+const at = (id) => document.getElementById(id);
+const EXAMPLES = { row: '{"a column": 1}', arrays: '{"x": [[0, 0]]}' };
+const ACCEPTS = { image: "image/*", audio: "audio/*" };
+let models = [];
+let file = null;
+let shown = null; // the address of what is previewed
+
+function headers(more = {}) {
+  const token = at("token").value.trim();
+  return token ? { ...more, authorization: `Bearer ${token}` } : more;
+}
+
+function say(text, isError = false) {
+  at("status").textContent = text;
+  at("status").className = isError ? "error" : "quiet";
+}
+
+async function reason(response) {
+  try {
+    const { error } = await response.json();
+    return typeof error === "string" ? error : error.message;
+  } catch {
+    return `the server answered ${response.status}`;
+  }
+}
+
+async function list() {
+  const response = await fetch("v1/models", { headers: headers() });
+  at("token-row").hidden = response.status !== 401 && !at("token").value;
+  if (!response.ok) {
+    say(await reason(response), true);
+    return;
+  }
+  models = (await response.json()).data;
+  at("model").replaceChildren(
+    ...models.map((model) => new Option(`${model.id} (${model.task})`, model.id)),
+  );
+  choose();
+  say("Nothing was asked yet.");
+}
+
+function chosen() {
+  return models.find((model) => model.id === at("model").value);
+}
+
+function choose() {
+  const model = chosen();
+  if (!model) return;
+  const { variant, precision, backend, device, threads } = model.plan;
+  at("plan").textContent =
+    `Runs as ${variant} (${precision}) on ${backend}, ${device}, ` +
+    `${threads} ${threads === 1 ? "thread" : "threads"}. Takes ${model.inputs.join("; ")}.`;
+  const takesFile = model.takes in ACCEPTS;
+  at("file-row").hidden = !takesFile;
+  at("text-row").hidden = takesFile;
+  at("file-label").textContent = model.takes === "audio" ? "Recording" : "Picture";
+  at("file").accept = ACCEPTS[model.takes] ?? "";
+  at("text-label").textContent = model.takes === "text" ? "Text" : "Input, as JSON";
+  at("text").placeholder = EXAMPLES[model.takes] ?? "";
+  take(null);
+  clear();
+}
+
+function take(given) {
+  file = given;
+  if (shown) URL.revokeObjectURL(shown);
+  shown = file ? URL.createObjectURL(file) : null;
+  for (const [id, kind] of [["picture", "image"], ["sound", "audio"]]) {
+    const element = at(id);
+    element.hidden = !(file && chosen()?.takes === kind);
+    if (element.hidden) element.removeAttribute("src");
+    else element.src = shown;
+  }
+  at("picture").alt = file ? file.name : "";
+}
+
+function clear() {
+  at("labels").replaceChildren();
+  at("answer").hidden = true;
+}
+
+function request(model) {
+  if (model.takes in ACCEPTS) {
+    if (!file) throw new Error("Choose a file first.");
+    return { body: file, headers: headers({ "content-type": "application/octet-stream" }) };
+  }
+  const text = at("text").value;
+  if (model.takes === "text") {
+    return { body: text, headers: headers({ "content-type": "text/plain" }) };
+  }
+  let input;
+  try {
+    input = JSON.parse(text);
+  } catch (error) {
+    throw new Error(`The input is not JSON: ${error.message}`);
+  }
+  const body = JSON.stringify({ inputs: [input] });
+  return { body, headers: headers({ "content-type": "application/json" }) };
+}
+
+function show(result) {
+  const ranked = Array.isArray(result?.labels) ? result.labels : [];
+  at("labels").replaceChildren(
+    ...ranked.filter((each) => typeof each?.label === "string").map(({ label, score }) => {
+      const row = document.createElement("div");
+      const share = Math.max(0, Math.min(1, Number(score) || 0)) * 100;
+      row.style.background = `linear-gradient(to right, var(--bar) ${share}%, transparent ${share}%)`;
+      for (const text of [label, Number(score).toFixed(4)]) {
+        const cell = document.createElement("span");
+        cell.textContent = text;
+        row.append(cell);
+      }
+      return row;
+    }),
+  );
+  at("answer").textContent = JSON.stringify(result, null, 1);
+  at("answer").hidden = false;
+}
+
+async function ask(event) {
+  event.preventDefault();
+  const model = chosen();
+  if (!model) {
+    await list();
+    return;
+  }
+  clear();
+  at("ask").disabled = true;
+  try {
+    const options = request(model);
+    say("Asking …");
+    const start = performance.now();
+    const path = `v1/models/${encodeURIComponent(model.id)}:predict`;
+    const response = await fetch(path, { method: "POST", ...options });
+    if (!response.ok) throw new Error(await reason(response));
+    const answer = await response.json();
+    say(`Answered in ${(performance.now() - start).toFixed(1)} ms, from here and back.`);
+    show(answer.results[0]);
+  } catch (error) {
+    say(error.message, true);
+  } finally {
+    at("ask").disabled = false;
+  }
+}
+
+at("form").addEventListener("submit", ask);
+at("model").addEventListener("change", choose);
+at("token").addEventListener("change", list);
+at("file").addEventListener("change", () => take(at("file").files[0] ?? null));
+for (const name of ["dragenter", "dragover"]) {
+  at("drop").addEventListener(name, (event) => {
+    event.preventDefault();
+    at("drop").classList.add("over");
+  });
+}
+for (const name of ["dragleave", "drop"]) {
+  at("drop").addEventListener(name, () => at("drop").classList.remove("over"));
+}
+at("drop").addEventListener("drop", (event) => {
+  event.preventDefault();
+  take(event.dataTransfer.files[0] ?? null);
+});
+list();

@@ -1,0 +1,169 @@
+"""What all endpoints share: the models, the limits, and how one of them answers one request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from infer.batching import Batcher, Work
+from infer.errors import DeadlineError, FeedError, InputError, OverloadedError
+from infer.server.admission import Bodies, inflated
+from infer.server.metrics import Metrics
+from infer.server.models import Model, Models
+from infer.server.options import ServerOptions
+from infer.session import Session
+
+T = TypeVar("T")
+
+# what takes longer to read than a thread takes to be asked
+_SMALL_BYTES = 16 * 1024
+_PARSERS, _LOADERS = 4, 16
+
+
+class Service:
+    """Models, answering over HTTP. It belongs to the event loop's thread.
+
+    Attributes:
+        draining: whether the server was told to stop.
+    """
+
+    def __init__(self, models: Models, options: ServerOptions) -> None:
+        self.models, self.options = models, options
+        self.metrics = Metrics(iter(models))
+        self.bodies = Bodies(options)
+        self.draining = False
+        self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="infer-parse")
+        # apart, so that requests for loaded models never wait for others to load
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="infer-load")
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests should be sent here."""
+        return not self.draining and self.models.ready
+
+    def admit(self, model: Model) -> None:
+        """Say that a request may come in. Raises `OverloadedError`."""
+        if model.waiting >= self.options.max_waiting:
+            raise OverloadedError(
+                f"{model.waiting} requests wait for '{model.name}' already; try again later"
+            )
+
+    async def body(self, request: Request) -> bytes:
+        """The request's body without its Content-Encoding. Raises `HTTPException`, `ClientDisconnect`."""
+        body = await self.bodies.read(request)
+        request.state.bytes_in = len(body)
+        encoding = request.headers.get("content-encoding")
+        if encoding is None:
+            return body
+        return await self.apart(
+            lambda: inflated(body, encoding, self.options.max_body_bytes), len(body) * 64
+        )
+
+    async def apart(self, work: Callable[[], T], size_bytes: int) -> T:
+        """`work()`; in another thread if it is much."""
+        if size_bytes <= _SMALL_BYTES:
+            return work()
+        return await asyncio.wrap_future(self._parsers.submit(work))
+
+    async def load_at_start(self) -> None:
+        """Load the models that are to be loaded at the start. Raises `UnavailableError`."""
+        await asyncio.wrap_future(self._loaders.submit(self.models.load_at_start))
+
+    async def answer(
+        self, request: Request, model: Model, work: Work[T], timeout_s: float | None = None
+    ) -> T:
+        """What `work` makes of the model's session. A client that goes away takes its request along.
+
+        Raises `OverloadedError`, `DeadlineError`, `UnavailableError`, `ClientDisconnect`, and what `work`
+        raises.
+        """
+        self.admit(model)
+        start, outcome = time.perf_counter(), "failed"
+        waiting = self.metrics.waiting.labels(model.name, model.version)
+        model.waiting += 1
+        waiting.inc()
+        try:
+            session = model.hold() or await self._loaded(model)
+            answer = await self._answered(request, model, session, work, timeout_s)
+            outcome = "success"
+            return answer
+        except (FeedError, InputError):
+            outcome = "bad input"
+            raise
+        except OverloadedError:
+            outcome = "refused"
+            raise
+        except DeadlineError:
+            outcome = "late"
+            raise
+        except (ClientDisconnect, asyncio.CancelledError):
+            outcome = "gone"
+            raise
+        finally:
+            model.waiting -= 1
+            waiting.dec()
+            self.metrics.requests.labels(model.name, model.version, outcome).inc()
+            self.metrics.seconds.labels(model.name, model.version).observe(time.perf_counter() - start)
+
+    async def _loaded(self, model: Model) -> Session:
+        loading = self._loaders.submit(self.models.hold, model)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(lambda done: _leave_if_held(model, done))
+            raise
+
+    async def _answered(
+        self, request: Request, model: Model, session: Session, work: Work[T], timeout_s: float | None
+    ) -> T:
+        limit_s = min(self.options.timeout_s, timeout_s or self.options.timeout_s)
+        try:
+            batcher: Batcher = session.batcher
+            future = batcher.submit_work(work, timeout_s=limit_s, caller=request.state.caller)
+        except BaseException:
+            model.leave()
+            raise
+        future.add_done_callback(lambda _: model.leave())
+        answering = asyncio.wrap_future(future)
+        leaving = asyncio.ensure_future(_gone(request))
+        either: set[asyncio.Future[Any]] = {answering, leaving}
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                raise ClientDisconnect
+            self.metrics.ran(model, batcher)
+            return answering.result()
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            with suppress(asyncio.CancelledError):
+                await leaving
+
+    def close(self) -> None:
+        """Close the models, after what runs."""
+        self._loaders.shutdown(wait=False, cancel_futures=True)
+        self._parsers.shutdown(wait=False, cancel_futures=True)
+        self.models.close()
+
+
+def service(request: Request) -> Service:
+    """The service that a request was sent to."""
+    found: Service = request.scope["app"]
+    return found
+
+
+def _leave_if_held(model: Model, loading: Future[Session]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        model.leave()
+
+
+async def _gone(request: Request) -> None:
+    """Returns when the client goes away."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,162 @@
+"""Serving: in this process, or in several that share a socket and are started again when they die."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+from infer.errors import InferError
+from infer.server import logs
+from infer.server.app import make_app
+from infer.server.http import Server
+from infer.server.metrics import SHARED_FOLDER
+from infer.server.models import Models
+from infer.server.options import ServerOptions
+from infer.server.service import Service
+
+CANNOT_START = 3
+"""The exit code of a worker that would fail in the same way again."""
+
+_SHORT_LIFE_S = 10.0
+_LONGEST_PAUSE_S = 4.0
+_LOOK_S = 0.1
+_log = logging.getLogger("infer.server")
+
+
+def serve(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
+    """Answer until SIGTERM or SIGINT, then drain. Raises what loading the models raises."""
+    logs.start(options.json_logs)
+    if options.workers == 1:
+        serve_here(Models(paths, options), options, listener)
+    else:
+        Workers(paths, options, listener).run()
+
+
+def serve_here(models: Models, options: ServerOptions, listener: socket.socket) -> None:
+    """Answer in this process. It listens while models are loaded, and is ready after that."""
+    service = Service(models, options)
+    failures: list[InferError] = []
+    loading: list[asyncio.Task[None]] = []
+
+    async def load() -> None:
+        try:
+            await service.load_at_start()
+        except InferError as error:
+            failures.append(error)
+            server.drain()
+
+    def start() -> None:
+        loading.append(asyncio.ensure_future(load()))
+
+    def on_drain() -> None:
+        service.draining = True
+
+    server = Server(make_app(service, start), options, on_drain)
+    try:
+        server.run(sockets=[listener])
+    finally:
+        service.close()
+    if failures:
+        raise failures[0]
+
+
+class Workers:
+    """The parent of `options.workers` processes. It loads no model, so it has nothing that could fail."""
+
+    def __init__(self, paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
+        self._arguments = (list(paths), options, listener)
+        self._options = options
+        # not forked: threads and locks of libraries do not survive that
+        self._context = multiprocessing.get_context("spawn")
+        self._processes: list[BaseProcess] = []
+        self._born: dict[int | None, float] = {}
+        self._short_lives = 0
+        self._stopping = False
+
+    def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises `InferError` if the workers cannot start."""
+        handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="infer-metrics-")
+        try:
+            self._processes = [self._started() for _ in range(self._options.workers)]
+            while not self._stopping:
+                wait([process.sentinel for process in self._processes], timeout=_LOOK_S)
+                self._replace_dead(folder)
+        finally:
+            self._end()
+            shutil.rmtree(folder, ignore_errors=True)
+            del os.environ[SHARED_FOLDER]
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _started(self) -> BaseProcess:
+        process = self._context.Process(target=work, args=self._arguments, name="infer-worker")
+        process.start()
+        self._born[process.pid] = time.monotonic()
+        return process
+
+    def _replace_dead(self, folder: str) -> None:
+        for place, process in enumerate(self._processes):
+            if process.is_alive() or self._stopping:
+                continue
+            if process.exitcode == CANNOT_START:
+                raise InferError("a worker could not start; what it logged says why")
+            _log.error(
+                "worker %s died (exit code %s); another takes its place", process.pid, process.exitcode
+            )
+            from prometheus_client.multiprocess import mark_process_dead
+
+            mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
+            lived_s = time.monotonic() - self._born.pop(process.pid)
+            # one that dies again and again is not started without a pause
+            self._short_lives = self._short_lives + 1 if lived_s < _SHORT_LIFE_S else 0
+            if self._short_lives > 1:
+                time.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**self._short_lives))
+            self._processes[place] = self._started()
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + self._options.drain_s + 1.0
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
+    """A worker process."""
+    logs.start(options.json_logs)
+    threading.Thread(target=_end_with_parent, name="infer-parent", daemon=True).start()
+    try:
+        serve_here(Models(paths, options), options, listener)
+    except InferError as error:
+        _log.error("worker %s cannot start: %s", os.getpid(), error)
+        sys.exit(CANNOT_START)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    with suppress(ProcessLookupError):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,371 @@
+"""Requests made to harm a server: each gets its status soon, takes little memory, and leaves it alive."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.serving import Served, drained, embedder, serving, slow, slow_request
+from tests.tiny import identity, write
+
+MIB = 2**20
+HEAD = "POST /v2/models/net/infer HTTP/1.1\r\nhost: localhost\r\n"
+# on an idle machine these take milliseconds; tests share cores
+SOON_S = 2.0
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with a limit of 4 MiB and deadlines of a second for what clients send."""
+    folder = tmp_path_factory.mktemp("attacked")
+    models = [
+        write(folder, identity("float32"), "net.onnx"),
+        embedder(folder / "words.infer"),
+        slow(folder),
+    ]
+    limits = ("--max-body", "4MiB", "--header-timeout", "1s", "--body-timeout", "1s")
+    with serving(folder, *models, *limits, "--json-logs") as running:
+        alive(running)
+        yield running
+
+
+def alive(served: Served) -> None:
+    """It still answers rightly."""
+    inputs = [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]
+    response = served.post("/v2/models/net/infer", json={"inputs": inputs})
+    assert response.json()["outputs"][0]["data"] == [1, 2]
+
+
+def rss(served: Served) -> int:
+    return int(psutil.Process(served.process.pid).memory_info().rss)
+
+
+def refused(served: Served, body: bytes, status: int, more_bytes: int, **headers: str) -> dict[str, Any]:
+    """The error for `body`, which comes soon and takes no more memory than that."""
+    before, start = rss(served), time.perf_counter()
+    response = served.post("/v2/models/net/infer", content=body, headers=headers)
+    assert time.perf_counter() - start < SOON_S
+    assert response.status_code == status, response.text
+    assert rss(served) - before <= more_bytes
+    alive(served)
+    found: dict[str, Any] = response.json()
+    return found
+
+
+def bomb(**changes: Any) -> bytes:
+    item = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2], **changes}
+    return json.dumps({"inputs": [item]}).encode()
+
+
+@pytest.mark.parametrize(
+    "shape", [[2**60], [2**60, 2**60], [0, 2**60], [-1, 2], [1] * 65, [2**63], [10**400], [2**31, 1]]
+)
+def test_a_shape_takes_no_memory(served: Served, shape: list[int]) -> None:
+    """Sizes that no body holds are refused by their numbers alone, in both forms."""
+    refused(served, bomb(shape=shape), 400, MIB)
+    item = {"name": "x", "shape": shape, "datatype": "FP32", "parameters": {"binary_data_size": 8}}
+    text = json.dumps({"inputs": [item]}).encode()
+    headers = {"inference-header-content-length": str(len(text))}
+    refused(served, text + bytes(8), 400, MIB, **headers)
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_deep_json_is_refused(served: Served, opening: str) -> None:
+    """250,000 levels, of lists or objects."""
+    refused(served, (opening * 250_000).encode(), 400, 32 * MIB)
+
+
+def test_many_small_values_are_refused(served: Served) -> None:
+    """4 MiB of JSON that would become a hundred MiB of empty lists are read, and refused as no input."""
+    refused(served, b'{"inputs": [' + b"[]," * (4 * MIB // 3 - 8) + b"[]]}", 400, 160 * MIB)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_body_that_inflates_without_end_is_not_inflated(served: Served, encoding: str) -> None:
+    """1 MiB that stands for 1 GiB."""
+    packer = zlib.compressobj(9, wbits=-15)
+    # each flush ends a block that stands for itself
+    block = packer.compress(bytes(MIB)) + packer.flush(zlib.Z_FULL_FLUSH)
+    head = b"\x1f\x8b\x08\0\0\0\0\0\0\xff" if encoding == "gzip" else b"\x78\x9c"
+    assert len(zlib.decompressobj(-15).decompress(block * 2)) == 2 * MIB
+    refused(served, head + block * 1024, 413, 32 * MIB, **{"content-encoding": encoding})
+
+
+@pytest.mark.parametrize("length", ["1_2", "٣", "+5", " 5 x", "-1", "0x5", "99999999", "5.0", ""])
+def test_the_length_of_the_json_is_digits(served: Served, length: str) -> None:
+    """What `int()` would take for a number is none here."""
+    request = HEAD.encode() + f"content-length: {len(bomb())}\r\n".encode()
+    request += (
+        b"inference-header-content-length: " + length.encode() + b"\r\nconnection: close\r\n\r\n" + bomb()
+    )
+    assert served.raw(request).startswith(b"HTTP/1.1 400 ")
+    alive(served)
+
+
+def test_bytes_behind_the_tensors_are_refused(served: Served) -> None:
+    item = {"name": "x", "shape": [1, 2], "datatype": "FP32", "parameters": {"binary_data_size": 8}}
+    text = json.dumps({"inputs": [item]}).encode()
+    headers = {"inference-header-content-length": str(len(text))}
+    assert served.post("/v2/models/net/infer", content=text + bytes(8), headers=headers).status_code == 200
+    assert "1 bytes follow" in refused(served, text + bytes(9), 400, MIB, **headers)["error"]
+
+
+def test_a_body_is_refused_before_its_first_byte(served: Served) -> None:
+    """Its stated length is enough, and a client that waits to be told to go on is not."""
+    head = HEAD + f"content-length: {2**40}\r\nexpect: 100-continue\r\n\r\n"
+    start = time.perf_counter()
+    assert served.raw(head.encode()).startswith(b"HTTP/1.1 413 ")
+    assert time.perf_counter() - start < SOON_S + 1
+    alive(served)
+
+
+def test_a_body_without_a_length_is_cut_off_at_the_limit(served: Served) -> None:
+    """Chunks that never end."""
+    before = rss(served)
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    answer = served.raw(HEAD.encode() + b"transfer-encoding: chunked\r\n\r\n" + chunk * 80)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert rss(served) - before <= 32 * MIB
+    alive(served)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "content-length: 5\r\ncontent-length: 6\r\n",
+        "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+        "content-length: +5\r\n",
+        "content-length: 5_0\r\n",
+        "content-length : 5\r\n",
+        "transfer-encoding: chunked, identity\r\n",
+        "a: b\0c\r\n",
+    ],
+)
+def test_heads_that_parsers_read_differently_are_refused(served: Served, lines: str) -> None:
+    """A proxy in front would see other requests than the server (request smuggling)."""
+    hidden = "GET /v2 HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    answer = served.raw((HEAD + lines + "\r\n" + hidden).encode())
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert answer.count(b"HTTP/1.1 ") == 1
+    alive(served)
+
+
+def test_a_head_of_megabytes_is_cut_off(served: Served) -> None:
+    """5 MB in one header are not read to their end."""
+    before, start = rss(served), time.perf_counter()
+    answer = served.raw(HEAD.encode() + b"a: " + b"b" * 5_000_000)
+    assert time.perf_counter() - start < SOON_S
+    # the client may be hung up on while it is sending
+    assert not answer or answer.startswith(b"HTTP/1.1 431 ")
+    assert rss(served) - before <= 32 * MIB
+    alive(served)
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        (b"", b""),
+        (HEAD.encode(), b"HTTP/1.1 408 "),
+        (HEAD.encode() + b"content-length: 100\r\n\r\n{", b"HTTP/1.1 408 "),
+        (HEAD.encode() + b"transfer-encoding: chunked\r\n\r\n5\r\nab", b"HTTP/1.1 408 "),
+    ],
+    ids=["nothing", "half a head", "half a body", "half a chunk"],
+)
+def test_silent_clients_are_hung_up_on(served: Served, sent: bytes, answered: bytes) -> None:
+    """After the second that each part has, and the moment in which an answer may be read."""
+    start = time.perf_counter()
+    assert served.raw(sent).startswith(answered)
+    assert 0.5 < time.perf_counter() - start < 4
+    alive(served)
+
+
+def test_bytes_that_trickle_in_do_not_prolong_a_head(served: Served) -> None:
+    """A byte every 0.2 s, for as long as the server lets it."""
+    start = time.perf_counter()
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as sock:
+        try:
+            for letter in HEAD * 2:
+                sock.sendall(letter.encode())
+                time.sleep(0.2)
+        except OSError:
+            pass
+        assert time.perf_counter() - start < 4
+    alive(served)
+
+
+def test_a_second_head_has_a_deadline_too(served: Served) -> None:
+    """Half a head on a connection that was used before."""
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as sock:
+        sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\nGET /v2")
+        start = time.perf_counter()
+        assert drained(sock).startswith(b"HTTP/1.1 200 ")
+        assert time.perf_counter() - start < 4
+    alive(served)
+
+
+def test_many_silent_connections_do_not_keep_others_out(served: Served) -> None:
+    """200 of them are open while one more is answered."""
+    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(200)]
+    try:
+        alive(served)
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_all_bodies_together_are_bounded(served: Served) -> None:
+    """Four times the largest body may be under way; the next is refused until there is room."""
+    stalled = []
+    try:
+        for _ in range(4):
+            sock = socket.create_connection(("127.0.0.1", served.port), timeout=20)
+            sock.sendall(HEAD.encode() + f"content-length: {4 * MIB}\r\n\r\n".encode())
+            stalled.append(sock)
+        time.sleep(0.2)
+        response = served.post("/v2/models/net/infer", content=bomb())
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    finally:
+        for sock in stalled:
+            sock.close()
+    time.sleep(0.2)
+    alive(served)
+
+
+def test_a_text_without_end_is_cut(served: Served) -> None:
+    """4 MiB without a space, for a tokenizer."""
+    before = rss(served)
+    response = served.post("/v1/models/words:predict", json={"inputs": ["a" * (4 * MIB - 100)]})
+    assert response.status_code in (200, 400)
+    assert rss(served) - before <= 512 * MIB
+    alive(served)
+
+
+def test_paths_do_not_leave_the_page(served: Served) -> None:
+    """The page's three files are all that is read from the disk."""
+    for path in (
+        "/../options.py",
+        "/page.css/../../oip.py",
+        "/%2e%2e/app.py",
+        "/page/index.html",
+        "//etc/passwd",
+    ):
+        answer = served.raw(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 404 "), path
+    for name in ("..", "%2e%2e", "..%2fnet", "net%00", "net.infer"):
+        answer = served.raw(
+            f"GET /v2/models/{name} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode()
+        )
+        assert answer.startswith(b"HTTP/1.1 404 "), name
+    alive(served)
+
+
+def test_a_name_cannot_forge_a_line_of_the_log(served: Served) -> None:
+    """Control characters of a path, a header or an id stay inside of one JSON string."""
+    served.get("/v2/models/a%0a%7b%22level%22:%22error%22%7d", headers={"x-request-id": "a\x1b[31m"})
+    assert all(isinstance(line, dict) and "\x1b" not in json.dumps(line) for line in served.lines())
+    assert all(line["level"] != "error" for line in served.lines())
+
+
+def test_names_of_pages_cannot_be_pointed_here(served: Served) -> None:
+    """DNS rebinding: a page's own name that leads to this machine is refused."""
+    for host in (
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "",
+        "[::1",
+        "127.0.0.1@evil",
+    ):
+        answer = served.raw(f"GET /v2 HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+        assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 ")), host
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST"):
+        answer = served.raw(f"GET /v2 HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n".encode())
+        assert answer.startswith(b"HTTP/1.1 200 "), host
+
+
+def test_the_page_of_another_site_cannot_send_requests(served: Served) -> None:
+    """Its browser names it in Origin, which a simple POST cannot hide."""
+    for origin in ("http://evil.example", "null", f"http://localhost:{served.port + 1}", "file://"):
+        response = served.post(
+            "/v1/models/words:predict",
+            content=b"a",
+            headers={"content-type": "text/plain", "origin": origin},
+        )
+        assert response.status_code == 403, origin
+    own = {"content-type": "text/plain", "origin": served.url}
+    assert served.post("/v1/models/words:predict", content=b"a", headers=own).status_code == 200
+
+
+TOKEN = "correct-horse-battery"
+
+
+def test_without_its_token_nothing_is_told(tmp_path: Path) -> None:
+    """All but health and the page need it, whatever a header says of the path."""
+    (tmp_path / "tokens").write_text(f"# two\n{TOKEN}\nanother-token-of-mine\n", encoding="utf-8")
+    model = write(tmp_path, identity("float32"), "net.onnx")
+    with serving(tmp_path, model, "--token-file", tmp_path / "tokens", "--host", "0.0.0.0") as served:
+        for path in (
+            "/v2",
+            "/v2/models/net",
+            "/metrics",
+            "/v1/models",
+            "/openapi.json",
+            "/nothing",
+            "/v2/health/live/",
+        ):
+            for given in (None, "Bearer", f"Bearer {TOKEN[:-1]}", f"Basic {TOKEN}", TOKEN, "Bearer ü"):
+                headers = [] if given is None else [(b"authorization", given.encode("latin-1"))]
+                response = served.get(path, headers=headers)
+                assert response.status_code == 401, (path, given)
+                assert response.headers["www-authenticate"] == "Bearer"
+        for number in (TOKEN, "another-token-of-mine"):
+            assert served.get("/v2", headers={"authorization": f"Bearer {number}"}).status_code == 200
+        for path in ("/", "/page.js", "/v2/health/live", "/v2/health/ready"):
+            assert served.get(path).status_code == 200
+        assert served.post("/v2/health/ready").status_code == 401
+        sly = b"GET http://x/v2/health/live/../../models/net HTTP/1.1\r\nhost: /v2/health/live\r\n"
+        assert b" 200 " not in served.raw(
+            sly + b"x-original-url: /v2/health/live\r\nconnection: close\r\n\r\n"
+        )
+        assert TOKEN not in served.log.read_text(encoding="utf-8")
+
+
+def test_the_queue_is_bounded(tmp_path: Path) -> None:
+    """64 at once with a queue of 16: the rest is refused at once, before the first of them is answered."""
+    with serving(tmp_path, slow(tmp_path), "--queue", "16") as served:
+        refusals: list[tuple[float, httpx.Response]] = []
+        answers: list[float] = []
+        lock = threading.Lock()
+        gate = threading.Barrier(64)
+
+        def ask() -> None:
+            gate.wait()
+            response = served.post("/v2/models/slow/infer", json=slow_request(60))
+            with lock:
+                now = time.perf_counter()
+                if response.status_code == 200:
+                    answers.append(now)
+                else:
+                    refusals.append((now, response))
+
+        threads = [threading.Thread(target=ask) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) >= 16
+        assert len(refusals) >= 32
+        assert {response.status_code for _, response in refusals} == {503}
+        assert {response.headers["retry-after"] for _, response in refusals} == {"1"}
+        assert sorted(now for now, _ in refusals)[24] < min(answers) + 0.5
+        assert served.post("/v2/models/slow/infer", json=slow_request(1)).status_code == 200

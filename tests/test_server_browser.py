@@ -1,0 +1,144 @@
+"""The page of `infer serve` in headless Chromium: what people get to see, and what it asks for."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.serving import Served, brightness, embedder, serving
+from tests.test_bench_browser import browser  # noqa: F401 -- the fixture
+from tests.test_server import _png
+from tests.tiny import identity, write
+
+pytestmark = pytest.mark.slow
+TOKEN = "correct-horse-battery"
+# the tab, and every address that it asked for
+Open = Callable[..., tuple[Any, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("page")
+    models = [embedder(folder / "words.infer"), brightness(folder / "bright.infer")]
+    with serving(folder, *models, write(folder, identity("float32"), "net.onnx")) as running:
+        yield running
+
+
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Open]:  # noqa: F811
+    """Opens the page; a complaint of the browser, about its policy for instance, fails the test."""
+    contexts, complaints = [], []
+
+    def open_(served: Served, width: int = 800) -> tuple[Any, list[str]]:
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+        tab, asked = context.new_page(), []
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(served.url, wait_until="networkidle")
+        return tab, asked
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert [text for text in complaints if "401" not in text and "400" not in text] == []
+
+
+def answer(tab: Any) -> str:
+    tab.wait_for_selector("#ask:not([disabled])")
+    return str(tab.text_content("#answer"))
+
+
+def test_each_kind_of_model_is_asked(served: Served, opened: Open) -> None:
+    """A text is typed, a picture is chosen, an array is JSON; latency and plan are shown."""
+    tab, asked = opened(served)
+    tab.fill("#text", "one two")
+    tab.keyboard.press("Tab")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#answer:not([hidden])")
+    assert '"vector"' in answer(tab)
+    assert "ms" in tab.text_content("#status")
+    assert "onnxruntime" in tab.text_content("#plan")
+    tab.select_option("#model", "bright")
+    picture = {"name": "white.png", "mimeType": "image/png", "buffer": _png("white")}
+    tab.set_input_files("#file", files=[picture])
+    assert tab.get_attribute("#picture", "alt") == "white.png"
+    tab.click("#ask")
+    tab.wait_for_selector("#answer:not([hidden])")
+    assert tab.text_content("#labels div:first-child span") == "bright"
+    tab.select_option("#model", "net")
+    tab.fill("#text", '{"x": [[1, 2]]}')
+    tab.click("#ask")
+    tab.wait_for_selector("#answer:not([hidden])")
+    assert np.allclose(
+        tab.evaluate("JSON.parse(document.getElementById('answer').textContent).y"), [[1, 2]]
+    )
+    assert all(url.startswith((f"{served.url}/", f"blob:{served.url}/", "data:,")) for url in asked)
+
+
+def test_a_picture_is_dropped(served: Served, opened: Open) -> None:
+    tab, _ = opened(served)
+    tab.select_option("#model", "bright")
+    text = base64.b64encode(_png("black")).decode()
+    tab.evaluate(
+        """text => {
+          const bytes = Uint8Array.from(atob(text), c => c.charCodeAt(0));
+          const carried = new DataTransfer();
+          carried.items.add(new File([bytes], "black.png", {type: "image/png"}));
+          document.getElementById("drop").dispatchEvent(
+            new DragEvent("drop", {dataTransfer: carried, bubbles: true, cancelable: true}));
+        }""",
+        text,
+    )
+    tab.click("#ask")
+    tab.wait_for_selector("#answer:not([hidden])")
+    assert tab.text_content("#labels div:first-child span") == "dark"
+
+
+def test_errors_are_said(served: Served, opened: Open) -> None:
+    """What the page sees itself, and what the server says."""
+    tab, _ = opened(served)
+    tab.select_option("#model", "bright")
+    tab.click("#ask")
+    assert tab.text_content("#status") == "Choose a file first."
+    tab.select_option("#model", "net")
+    tab.fill("#text", "{")
+    tab.click("#ask")
+    assert "not JSON" in tab.text_content("#status")
+    tab.fill("#text", '{"x": [1]}')
+    tab.click("#ask")
+    tab.wait_for_selector("#status:has-text('must have 2 dims')")
+
+
+def test_it_can_be_used_by_all(served: Served, opened: Open) -> None:
+    """Every control has a name, the answer is announced, and nothing lies beside a small screen."""
+    tab, _ = opened(served, width=320)
+    nameless = (
+        "[...document.querySelectorAll('select, textarea, input')].filter(e => !e.labels.length).length"
+    )
+    assert tab.evaluate(nameless) == 0
+    assert tab.get_attribute("#status", "aria-live") == "polite"
+    assert tab.get_attribute("html", "lang") == "en"
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+
+
+def test_a_token_is_asked_for(tmp_path: Path, opened: Open) -> None:
+    """The page is open, its models are not: the field comes with the first refusal."""
+    (tmp_path / "tokens").write_text(TOKEN, encoding="utf-8")
+    model = embedder(tmp_path / "words.infer")
+    with serving(tmp_path, model, "--token-file", tmp_path / "tokens") as served:
+        tab, _ = opened(served)
+        tab.wait_for_selector("#token")
+        tab.fill("#token", TOKEN)
+        tab.keyboard.press("Tab")
+        tab.wait_for_selector("#model option[value=words]", state="attached")
+        tab.fill("#text", "one")
+        tab.click("#ask")
+        tab.wait_for_selector("#answer:not([hidden])")
+        assert '"vector"' in answer(tab)
