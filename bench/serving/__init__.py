@@ -46,7 +46,8 @@ SERVERS: tuple[Server, ...] = (
     Server(
         "infer",
         "infer serve",
-        ("-m", "infer.cli", "serve", "{artifact}", "--port", "{port}", "--workers", "{workers}"),
+        ("-c", "from infer.cli import main; main()", "serve", "{artifact}", "--port", "{port}", "--workers",
+         "{workers}"),
         "/v1/models/minilm:predict",
         lambda text: {"inputs": [text]},
         lambda answer: answer["results"][0]["vector"],

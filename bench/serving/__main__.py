@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -63,6 +64,7 @@ def command(
 ) -> None:
     """The highest rate of each server at which 99 of 100 requests are answered within the bound."""
     chosen = [server for server in SERVERS if not names or server.name in names]
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and end what was started
     texts = list(minilm.calibration())
     random.Random(0).shuffle(texts)
     texts = texts[:_TEXTS]
