@@ -292,6 +292,29 @@ def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> Non
     assert batcher.stats().dropped == 1
 
 
+def test_a_callers_own_work_is_batched_and_cancelled(served: Served, batcher: Batcher) -> None:
+    """Its runs, which name their outputs, join others'; a result is what it returns, an error its own."""
+
+    def own(number: int) -> Callable[..., object]:
+        def work(task: Any, run: Any) -> object:
+            return number, run({"ids": np.array([[number]])}, ["sum"])
+
+        return work
+
+    with Held(served, batcher):
+        futures = []
+        for waiting, number in enumerate((1, 2, 3), 1):
+            futures.append(batcher.submit_work(own(number)))
+            _queued(batcher, waiting)
+        assert futures[1].cancel()
+    assert futures[0].result(_WAIT_S) == (1, {"sum": np.array([1])})
+    assert futures[2].result(_WAIT_S) == (3, {"sum": np.array([3])})
+    assert [ids.tolist() for ids in served.runs[1:]] == [[[1], [3]]]
+    assert batcher.submit_work(lambda task, run: task([4, 5])).result(_WAIT_S) == 9
+    with pytest.raises(ZeroDivisionError):
+        batcher.submit_work(lambda task, run: 1 // 0).result(_WAIT_S)
+
+
 def test_asyncio_callers_wait_without_blocking_the_loop(served: Served, batcher: Batcher) -> None:
     """Many at once, of which one is cancelled and one has too little time."""
 

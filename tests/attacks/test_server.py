@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -15,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from infer.server.http import Server, bind
+from infer.server.options import ServerOptions
 from tests.serving import Served, drained, embedder, serving, slow, slow_request
 from tests.tiny import identity, write
 
@@ -304,6 +307,54 @@ def test_the_page_of_another_site_cannot_send_requests(served: Served) -> None:
         assert response.status_code == 403, origin
     own = {"content-type": "text/plain", "origin": served.url}
     assert served.post("/v1/models/words:predict", content=b"a", headers=own).status_code == 200
+
+
+async def _endless(scope: Any, receive: Any, send: Any) -> None:
+    """An application with much to say."""
+    if scope["type"] == "lifespan":
+        while (message := await receive())["type"] != "lifespan.shutdown":
+            await send({"type": f"{message['type']}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for _ in range(64):
+        await send({"type": "http.response.body", "body": bytes(MIB), "more_body": True})
+
+
+def test_an_answer_that_nobody_reads_is_given_up() -> None:
+    """A client that asks and does not read is hung up on, and so are connections beyond the limit."""
+    options = ServerOptions(port=0, write_timeout_s=0.3, max_connections=2, drain_s=1)
+
+    async def attack() -> tuple[float, bytes]:
+        listener = bind(options)
+        port = listener.getsockname()[1]
+        server = Server(_endless, options, lambda: None)
+        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        start = time.perf_counter()
+        writers = []
+        for _ in range(2):
+            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            writers.append(writer)
+        await asyncio.sleep(0.1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        refusal = await reader.read()
+        writers.append(writer)
+        while server.server_state.connections:
+            assert time.perf_counter() - start < 5
+            await asyncio.sleep(0.02)
+        lasted = time.perf_counter() - start
+        server.should_exit = True
+        await serving_task
+        for writer in writers:
+            writer.close()
+        return lasted, refusal
+
+    lasted, refusal = asyncio.run(attack())
+    assert 0.25 < lasted < 5
+    assert refusal.startswith(b"HTTP/1.1 503 ")
 
 
 TOKEN = "correct-horse-battery"
