@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infer
+from infer.backends.ort import OrtExecutable
 from infer.batching import Batcher
 from infer.batching.joining import Layout, layout_of
 from infer.batching.pace import Pace
@@ -579,6 +580,43 @@ def test_a_session_answers_futures_and_coroutines(net: Path) -> None:
         assert session.batcher.options.max_waiting == 4
     with pytest.raises(SessionClosedError):
         session.submit(x)
+
+
+def test_futures_of_a_session_have_deadlines_and_can_be_cancelled(
+    net: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a run of the backend goes on: who is late hears so meanwhile, who waits can go, and when the
+    session is closed, the run ends well and what waits is told. None of them reaches the backend."""
+    begun, free, runs = threading.Event(), threading.Event(), []
+    original = OrtExecutable.run
+
+    def held(self: OrtExecutable, *args: Any) -> Any:
+        runs.append(args)
+        begun.set()
+        assert free.wait(_WAIT_S)
+        return original(self, *args)
+
+    x = {"x": np.ones((1, 10), np.float32)}
+    session = infer.load(net)
+    expected = session.submit(x).result(_WAIT_S)["logits"]
+    monkeypatch.setattr(OrtExecutable, "run", held)
+    under_way = session.submit(x)
+    assert begun.wait(_WAIT_S)
+    with pytest.raises(DeadlineError):
+        session.submit(x, timeout_s=0.05).result(_WAIT_S)
+    gone, waits = session.submit(x), session.submit(x)
+    _queued(session.batcher, 2)
+    assert gone.cancel()
+    closing = threading.Thread(target=session.close)
+    closing.start()
+    with pytest.raises(SessionClosedError):
+        waits.result(_WAIT_S)
+    assert closing.is_alive()
+    free.set()
+    closing.join(_WAIT_S)
+    assert not closing.is_alive()
+    np.testing.assert_array_equal(under_way.result(_WAIT_S)["logits"], expected)
+    assert len(runs) == 1
 
 
 def test_a_variant_whose_answers_depend_on_neighbours_is_not_batched(tmp_path: Path) -> None:
