@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from infer.parity import TOLERANCES, Difference, compare
 from infer.session import Session, run_golden
+from infer.signature import Array
+
+GoldenPoint = tuple[str, dict[str, Array], dict[str, Array]]
+"""Its name, feeds, and the source's outputs for them, as `Artifact.golden` gives them."""
 
 
-def prove(session: Session) -> dict[str, tuple[Difference, ...]]:
-    """One `Difference` for each output of the signature at each golden point, whatever the point holds of
-    them; nothing for an artifact without golden points.
+def prove(
+    session: Session, points: Iterable[GoldenPoint] | None = None
+) -> dict[str, tuple[Difference, ...]]:
+    """One `Difference` for each output of the signature at each of `points`, by default all that the
+    artifact has, whatever the point holds of them; nothing for an artifact without golden points.
 
     Outputs are held to the tolerances in the manifest, those of a variant that approximates to the ones in
     its evidence. Raises `ArtifactError` for feeds that do not fit, and what `Session.run` raises.
@@ -20,7 +28,7 @@ def prove(session: Session) -> dict[str, tuple[Difference, ...]]:
         **(variant.evidence.tolerances if variant.evidence else {}),
     }
     found = {}
-    for name, feeds, expected in session.artifact.golden():
+    for name, feeds, expected in session.artifact.golden() if points is None else points:
         absent = [spec.name for spec in session.signature.outputs if spec.name not in expected]
         found[name] = compare(expected, run_golden(session, name, feeds), tolerances) + tuple(
             Difference(output, None, None, None, "the golden point does not hold it") for output in absent

@@ -12,7 +12,17 @@ import pytest
 import converters
 import infer
 
-HEAVY = ("onnx", "onnxruntime", "torch", "transformers", "PIL", "tokenizers", "converters", "asyncio")
+HEAVY = (
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "transformers",
+    "PIL",
+    "tokenizers",
+    "converters",
+    "asyncio",
+    "ray",
+)
 
 PUBLIC = {
     *("evaluate", "load", "open_artifact", "open_session", "share_threads", "this_machine", "__version__"),

@@ -1,0 +1,108 @@
+"""HTTP of a replica: {"inputs": [one, two, …]} in, {"results": [a result for each]} out.
+
+What a result is in JSON is what `infer run --json` prints. Pictures and sounds are objects with base64,
+{"b64": "…"}: a string is never taken as the name of a file.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, missing_package
+
+try:
+    import orjson
+    from starlette.requests import Request
+    from starlette.responses import Response
+except ImportError as _error:
+    raise missing_package((_error.name or "orjson").partition(".")[0], "ray", _error) from _error
+
+MAX_INPUTS = 4096
+
+_TEXTS = frozenset({"text-classification", "token-classification", "text-embedding"})
+_ROWS = frozenset({"tensors", "tabular-classification", "tabular-regression", "recommendation"})
+"""Tasks whose inputs are JSON as they are; those of all others are bytes."""
+
+_log = logging.getLogger("ray.serve")
+
+
+class UnknownModelError(InputError):
+    """A request names a model that is not served here."""
+
+
+class TooLargeError(InputError):
+    """A body has more bytes than a request may have."""
+
+
+STATUSES: tuple[tuple[type[Exception], int], ...] = (
+    (UnknownModelError, 404),
+    (TooLargeError, 413),
+    (FeedError, 400),
+    (InputError, 400),
+    (OverloadedError, 503),
+    (DeadlineError, 504),
+)
+"""Errors that are told as they are; all others are 500 with a fixed text."""
+
+
+async def read_inputs(request: Request, task: str, max_bytes: int) -> list[Any]:
+    """The inputs, of the task called `task`, that a request holds. Raises `InputError`."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TooLargeError(f"the body has more than the {max_bytes} bytes that a request may have")
+    try:
+        data = orjson.loads(bytes(body))
+    except orjson.JSONDecodeError as error:
+        raise InputError(f"the body is not valid JSON ({error})") from error
+    inputs = data.get("inputs") if isinstance(data, dict) else None
+    if not isinstance(inputs, list) or len(inputs) > MAX_INPUTS:
+        raise InputError(
+            f'the body must be {{"inputs": [one, two, …]}} with at most {MAX_INPUTS}, but is {data!r:.60}'
+        )
+    return inputs_of(inputs, task)
+
+
+def inputs_of(values: Sequence[Any], task: str) -> list[Any]:
+    """JSON values as inputs of the task called `task`. Raises `InputError`."""
+    if task in _ROWS:
+        return list(values)
+    if task in _TEXTS:  # JSON has no tuples, which are pairs of texts to a task
+        return [tuple(value) if isinstance(value, list) else value for value in values]
+    return [_decoded(value, place) for place, value in enumerate(values)]
+
+
+def _decoded(value: Any, place: int) -> bytes:
+    text = value.get("b64") if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(text, str):
+        raise InputError(f'input {place} must be an object {{"b64": BASE64}}, but is {value!r:.60}')
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"input {place} is not valid base64 ({error})") from error
+
+
+def results_response(results: Sequence[Any]) -> Response:
+    """Results of `Task.to_json`; floats that are not finite become null."""
+    return _json({"results": list(results)}, 200)
+
+
+def error_response(error: Exception) -> Response:
+    """The status and the text for an error."""
+    status = next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
+    if status == 500:
+        _log.error("a request failed", exc_info=error)
+    headers = {"retry-after": "1"} if status == 503 else {}
+    return _json(
+        {"error": str(error) if status != 500 else "the model failed; see the log"}, status, headers
+    )
+
+
+def _json(data: Any, status: int, headers: dict[str, str] | None = None) -> Response:
+    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+    return Response(text, status, headers, media_type="application/json")
