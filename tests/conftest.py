@@ -30,18 +30,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 torch.set_num_threads(1)  # as many test processes as cores
 
-
-def _keep_to_one_core() -> None:
-    """Where tests run in several processes, each has a core of its own, and so have the commands that it
-    starts: threads of two processes that wait for each other on shared cores take much longer."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-
-_keep_to_one_core()
-
 # what is imported by now stays, and exporting makes millions of objects: to look through them less often
 # saves a tenth of the time of a conversion
 gc.collect()

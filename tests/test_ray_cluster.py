@@ -29,7 +29,7 @@ from infer.server.ray import BatchSession, ReplicaOptions, application
 from tests.load import Load
 from tests.tiny import classifier, classify, edit_manifest, make_artifact, parse, reseal
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.cluster
 
 SEEDS = (7, 8)
 _WAIT_S = 120.0
