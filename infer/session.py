@@ -325,7 +325,7 @@ class Session:
             self._fallen_back, self._executable = self._executable, executable
 
         parity = self.artifact.manifest.parity
-        tolerances = {**(parity.tolerances if parity else TOLERANCES)}
+        tolerances = parity.tolerances if parity else TOLERANCES
         self.shadow = Shadow(variant, tolerances, open_reference, fall_back, options)
 
     def _variant(self) -> Variant:

@@ -23,7 +23,7 @@ from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.rewriting import constant, put, take_place, tidy, weight
 
-_LEAST_WEIGHTS = 4096
+LEAST_WEIGHTS = 4096
 """A smaller product takes less time than quantizing its input."""
 
 
@@ -52,7 +52,7 @@ def _fits(node: ir.Node) -> bool:
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
         return False
     found = constant(node.inputs[1])
-    if found is None or found.ndim != 2 or found.dtype != np.float32 or found.size < _LEAST_WEIGHTS:
+    if found is None or found.ndim != 2 or found.dtype != np.float32 or found.size < LEAST_WEIGHTS:
         return False
     if node.op_type == "MatMul":
         return True

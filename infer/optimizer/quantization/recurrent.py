@@ -19,12 +19,10 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.optimizer.passes import PassResult
+from infer.optimizer.quantization.dynamic import LEAST_WEIGHTS
 from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.rewriting import CONTRIB, constant, put, take_place, tidy, weight
 from infer.signature import Array
-
-_LEAST_WEIGHTS = 4096
-"""A smaller product takes less time than quantizing its input."""
 
 _INPUTS = 8
 """Of LSTM: x, W, R, bias, lengths, first states, and peepholes."""
@@ -56,7 +54,7 @@ def _fits(node: ir.Node) -> bool:
         return False
     found = [constant(value) for value in node.inputs[1:3]]
     return all(
-        array is not None and array.dtype == np.float32 and array.size >= _LEAST_WEIGHTS for array in found
+        array is not None and array.dtype == np.float32 and array.size >= LEAST_WEIGHTS for array in found
     )
 
 

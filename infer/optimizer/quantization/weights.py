@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from infer.optimizer.rewriting import constant
+from infer.optimizer.rewriting import CONTRIB, constant
 from infer.signature import Array
 
 _LARGEST = 127
@@ -55,6 +55,14 @@ def may_saturate(values: Array, axis: int, largest_activation: int = U8) -> int:
     return int((two * largest_activation > np.iinfo(np.int16).max).sum())
 
 
+_INT8_WEIGHTS = {
+    ("", "MatMulInteger"): ((1, 1),),
+    ("", "DequantizeLinear"): ((0, 1),),
+    (CONTRIB, "DynamicQuantizeLSTM"): ((1, 1), (2, 1)),
+}
+"""Operator → which inputs are int8 weights, and the axis of their channels (of each direction)."""
+
+
 def channels_that_may_saturate(model: ir.Model) -> int:
     """Of all int8 weights of a quantized graph."""
     found = 0
@@ -68,11 +76,3 @@ def channels_that_may_saturate(model: ir.Model) -> int:
             else:
                 found += may_saturate(values, node.attributes.get_int("axis", axis))
     return found
-
-
-_INT8_WEIGHTS = {
-    ("", "MatMulInteger"): ((1, 1),),
-    ("", "DequantizeLinear"): ((0, 1),),
-    ("com.microsoft", "DynamicQuantizeLSTM"): ((1, 1), (2, 1)),
-}
-"""Operator → which inputs are int8 weights, and the axis of their channels (of each direction)."""
