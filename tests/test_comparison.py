@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -125,14 +126,41 @@ def test_candidates_take_turns_in_every_round() -> None:
     assert pairs == {("a", "b"), ("b", "a")}
 
 
-def test_threads_that_spin_are_waited_for() -> None:
-    """The next candidate finds the cores free: settling lasts until this process's threads are at rest."""
+@pytest.mark.parametrize(
+    ("busy", "steps"),
+    [
+        ([0.0] * 4, 2),
+        ([1.0, 1.0, 0.0, 0.0], 4),
+        ([1.0, 0.0, 1.0, 0.0, 0.0], 5),  # pushed aside for a step, it spins on
+    ],
+)
+def test_threads_that_spin_are_waited_for(
+    busy: list[float], steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next candidate finds the cores free: settling lasts until this process's threads are at rest.
+    `busy` is the share of a core that they take in each step."""
+    wall_s = worked_s = 0.0
+    slept = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal wall_s, worked_s, slept
+        worked_s += busy[slept] * seconds
+        wall_s += seconds
+        slept += 1
+
+    clock = SimpleNamespace(perf_counter=lambda: wall_s, process_time=lambda: worked_s, sleep=sleep)
+    monkeypatch.setattr("infer.measure.rest.time", clock)
+    settle()
+    assert slept == steps
+
+
+def test_who_never_rests_is_waited_for_a_while_only() -> None:
+    """A thread of the process that works on does not stop a measurement: the wait ends."""
     done = threading.Event()
     spinning = threading.Thread(target=lambda: [None for _ in iter(done.is_set, True)])
     spinning.start()
-    threading.Timer(0.08, done.set).start()
     settle()
-    assert done.is_set()
+    done.set()
     spinning.join()
 
 
