@@ -66,16 +66,14 @@ def mean(rounds: Sequence[Array], starts: Sequence[int] = ()) -> Estimate:
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float], starts: Sequence[int] = ()) -> Estimate:
     """How many times as long `ours` takes as `theirs`: the median over rounds of the ratio within each; of
-    several starts, the geometric mean of theirs."""
+    several starts, the geometric mean of the middle half of theirs."""
     ratios = np.asarray(ours, np.float64) / np.asarray(theirs, np.float64)
     groups = _groups(len(ratios), starts)
 
     def over_starts(draws: Array) -> Array:
-        logs = np.zeros(len(draws))
-        for group in groups:
-            # a start drawn twice weighs twice, one that was not drawn nothing
-            logs += np.log(drawn_medians(ratios[group], draws[:, group])) * draws[:, group].sum(axis=1)
-        return np.asarray(np.exp(logs / draws.sum(axis=1)))
+        logs = np.stack([np.log(drawn_medians(ratios[group], draws[:, group])) for group in groups], axis=1)
+        often = np.stack([draws[:, group].sum(axis=1) / len(group) for group in groups], axis=1)
+        return np.asarray(np.exp(_middle_means(logs, often)))
 
     (whole,) = over_starts(np.ones((1, len(ratios))))
     return _estimate(float(whole), over_starts(_draw(len(ratios), starts)), starts)
@@ -155,6 +153,18 @@ def _at(ordered: Array, weights: Array, wanted: Sequence[float]) -> list[float]:
     # a rounding error in the sum must not move a percentile to the next query
     places = [int(np.searchsorted(reached, total * q / 100 - 1e-9)) for q in wanted]
     return [float(ordered[min(place, len(ordered) - 1)]) for place in places]
+
+
+def _middle_means(values: Array, often: Array) -> Array:
+    """The mean of the middle half of each row's values, which count as often as `often` says; both have the
+    shape (draws, values). Now and then a process starts badly and stays many times as slow: a quarter of
+    such starts changes nothing here, and fewer starts are needed than for a median."""
+    order = np.argsort(values, axis=1)
+    values, often = (np.take_along_axis(each, order, axis=1) for each in (values, often))
+    upper = np.cumsum(often, axis=1)
+    low, high = upper[:, -1:] / 4, upper[:, -1:] * 3 / 4
+    inside = np.clip(upper, low, high) - np.clip(upper - often, low, high)
+    return np.asarray(np.sum(inside * values, axis=1) / inside.sum(axis=1))
 
 
 def _estimate(value: float, draws: Array, starts: Sequence[int] = ()) -> Estimate:
