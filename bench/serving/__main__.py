@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import random
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 import numpy as np
 
 import infer
-from bench.peers.environment import prepare
-from bench.peers.places import ROOT
 from bench.serving import SERVERS, Server
 from bench.serving.client import HttpQuery, request
+from bench.serving.started import started
 from bench.zoo import minilm
 from infer.cli.progress import Progress
 from infer.drafts import file_draft
@@ -32,7 +25,6 @@ from infer.machine import this_machine
 from infer.measure.scenarios import ImpossibleBoundError, built_in_probe, highest_rate
 from infer.signature import Array
 
-_START_S = 120.0
 _TEXTS = 256
 _NEAR = 2e-4
 """Vectors of batches are those of single texts but for rounding; all have length 1."""
@@ -75,7 +67,7 @@ def command(
         queries = {}
         for server in chosen:
             progress(f"{server.name}: starting")
-            port = stack.enter_context(_started(server, artifact, workers))
+            port = stack.enter_context(started(server, artifact, workers)).port
             raw = [request(server.path, json.dumps(server.body(text)).encode()) for text in texts]
             queries[server.name] = query = HttpQuery(port, raw)
             _check(server, query, expected)
@@ -133,58 +125,6 @@ def _table(
             f"| {server.about} | {np.median(rates):.1f} | {ratio} | {np.nanmedian(p99s):.1f} |"
             f" {np.median(alone):.2f} |"
         )
-
-
-@contextmanager
-def _started(server: Server, artifact: Path, workers: int) -> Iterator[int]:
-    """The port of the server, which answers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = {
-        "artifact": str(artifact),
-        "graph": str(artifact / "graphs" / "fp32.onnx"),
-        "tokenizer": str(next(artifact.rglob("tokenizer.json"))),
-        "port": str(port),
-        "workers": str(workers),
-        "threads": str(max(1, this_machine().cores // workers)),
-    }
-    command = [str(prepare(server.requirements)), *(part.format(**places) for part in server.command)]
-    environment = {
-        **os.environ,
-        **server.environment,
-        **{name.upper(): value for name, value in places.items()},
-        "PYTHONPATH": str(ROOT),
-    }
-    with tempfile.TemporaryFile() as printed:
-        process = subprocess.Popen(
-            command, env=environment, cwd=ROOT, stdout=printed, stderr=printed, start_new_session=True
-        )
-        try:
-            _await(server, process, port, printed)
-            yield port
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _await(server: Server, process: subprocess.Popen[bytes], port: int, printed: object) -> None:
-    query = HttpQuery(port, [request(server.path, json.dumps(server.body("a sentence")).encode())])
-    until = time.monotonic() + _START_S
-    while True:
-        try:
-            query.answer(0)
-            return
-        except (OSError, InferError, StopIteration, RuntimeError) as error:
-            if process.poll() is not None or time.monotonic() > until:
-                printed.seek(0)  # type: ignore[attr-defined]
-                said = printed.read().decode(errors="replace")[-1500:]  # type: ignore[attr-defined]
-                raise InferError(f"{server.name} does not answer ({error}): {said}") from error
-            time.sleep(0.2)
 
 
 def _check(server: Server, query: HttpQuery, expected: Array) -> None:

@@ -74,7 +74,7 @@ class HttpQuery:
         async def ask(number: int) -> None:
             nonlocal under_way
             try:
-                connection = idle.pop() if idle else await self._connected()
+                connection = await self._idle_or_new(idle)
                 raw = self._requests[number % len(self._requests)]
                 status, _ = await asyncio.wait_for(connection.ask(raw), self._timeout_s)
                 if status == 200:
@@ -98,6 +98,13 @@ class HttpQuery:
             connection.close()
         return latencies
 
+    async def _idle_or_new(self, idle: deque[_Connection]) -> _Connection:
+        while idle:
+            connection = idle.pop()
+            if not connection.closed:  # servers close those that were idle for some seconds
+                return connection
+        return await self._connected()
+
     async def _connected(self) -> _Connection:
         loop = asyncio.get_running_loop()
         _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._port)
@@ -111,6 +118,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._read = b""
         self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
+        self.closed = False
 
     def ask(self, raw: bytes) -> asyncio.Future[tuple[int, bytes]]:
         """Status and body of the answer."""
@@ -128,6 +136,7 @@ class _Connection(asyncio.Protocol):
         self._transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.closed = True
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(ConnectionResetError("the server closed the connection"))
 
