@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/installed
 
 BENCHMARK := $(BIN)/python -m pytest bench -q --benchmark-only --benchmark-storage=file://bench/results/hot-paths
 
-.PHONY: demo test slow cluster check wheel-test bench bench-save clean
+.PHONY: demo test slow cluster rare check wheel-test bench bench-save clean
 
 demo: $(INSTALLED)  ## convert, prove and run three real models
 	$(BIN)/python -m bench.demo
@@ -25,6 +25,9 @@ slow: $(INSTALLED)  ## the slow tests, from this folder
 
 cluster: $(INSTALLED)  ## the tests on a local Ray cluster, which .ci/run has no time for
 	$(BIN)/python -m pytest -q -m cluster
+
+rare: $(INSTALLED)  ## conversions that take long and few need, which .ci/run has no time for
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m rare
 
 check: $(INSTALLED)  ## style, types and the direction of imports
 	$(BIN)/ruff format --check .

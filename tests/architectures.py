@@ -283,7 +283,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     }),
     Architecture("deformable-detr", "DeformableDetrForObjectDetection", IMAGE, {
         **_DETECTOR, "num_feature_levels": 3, "encoder_n_points": 2, "decoder_n_points": 2,
-        "backbone_config": _RESNET,
+        "encoder_layers": 1, "backbone_config": _RESNET,
     }),
     Architecture("rt-detr", "RTDetrForObjectDetection", IMAGE, {
         "backbone_config": {

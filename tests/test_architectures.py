@@ -11,11 +11,16 @@ import infer
 from infer.parity import TOLERANCES, compare
 from tests.architectures import ARCHITECTURES, REPRESENTATIVE, Architecture
 
-LONG = ("swin", "funnel", "mobilenet-v1", "mobilenet-v2", "deformable-detr", "cvt")
-"""Those with the longest expressions of sizes, or that need several attempts."""
+LONG = ("swin", "mobilenet-v1", "mobilenet-v2", "deformable-detr")
+"""Those with the longest expressions of sizes."""
+
+RARE = ("funnel", "cvt", "mobilevit", "pvt-v2", "swinv2")
+"""They take as long, and few use them, or one much like them is converted, too: .ci/run has no time."""
 
 
 def _marked(architecture: Architecture) -> object:
+    if architecture.name in RARE:
+        return pytest.param(architecture, id=architecture.name, marks=pytest.mark.rare)
     marks = [] if architecture.name in REPRESENTATIVE else [pytest.mark.slow]
     marks += [pytest.mark.long] if architecture.name in LONG else []
     return pytest.param(architecture, id=architecture.name, marks=marks)

@@ -381,10 +381,12 @@ def test_more_than_two_gigabytes(tmp_path: Path) -> None:
     class Large(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            # 3 × 200 M float32: 2.4 GB
+            # 3 × 200 M float32: 2.4 GB; of random vectors, since so many random numbers take long
             self.layers = nn.ModuleList(
-                nn.Linear(14_143, 14_143, bias=False, dtype=torch.float32) for _ in range(3)
+                nn.utils.skip_init(nn.Linear, 14_143, 14_143, bias=False) for _ in range(3)
             )
+            for layer in self.layers:
+                torch.mul(torch.randn(14_143, 1), torch.randn(1, 14_143) / 14_143, out=layer.weight.data)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             for layer in self.layers:

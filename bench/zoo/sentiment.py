@@ -96,11 +96,9 @@ def _train_head(model: Any, tokenizer: Any, training: Sentences, validation: Sen
 
     @torch.no_grad()
     def first_tokens(texts: Sequence[str]) -> torch.Tensor:
-        return torch.cat(
-            [model.bert(**_encode(tokenizer, some)).last_hidden_state[:, 0] for some in _batches(texts)]
-        )
+        return torch.as_tensor(model.bert(**_encode(tokenizer, texts)).last_hidden_state[:, 0])
 
-    seen, unseen = first_tokens(training.texts), first_tokens(validation.texts)
+    seen, unseen = (_rows(first_tokens, some.texts) for some in (training, validation))
     head = nn.Sequential(model.bert.pooler.dense, nn.Tanh(), nn.Dropout(0.1), model.classifier)
     expected = torch.tensor(training.positive)
 
@@ -134,8 +132,8 @@ def _train_layers(model: Any, tokenizer: Any, training: Sentences, validation: S
         return nn.functional.cross_entropy(model(**_encode(tokenizer, texts)).logits, expected[places])
 
     def validate() -> float:
-        logits = [model(**_encode(tokenizer, texts)).logits for texts in _batches(validation.texts)]
-        return _accuracy(torch.cat(logits), validation)
+        logits = _rows(lambda texts: model(**_encode(tokenizer, texts)).logits, validation.texts)
+        return _accuracy(logits, validation)
 
     fit(
         model,
@@ -153,8 +151,12 @@ def _encode(tokenizer: Any, texts: Sequence[str]) -> Any:
     return tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
 
 
-def _batches(texts: Sequence[str]) -> list[Sequence[str]]:
-    return [texts[i : i + BATCH_SIZE] for i in range(0, len(texts), BATCH_SIZE)]
+def _rows(compute: Callable[[Sequence[str]], torch.Tensor], texts: Sequence[str]) -> torch.Tensor:
+    """A row for each text. Texts of like length are computed together, since padding takes time."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    batches = [order[i : i + BATCH_SIZE] for i in range(0, len(order), BATCH_SIZE)]
+    rows = torch.cat([compute([texts[i] for i in batch]) for batch in batches])
+    return rows[torch.tensor(order).argsort()]
 
 
 def _accuracy(logits: torch.Tensor, sentences: Sentences) -> float:
