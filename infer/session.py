@@ -311,17 +311,17 @@ class Session:
         reference = self.artifact.manifest.variants[0]
         if variant is reference:
             return
-        plan_options = PlanOptions(
-            device=self.plan.device, variant=reference.name, num_threads=1, spinning=False
-        )
+        plan_options = PlanOptions(device=self.plan.device, variant=reference.name)
         plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
 
-        def open_reference(num_threads: int) -> Executable:
+        def open_reference(num_threads: int = 1, spinning: bool = False) -> Executable:
             graph = self.artifact.file(plan.prepared or plan.graph)
-            return _prepare(self.artifact, replace(plan, num_threads=num_threads), graph)
+            own = replace(plan, num_threads=num_threads, spinning=spinning)
+            # threads that all sessions share stay as they are
+            return _prepare(self.artifact, plan if plan.shared_threads else own, graph)
 
         def fall_back() -> None:
-            executable = open_reference(self.plan.num_threads)
+            executable = open_reference(self.plan.num_threads, self.plan.spinning)
             self._fallen_back, self._executable = self._executable, executable
 
         parity = self.artifact.manifest.parity

@@ -69,18 +69,18 @@ class Shadow:
         self,
         variant: Variant,
         tolerances: Mapping[str, Tolerance],
-        open_reference: Callable[[int], Executable],
+        open_reference: Callable[[], Executable],
         fall_back: Callable[[], None],
         options: ShadowOptions,
     ) -> None:
-        """`open_reference` loads the reference for so many threads; `fall_back` makes it answer.
+        """`open_reference` loads the reference; `fall_back` makes it answer.
 
         Raises `InputError` for options that are none, and what opening raises.
         """
         _check(options)
         self._variant, self._tolerances, self._options = variant, tolerances, options
         self._fall_back = fall_back
-        self._reference = open_reference(1)
+        self._reference = open_reference()
         self._stats = ShadowStats()
         self._latest: deque[bool] = deque(maxlen=options.window)
         self._lock = threading.Lock()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -115,6 +118,31 @@ def test_a_session_falls_back_when_live_data_drifts(
         assert stats.worst > 0.002
 
 
+def test_sessions_that_share_threads_are_checked_too(clipped: Path) -> None:
+    """The reference runs on the same threads then, before and after it answers."""
+    program = """
+import sys, time, infer, numpy as np
+infer.share_threads(2)
+options = infer.ShadowOptions(share=1.0, limit=0.2, window=4)
+x = np.full((2, 10), 3.0, np.float32)
+with infer.load(sys.argv[1], variant="clip", shadow=options) as session:
+    end = time.monotonic() + 20
+    while not session.shadow.stats().fell_back and time.monotonic() < end:
+        session.run({"x": x})
+        time.sleep(0.01)
+    print(bool(session.shadow.stats().fell_back), session.run({"x": x})["logits"].tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, clipped], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    fell_back, answer = done.stdout.split(" ", 1)
+    assert fell_back == "True"
+    with infer.load(clipped, variant="fp32") as reference:
+        expected = reference.run({"x": np.full((2, 10), 3.0, np.float32)})["logits"]
+    np.testing.assert_allclose(json.loads(answer), expected, rtol=1e-5)
+
+
 def test_the_reference_has_no_shadow(net: Path) -> None:
     """It would be compared with itself."""
     with infer.load(net, shadow=ShadowOptions(share=1.0)) as session:
@@ -176,7 +204,7 @@ def shadow(
     evidence = Evidence({}, "", figures, "", Speed("fp32", 0.5, 0.4, 0.6, "m"), 0.0)
     variant = Variant("other", "graphs/other.onnx", "int8", 21, 9, evidence)
     options = ShadowOptions(share=share, limit=0.5, window=window)
-    return Shadow(variant, TOLERANCES, lambda threads: reference, fall_back, options)
+    return Shadow(variant, TOLERANCES, lambda: reference, fall_back, options)
 
 
 def test_a_caller_may_reuse_its_arrays() -> None:
