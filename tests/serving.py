@@ -33,12 +33,13 @@ READY_S = 60
 
 @dataclass
 class Served:
-    """A server that runs: its process, where it is, and the file of its log."""
+    """A server that runs: its process, where it is, the file of its log, and where it answers over gRPC."""
 
     process: subprocess.Popen[str]
     url: str
     log: Path
     client: httpx.Client
+    grpc: str = ""
 
     @property
     def port(self) -> int:
@@ -91,10 +92,11 @@ def serving(folder: Path, *arguments: object, ready: bool = True) -> Iterator[Se
         found = re.fullmatch(r"infer serves (.+) at (http://\S+)\n", line)
         assert found, (line, log.read_text(encoding="utf-8"))
         url = found[2].replace("0.0.0.0", "127.0.0.1")
+        grpc = process.stdout.readline().split()[-1] if "--grpc-port" in arguments else ""
         # a connection for each request: none is kept that the server hangs up on
         limits = httpx.Limits(max_keepalive_connections=0)
         with httpx.Client(base_url=url, timeout=60, limits=limits) as client:
-            served = Served(process, url, log, client)
+            served = Served(process, url, log, client, grpc)
             if ready:
                 wait_until_ready(served)
             yield served
@@ -115,6 +117,17 @@ def wait_until_ready(served: Served) -> None:
                 return
         time.sleep(0.05)
     raise AssertionError(f"not ready after {READY_S} s: {served.log.read_text(encoding='utf-8')}")
+
+
+def wait_until_waiting(served: Served, count: int) -> None:
+    """Until so many requests wait or run."""
+    for _ in range(400):
+        text = served.get("/metrics").text
+        lines = [line for line in text.splitlines() if line.startswith("infer_requests_waiting{")]
+        if sum(float(line.split()[-1]) for line in lines) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{count} requests never waited at once")
 
 
 def identities(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from converters.sources import SourceRequest, open_source
 from infer.errors import ArtifactError, InputError
 from infer.evaluation import Dataset, evaluate, evaluate_task
 from tests import recordings
+from tests.serving import serving
 from tests.tiny import edit_manifest
 
 # 128 bands over 257 bins: the lowest fall between two bins, in the original too
@@ -226,6 +228,28 @@ def test_every_form_of_a_recording_is_answered(made: Converted, tmp_path: Path) 
             json.loads(json.dumps(session.task.to_json(results[0])))["labels"][0]["label"]
             in LABELS.values()
         )
+
+
+def test_a_server_hears_recordings(made: Converted, tmp_path: Path) -> None:
+    """As a body and as base64: the session's own answers; what is no recording is the client's fault."""
+    sound = recordings.files("librivox")[2].read_bytes()
+    with infer.load(made.artifact("ast")) as session:
+        expected = json.loads(json.dumps(session.task.to_json(session(sound))))
+    inputs = [{"b64": base64.b64encode(sound).decode()}]
+    with serving(tmp_path, made.artifact("ast")) as served:
+        for sent in (
+            {"content": sound, "headers": {"content-type": "audio/wav"}},
+            {"json": {"inputs": inputs}},
+        ):
+            response = served.post("/v1/models/ast:predict", **sent)
+            assert response.status_code == 200, response.text
+            (result,) = response.json()["results"]
+            for got, wanted in zip(result["labels"], expected["labels"], strict=True):
+                assert got["label"] == wanted["label"]
+                assert got["score"] == pytest.approx(wanted["score"], abs=1e-6)
+        wrong = {"content": b"no sound", "headers": {"content-type": "audio/wav"}}
+        response = served.post("/v1/models/ast:predict", **wrong)
+        assert (response.status_code, "cannot be read as a sound" in response.text) == (400, True)
 
 
 def test_recordings_that_cannot_be_answered_are_named(made: Converted) -> None:

@@ -24,8 +24,9 @@ from starlette.types import Receive, Scope, Send
 import infer
 from infer.backends.ort import OrtExecutable
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, ParityError
+from infer.server.inputs import inputs_of, kind_of
 from infer.server.ray import BatchSession, ReplicaOptions, application, from_config
-from infer.server.ray.http import UnknownModelError, error_response, inputs_of
+from infer.server.ray.http import UnknownModelError, error_response
 from infer.server.ray.models import Model, open_model
 from infer.server.ray.serving import Replica, paths_of
 from infer.tasks import TASKS
@@ -155,14 +156,14 @@ def test_no_string_in_json_is_the_name_of_a_file(task: str, tmp_path: Path) -> N
     opens_files = task.startswith(("image", "object", "face", "audio", "voice", "speaker"))
     secret = tmp_path / "secret.png"
     if not opens_files:
-        assert inputs_of([str(secret)], task) == [str(secret)]
+        assert inputs_of([str(secret)], kind_of(task)) == [str(secret)]
         return
     for value in (str(secret), [str(secret)], {"path": str(secret)}, {"b64": "x", "path": "y"}, None, 1):
         with pytest.raises(InputError, match="must be an object"):
-            inputs_of([value], task)
+            inputs_of([value], kind_of(task))
     with pytest.raises(InputError, match="not valid base64"):
-        inputs_of([{"b64": "*"}], task)
-    assert inputs_of([{"b64": base64.b64encode(b"\x89PNG").decode()}], task) == [b"\x89PNG"]
+        inputs_of([{"b64": "*"}], kind_of(task))
+    assert inputs_of([{"b64": base64.b64encode(b"\x89PNG").decode()}], kind_of(task)) == [b"\x89PNG"]
 
 
 def test_the_status_says_whose_fault_it_is() -> None:
@@ -276,7 +277,7 @@ def test_http(replica: Replica, versions: list[str]) -> None:
             for body, status, words in (
                 (b"{", 400, "not valid JSON"),
                 (b"[]", 400, "the body must be"),
-                (b'{"inputs": {}}', 400, "the body must be"),
+                (b'{"inputs": {}}', 400, "'inputs' must be"),
                 (b'{"inputs": [{"x": [[1, 2]]}]}', 400, "must have shape"),
                 (b'{"inputs": [' + b" " * 4096 + b"]}", 413, "more than the 4096 bytes"),
             ):

@@ -34,6 +34,7 @@ from tests.serving import (
     slow,
     slow_request,
     tensor,
+    wait_until_waiting,
 )
 from tests.tiny import classifier, classify, make_artifact, write
 
@@ -148,6 +149,16 @@ def test_versions_answer_for_themselves(client: triton.InferenceServerClient) ->
     given.set_data_from_numpy(x)
     newest = client.infer("net", [given], request_id="mine")
     assert newest.get_response()["model_version"] == "2"
+    (before,) = client.get_inference_statistics("net", "2")["model_stats"]
+    client.infer("net", [given])
+    (after,) = client.get_inference_statistics("net", "2")["model_stats"]
+    assert after["inference_count"] == before["inference_count"] + 3  # rows
+    assert after["execution_count"] == before["execution_count"] + 1
+    for part in ("success", "compute_infer"):
+        spent = [found["inference_stats"][part] for found in (before, after)]
+        assert spent[1]["count"] == spent[0]["count"] + 1
+        assert spent[1]["ns"] > spent[0]["ns"]
+    assert after["inference_stats"]["fail"] == before["inference_stats"]["fail"]
     assert newest.get_response()["id"] == "mine"
     np.testing.assert_allclose(newest.as_numpy("logits"), classify(classifier(), x), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(client.infer("net", [given], "1").as_numpy("logits"), -x)
@@ -249,8 +260,8 @@ def test_a_failure_of_the_model_is_told_by_its_id_only(tmp_path: Path) -> None:
 def test_a_client_that_leaves_takes_its_request_along(served: Served) -> None:
     """A request that waits behind a slow one is dropped when its client hangs up, and logged as 499."""
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(served.post, "/v2/models/slow/infer", json=slow_request(400))
-        time.sleep(0.1)
+        first = pool.submit(served.post, "/v2/models/slow/infer", json=slow_request(1500))
+        wait_until_waiting(served, 1)
         with pytest.raises(httpx.ReadTimeout):
             served.post(
                 "/v2/models/slow/infer",

@@ -23,7 +23,7 @@ from infer.errors import InputError, OverloadedError
 from infer.server.models import Models, UnavailableError, UnknownModelError, model_name
 from infer.server.options import ServerOptions
 from tests.command import infer_command
-from tests.serving import Served, serving, slow, slow_request, wait_until_ready
+from tests.serving import Served, serving, slow, slow_request, wait_until_ready, wait_until_waiting
 from tests.tiny import edit_manifest, identity, make_artifact, parse, write
 
 ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -54,17 +54,6 @@ def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
         stalled.close()
         with pytest.raises(httpx.ConnectError):
             served.get("/v2/health/live")
-
-
-def wait_until_waiting(served: Served, count: int) -> None:
-    """Until so many requests wait or run."""
-    for _ in range(400):
-        text = served.get("/metrics").text
-        (line,) = [line for line in text.splitlines() if line.startswith("infer_requests_waiting{")]
-        if float(line.split()[-1]) >= count:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{count} requests never waited at once")
 
 
 def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
@@ -206,21 +195,20 @@ def test_models_share_a_memory_budget(tmp_path: Path) -> None:
     models.load_at_start()
     assert [model.state for model in models] == ["UNLOADED"] * 3
     assert not a.plan.spinning
-    models.hold(a)
-    models.hold(b)
+    held_a, held_b = models.hold(a), models.hold(b)
     with pytest.raises(OverloadedError, match="no room for the model 'c'"):
         models.hold(c)
-    b.leave()
-    models.hold(c)
+    held_b.leave()
+    held_c = models.hold(c)
     assert [model.state for model in models] == ["READY", "UNLOADED", "READY"]
-    a.leave()
-    c.leave()
-    session = models.hold(b)
+    held_a.leave()
+    held_c.leave()
+    held_b = models.hold(b)
     assert [model.state for model in models] == ["UNLOADED", "READY", "READY"]
-    assert session.batcher.stats().refused == 0
+    assert held_b.session.batcher.stats().refused == 0
     with pytest.raises(InputError, match="more than the memory budget"):
         Models(paths, ServerOptions(memory_budget_bytes=size - 1))
-    b.leave()
+    held_b.leave()
     models.close()
     with pytest.raises(UnavailableError, match="stopping"):
         models.hold(a)
@@ -237,11 +225,11 @@ def test_shared_weights_are_mapped(tmp_path: Path) -> None:
     onnx.save(model, path, save_as_external_data=True, location="net.data", size_threshold=0)
     for shared in (True, False):
         models = Models([path], ServerOptions(share_weights=shared))
-        session = models.hold(models.get("net"))
+        held = models.hold(models.get("net"))
         x = np.ones((1, 256), np.float32)
-        np.testing.assert_allclose(session.run({"x": x})["y"], x @ weights, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(held.session.run({"x": x})["y"], x @ weights, rtol=1e-4, atol=1e-4)
         assert ("net.data" in Path("/proc/self/maps").read_text(encoding="utf-8")) == shared
-        models.get("net").leave()
+        held.leave()
         models.close()
 
 

@@ -22,11 +22,13 @@ from onnx import helper
 import infer
 from infer.errors import BackendError, InputError
 from infer.guard import Feeds
+from infer.machine import this_machine
 from infer.manifest import Evidence, Speed, Variant
 from infer.options import ShadowOptions
 from infer.parity import TOLERANCES
 from infer.shadow import Shadow
 from infer.signature import Array
+from tests.serving import serving
 from tests.tiny import edit_manifest
 
 EVIDENCE: dict[str, Any] = {
@@ -166,6 +168,32 @@ def test_options_that_are_none_are_refused(clipped: Path, options: ShadowOptions
     """By name, before anything runs."""
     with pytest.raises(InputError, match=f"^{named} of a shadow check must"):
         infer.load(clipped, variant="clip", shadow=options)
+
+
+def test_a_server_s_answers_are_checked(clipped: Path, tmp_path: Path) -> None:
+    """`--shadow`: what was found is counted, and when too many were off the reference answers."""
+    best = {"machine": this_machine().fingerprint, "device": "cpu", "variant": "clip", "num_threads": 2}
+    when = {"runtime": "onnxruntime", "created": "2026-01-01T00:00:00+00:00"}
+    edit_manifest(clipped, lambda data: data.update(tuned=[{**best, **when}]))
+    large = {"inputs": [{"name": "x", "shape": [1, 10], "datatype": "FP32", "data": [3.0] * 10}]}
+
+    def figure(name: str) -> float:
+        lines = served.get("/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+    def asked() -> list[float]:
+        data: list[float] = served.post("/v2/models/net/infer", json=large).json()["outputs"][0]["data"]
+        return data
+
+    with serving(tmp_path, f"net={clipped}", "--shadow", "1") as served:
+        off = asked()
+        end = time.monotonic() + 30
+        while not figure("infer_shadow_fell_back"):
+            asked()
+            assert time.monotonic() < end
+        assert figure("infer_shadow_checks_total") >= 190  # nearly all of a hundred were off
+        assert figure("infer_shadow_worst_distance") > 0.002
+        assert not np.allclose(asked(), off)
 
 
 class Held:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
 @click.option(
     "--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one."
+)
+@click.option(
+    "--grpc-port",
+    type=click.IntRange(0, 65535),
+    help="Answer over gRPC, too, at this port; 0 takes a free one.",
 )
 @click.option(
     "--workers",
@@ -106,11 +114,18 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     is_flag=True,
     help="Let workers share weights in memory, unpacked, which may take longer to compute with.",
 )
+@click.option(
+    "--shadow",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Run this share of answers again on the reference, which takes over if too many are off.",
+)
 @click.option("--json-logs", is_flag=True, help="Log a line of JSON for each request.")
 def command(
     artifacts: tuple[Path, ...],
     host: str,
     port: int,
+    grpc_port: int | None,
     workers: int,
     token_file: Path | None,
     no_auth: bool,
@@ -124,19 +139,22 @@ def command(
     lazy: bool,
     spinning: bool,
     share_weights: bool,
+    shadow: float | None,
     json_logs: bool,
 ) -> None:
     """Answer over HTTP: the Open Inference Protocol v2, tasks, OpenAI's embeddings, and a page to try it.
 
     ARTIFACTS are artifacts or plain .onnx files. A model is called what its artifact is called, without
-    .infer; several of one name are its versions 1, 2, …, of which the last answers by default. SIGTERM
-    and Ctrl-C let the requests under way end first.
+    .infer, or NAME where NAME=PATH is given; several of one name are its versions 1, 2, …, of which the
+    last answers by default. SIGTERM and Ctrl-C let the requests under way end first. At SIGHUP artifacts
+    that changed are taken up, if they answer here as they were recorded to, and no request is lost.
 
     \b
     Examples:
       infer serve minilm.infer classifier.infer
       infer serve net.infer --host 0.0.0.0 --token-file tokens.txt --json-logs
       infer serve v1/net.infer v2/net.infer --workers 2
+      infer serve net=releases/current --grpc-port 8001 --shadow 0.01
       curl localhost:8000/v1/models/minilm:predict --json '{"inputs": ["a sentence"]}'
     """
     # uvicorn and starlette take longer to import than the rest of infer
@@ -155,6 +173,7 @@ def command(
     options = ServerOptions(
         host=host,
         port=port,
+        grpc_port=grpc_port,
         workers=workers,
         tokens=tokens,
         max_body_bytes=max_body,
@@ -168,19 +187,32 @@ def command(
         lazy=lazy,
         spinning=spinning,
         share_weights=share_weights,
+        shadow=shadow,
         json_logs=json_logs,
     )
     # what is wrong with them is said before anything listens
     names = dict.fromkeys(model.name for model in Models(artifacts, options))
+    with ExitStack() as stack:
+        listener = stack.enter_context(_listening(host, port, "--port", lambda: bind(options)))
+        address = f"[{host}]" if ":" in host else host
+        click.echo(f"infer serves {', '.join(names)} at http://{address}:{listener.getsockname()[1]}")
+        if grpc_port is not None:
+            from infer.server.grpc_api import reserve
+
+            kept = stack.enter_context(_listening(host, grpc_port, "--grpc-port", lambda: reserve(options)))
+            options = replace(options, grpc_port=kept.getsockname()[1])
+            click.echo(f"and over gRPC at {address}:{options.grpc_port}")
+        serve(artifacts, options, listener)
+
+
+def _listening(host: str, port: int, option: str, make: Callable[[], socket.socket]) -> socket.socket:
     try:
-        listener = bind(options)
+        return make()
     except OSError as error:
         raise InputError(
-            f"cannot listen at {host} port {port}: {error.strerror or error}; give another --host or --port"
+            f"cannot listen at {host} port {port}: {error.strerror or error}; give another --host or"
+            f" {option}"
         ) from error
-    address = f"[{host}]" if ":" in host else host
-    click.echo(f"infer serves {', '.join(names)} at http://{address}:{listener.getsockname()[1]}")
-    serve(artifacts, options, listener)
 
 
 def _tokens(path: Path, read: Any) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Scope
 
-from infer.errors import OverloadedError
+from infer.errors import InferError, OverloadedError
 from infer.server.options import ServerOptions
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready"})
@@ -25,6 +25,10 @@ OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/he
 MIN_TOKEN_CHARACTERS = 16
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _CHUNK_BYTES = 2**20
+
+
+class StrangerError(InferError):
+    """A token is needed, and there is none of this server's."""
 
 
 class Gate:
@@ -60,16 +64,21 @@ class Gate:
         # the path that is routed, not one that a proxy or a header names
         if scope["path"] in OPEN_PATHS and scope["method"] in ("GET", "HEAD"):
             return ""
+        try:
+            return self.token_name(authorization) or ""
+        except StrangerError as error:
+            raise HTTPException(401, f"{error}", {"www-authenticate": "Bearer"}) from error
+
+    def token_name(self, authorization: str | None) -> str | None:
+        """Which token it is, without showing it; None if none is needed. Raises `StrangerError`."""
+        if not self._tokens:
+            return None
         kind, _, token = (authorization or "").partition(" ")
         given = _digest(token.strip())
         # all are compared, so that the time says nothing
         known = [number for number, digest in enumerate(self._tokens) if hmac.compare_digest(digest, given)]
         if kind.lower() != "bearer" or not known:
-            raise HTTPException(
-                401,
-                "send a token of this server: Authorization: Bearer TOKEN",
-                {"www-authenticate": "Bearer"},
-            )
+            raise StrangerError("send a token of this server: Authorization: Bearer TOKEN")
         return f"token {known[0]}"
 
 
@@ -85,14 +94,19 @@ class Bodies:
         """Memory for the body of a request, until it is answered. Raises `HTTPException` if the headers
         tell of too much, and `OverloadedError` if it is there, but not now."""
         length, most = self._announced(request), self._options.max_body_bytes
-        held = most if length is None or "content-encoding" in request.headers else length
-        if self._held + held > self._options.max_bodies_bytes:
+        with self.held(most if length is None or "content-encoding" in request.headers else length):
+            yield
+
+    @contextmanager
+    def held(self, size_bytes: int) -> Iterator[None]:
+        """Memory for so much of a request, until it is answered. Raises `OverloadedError`."""
+        if self._held + size_bytes > self._options.max_bodies_bytes:
             raise OverloadedError("the bodies of other requests take all memory for them; try again later")
-        self._held += held
+        self._held += size_bytes
         try:
             yield
         finally:
-            self._held -= held
+            self._held -= size_bytes
 
     async def read(self, request: Request) -> bytes:
         """The body as it was sent. Raises `HTTPException` and `ClientDisconnect`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ ROUTES = (
     _get(f"{_VERSION}/ready", v2.model_ready),
     _get(f"{_MODEL}/config", v2.model_config),
     _get(f"{_VERSION}/config", v2.model_config),
+    _get(f"{_MODEL}/stats", v2.model_statistics),
+    _get(f"{_VERSION}/stats", v2.model_statistics),
     _post(f"{_MODEL}/infer", v2.infer_model),
     _post(f"{_VERSION}/infer", v2.infer_model),
     _post("/v1/models/{model}:predict", predict),
@@ -83,12 +85,13 @@ ROUTES = (
 """Path → endpoint; the first that fits answers."""
 
 
-def make_app(served: Service, start: Callable[[], None]) -> Front:
-    """The ASGI application. `start` is called once it runs, in its event loop."""
+def make_app(served: Service, start: Callable[[], None], stop: Callable[[], Awaitable[None]]) -> Front:
+    """The ASGI application. `start` is called once it runs, `stop` in the end, both in its event loop."""
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         start()
         yield
+        await stop()
 
     return Front(Router(ROUTES, redirect_slashes=False, lifespan=lifespan), served)

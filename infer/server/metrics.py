@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 from infer.batching import Batcher, BatchStats
 from infer.errors import missing_package
 from infer.server.models import Model
+from infer.session import Session
+from infer.shadow import Shadow, ShadowStats
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -24,6 +26,10 @@ SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 is imported."""
 
 OUTCOMES = ("success", "bad input", "refused", "late", "gone", "failed")
+
+RELOADS = ("unchanged", "swapped", "kept")
+CHECKS = ("checked", "off", "skipped", "failed")
+"""Of a shadow check: its counters' names. What is `off` was `checked`, too."""
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LABELS = ("model", "version")
@@ -95,28 +101,80 @@ class Metrics:
         self._runs = Counter("infer_runs", "Runs, of one or more rows", _LABELS, registry=registry)
         self._rows = Counter("infer_rows", "Rows that were run", _LABELS, registry=registry)
         self._seconds = Counter("infer_run_seconds", "Time of runs", _LABELS, registry=registry)
+        self.reloads = Counter(
+            "infer_reloads",
+            "Times that an artifact was looked at again, by what came of it",
+            (*_LABELS, "outcome"),
+            registry=registry,
+        )
+        self._checked = Counter(
+            "infer_shadow_checks",
+            "Answers that were run again on the reference, by what was found",
+            (*_LABELS, "outcome"),
+            registry=registry,
+        )
+        self._worst = Gauge(
+            "infer_shadow_worst_distance",
+            "The largest distance of an answer from the reference's: 1 - cosine",
+            _LABELS,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._fell_back = Gauge(
+            "infer_shadow_fell_back",
+            "Whether the reference answers, because too many answers were off",
+            _LABELS,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._seen: WeakKeyDictionary[Batcher, BatchStats] = WeakKeyDictionary()
+        self._checks: WeakKeyDictionary[Shadow, ShadowStats] = WeakKeyDictionary()
         self._registry = registry
         for model in models:  # a series that begins at 0 shows its first event
             self.waiting.labels(model.name, model.version).set(0)
             for outcome in OUTCOMES:
                 self.requests.labels(model.name, model.version, outcome)
+            for outcome in RELOADS:
+                self.reloads.labels(model.name, model.version, outcome)
 
-    def ran(self, model: Model, batcher: Batcher) -> None:
-        """Count what the batcher did since it was last looked at."""
+    def ran(self, model: Model, session: Session) -> None:
+        """Count what the session did since it was last looked at."""
+        batcher = session.batcher
         now, before = batcher.stats(), self._seen.get(batcher, BatchStats())
         self._seen[batcher] = now
         labels = (model.name, model.version)
         self._runs.labels(*labels).inc(now.runs - before.runs)
         self._rows.labels(*labels).inc(now.rows - before.rows)
         self._seconds.labels(*labels).inc(now.seconds - before.seconds)
+        if session.shadow is not None:
+            self._looked_at(labels, session.shadow)
+
+    def _looked_at(self, labels: tuple[str, str], shadow: Shadow) -> None:
+        now, before = shadow.stats(), self._checks.get(shadow, ShadowStats())
+        self._checks[shadow] = now
+        for outcome in CHECKS:
+            more = getattr(now, outcome) - getattr(before, outcome)
+            self._checked.labels(*labels, outcome).inc(more)
+        self._worst.labels(*labels).set(now.worst)
+        self._fell_back.labels(*labels).set(float(bool(now.fell_back)))
 
     def text(self) -> bytes:
         """All of it in Prometheus' text format. Safe in any thread."""
-        collector: Any = self._registry
+        return generate_latest(_WithAliases(self._collector()))
+
+    def totals(self, model: Model) -> dict[str, float]:
+        """The figures under Triton's names, of one model. Safe in any thread."""
+        labels = {"model": model.name, "version": model.version}
+        families = list(_WithAliases(self._collector()).collect())[-len(_ALIASES) :]
+        found = {
+            sample.name: sample.value for f in families for sample in f.samples if sample.labels == labels
+        }
+        return {name: found.get(name, 0.0) for name, *_ in _ALIASES}
+
+    def _collector(self) -> Any:
         if os.environ.get(SHARED_FOLDER):
-            collector = MultiProcessCollector(None)  # type: ignore[no-untyped-call]
-        return generate_latest(_WithAliases(collector))
+            return MultiProcessCollector(None)  # type: ignore[no-untyped-call]
+        return self._registry
 
 
 class _WithAliases:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from infer.artifact import Artifact
 from infer.errors import InferError, InputError, OverloadedError
+from infer.live import Version, opened_beside
 from infer.machine import this_machine
-from infer.options import BatchOptions, PlanOptions, SessionOptions
+from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.plan import Plan
 from infer.planner import make_plan
 from infer.server.options import ServerOptions
-from infer.session import Session, open_artifact, open_session
+from infer.session import open_artifact, open_session
 
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _RETRY_S = 10.0
@@ -32,11 +33,10 @@ class UnavailableError(InferError):
 
 
 class Model:
-    """One version of a model. Threads may share it.
+    """One version of a model, as the command line counts them. Threads may share it.
 
     Attributes:
         artifact, plan: what is run, and how.
-        weights_bytes: what its weights take on the disk, and so at least in memory.
         waiting: requests that wait or run; it belongs to the event loop alone.
     """
 
@@ -44,27 +44,31 @@ class Model:
         self,
         name: str,
         version: str,
-        artifact: Artifact,
+        path: Path,
         plan_options: PlanOptions,
         session_options: SessionOptions,
     ) -> None:
-        self.name, self.version, self.artifact = name, version, artifact
-        self.plan: Plan = make_plan(artifact.manifest, this_machine(), plan_options)
-        variant = next(v for v in artifact.manifest.variants if v.name == self.plan.variant)
-        self.weights_bytes = variant.size_bytes
+        """Read the manifest at `path`. Raises `ArtifactError`, and what planning raises."""
+        self.name, self.version = name, version
+        self._path, self._plan_options, self._options = path, plan_options, session_options
+        self.artifact = self._found()
+        self.plan: Plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
         self.waiting = 0
-        self._options = session_options
         self._lock = threading.Lock()
-        self._session: Session | None = None
-        self._held = 0
+        self._current: Version | None = None
         self._last_use = 0.0
         self._loading = False
         self._failed_at: float | None = None
 
     @property
+    def weights_bytes(self) -> int:
+        """What its weights take on the disk, and so at least in memory."""
+        return next(v.size_bytes for v in self.artifact.manifest.variants if v.name == self.plan.variant)
+
+    @property
     def state(self) -> str:
         """In the words of Triton's repository index."""
-        if self._session is not None:
+        if self._current is not None:
             return "READY"
         if self._loading:
             return "LOADING"
@@ -74,22 +78,17 @@ class Model:
     def last_use(self) -> float:
         return self._last_use
 
-    def hold(self) -> Session | None:
-        """The session, which stays open until `leave`; None if the model is not loaded."""
+    def hold(self) -> Version | None:
+        """What serves now, which stays open until its `leave`; None if the model is not loaded."""
         with self._lock:
-            if self._session is not None:
-                self._held += 1
+            if self._current is not None:
+                self._current.uses.append(None)
                 self._last_use = time.monotonic()
-            return self._session
-
-    def leave(self) -> None:
-        """Say that what `hold` gave is not used any more."""
-        with self._lock:
-            self._held -= 1
+            return self._current
 
     def load(self) -> None:
         """Open and warm up. What has failed is not tried again for a while. Raises `UnavailableError`."""
-        if self._session is not None:
+        if self._current is not None:
             return
         if self._failed_at is not None and time.monotonic() < self._failed_at + _RETRY_S:
             raise UnavailableError(
@@ -98,7 +97,7 @@ class Model:
         self._loading = True
         start = time.monotonic()
         try:
-            session = open_session(self.artifact, plan=self.plan, options=self._options)
+            session = open_session(self.artifact, self._plan_options, self._options)
             try:
                 session.batcher  # noqa: B018 -- the first request shall not wait until it is made
             except BaseException:
@@ -114,27 +113,60 @@ class Model:
             self._loading = False
         self._failed_at = None
         with self._lock:
-            self._session, self._last_use = session, time.monotonic()
+            self._current, self._last_use = Version(session), time.monotonic()
         _log.info(
             "model %s version %s is ready after %.2f s", self.name, self.version, self._last_use - start
         )
 
+    def reload(self) -> str:
+        """Serve what is at its path now; "unchanged", "swapped", or "kept" if it cannot take the place of
+        what was there, which then goes on serving.
+
+        It is proved beside what serves, and calls under way end where they began. Waits for them.
+        """
+        try:
+            artifact = self._found()
+            if _stamp(artifact) == _stamp(self.artifact):
+                return "unchanged"
+            plan = make_plan(artifact.manifest, this_machine(), self._plan_options)
+            old = self.hold()
+            try:
+                new = opened_beside(old.session, artifact) if old else None
+            finally:
+                if old:
+                    old.leave()
+        except Exception as error:
+            _log.error("model %s version %s stays as it is: %s", self.name, self.version, error)
+            return "kept"
+        with self._lock:
+            old, self._current = self._current, Version(new) if new else None
+            self.artifact, self.plan, self._failed_at = artifact, plan, None
+        if old is not None:
+            old.retire()
+        _log.info("model %s version %s is now %s", self.name, self.version, artifact.location)
+        return "swapped"
+
     def unload(self, *, idle_only: bool) -> bool:
         """Close the session; False if it was in use and only an idle one may be closed."""
         with self._lock:
-            if idle_only and self._held:
+            if idle_only and self._current is not None and self._current.uses:
                 return False
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+            version, self._current = self._current, None
+        if version is not None:
+            version.session.close()
         return True
+
+    def _found(self) -> Artifact:
+        """What is at its path now, bound to where a link leads, so that another one may take the link."""
+        return open_artifact(self._path.resolve())
 
 
 class Models:
     """All of them, in the order of the command line; `lazy` ones are loaded when they are asked for."""
 
     def __init__(self, paths: Sequence[Path], options: ServerOptions) -> None:
-        """Read the manifests. Artifacts of one name are its versions, 1, 2, …; the last is the default.
+        """Read the manifests. Artifacts of one name (see `named`) are its versions, 1, 2, …; the last is
+        the default.
 
         Raises `ArtifactError`, and what planning raises; `InputError` for a name that has no place in a
         URL, or a model that is larger than the memory budget.
@@ -145,16 +177,20 @@ class Models:
             prepacking=False if options.share_weights else None,
             num_threads=None if options.workers == 1 else max(1, cores // options.workers),
         )
-        session_options = SessionOptions(batching=BatchOptions(max_waiting=options.max_waiting))
+        session_options = SessionOptions(
+            batching=BatchOptions(max_waiting=options.max_waiting),
+            shadow=None if options.shadow is None else ShadowOptions(share=options.shadow),
+        )
         self._budget_bytes = options.memory_budget_bytes
         self.lazy = options.lazy or self._budget_bytes is not None
         self._loading = threading.Lock()
         self._closed = False
         self._versions: dict[str, dict[str, Model]] = {}
-        for path in paths:
-            versions = self._versions.setdefault(model_name(path), {})
+        for argument in paths:
+            name, path = named(argument)
+            versions = self._versions.setdefault(name, {})
             version = str(len(versions) + 1)
-            model = Model(model_name(path), version, open_artifact(path), plan_options, session_options)
+            model = Model(name, version, path, plan_options, session_options)
             if self._budget_bytes is not None and model.weights_bytes > self._budget_bytes:
                 raise InputError(
                     f"the weights of '{path}' have {model.weights_bytes} bytes, more than the memory budget"
@@ -199,14 +235,24 @@ class Models:
             for model in self:
                 self._load(model)
 
-    def hold(self, model: Model) -> Session:
-        """The session of `model`, which is loaded first if need be, and stays open until `model.leave`.
+    def hold(self, model: Model) -> Version:
+        """What serves of `model`, which is loaded first if need be, and stays open until its `leave`.
 
         Raises `UnavailableError`, and `OverloadedError` if others that are in use take the memory.
         """
-        while (session := model.hold()) is None:  # again, if it was closed for another in the meantime
+        while (version := model.hold()) is None:  # again, if it was closed for another in the meantime
             self._load(model)
-        return session
+        return version
+
+    def reload(self) -> list[tuple[Model, str]]:
+        """Take up artifacts that changed, one after another; see `Model.reload`."""
+        found = []
+        for model in self:
+            with self._loading:
+                if self._closed:
+                    break
+                found.append((model, model.reload()))
+        return found
 
     def close(self) -> None:
         """Close all sessions, after the runs under way."""
@@ -242,14 +288,34 @@ class Models:
             )
 
 
+def named(argument: Path) -> tuple[str, Path]:
+    """A model's name and path, of NAME=PATH or of a path alone. Raises `InputError`."""
+    name, given, path = str(argument).partition("=")
+    if given and _NAME.fullmatch(name) and not argument.exists():
+        return _checked(name, argument), Path(path)
+    return model_name(argument), argument
+
+
 def model_name(path: Path) -> str:
-    """What the artifact at `path` is called in URLs. Raises `InputError`."""
+    """What the artifact at `path` is called in URLs, if nothing else is said. Raises `InputError`."""
     name = path.resolve().name
     for suffix in (".infer", ".onnx"):
         name = name.removesuffix(suffix)
+    return _checked(name, path)
+
+
+def _checked(name: str, path: Path) -> str:
     if not _NAME.fullmatch(name) or not name.strip("."):
         raise InputError(
             f"'{path}' cannot be served as {name!r:.140}: a model's name may have letters, digits, '.', '_'"
-            f" and '-', 128 at most; rename the artifact"
+            f" and '-', 128 at most; say what it is called: NAME={path}"
         )
     return name
+
+
+def _stamp(artifact: Artifact) -> object:
+    """What differs if the artifact is another one: its digest, or a plain graph's size and time."""
+    if artifact.manifest_sha256 is not None:
+        return artifact.manifest_sha256
+    found = artifact.location.stat()
+    return artifact.location, found.st_size, found.st_mtime_ns

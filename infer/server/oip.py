@@ -113,7 +113,7 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
         raise InputError(f"{len(rest)} bytes follow the last tensor; their sizes must add up to the body")
     binary = _flag(parameters, "binary_data_output", "the request", False)
     return InferRequest(
-        _id(data), feeds, _wanted(data, binary), binary, _timeout_s(parameters.get("timeout"))
+        _id(data), feeds, _wanted(data, binary), binary, timeout_s(parameters.get("timeout"))
     )
 
 
@@ -176,9 +176,14 @@ def _parameters(item: Mapping[str, Any], where: str) -> dict[str, Any]:
     if value is not None and not isinstance(value, dict):
         raise InputError(f"'parameters' of {where} must be an object, but is {value!r:.60}")
     found: dict[str, Any] = value or {}
-    if given := [key for key in _UNSUPPORTED if key in found]:
-        raise InputError(f"{where} has the parameter '{given[0]}', which this server does not support")
+    refuse_unsupported(found, where)
     return found
+
+
+def refuse_unsupported(parameters: Mapping[str, Any], where: str) -> None:
+    """Raises `InputError` for parameters that would change the answer, and are not known here."""
+    if given := [key for key in _UNSUPPORTED if key in parameters]:
+        raise InputError(f"{where} has the parameter '{given[0]}', which this server does not support")
 
 
 def _flag(parameters: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
@@ -189,16 +194,18 @@ def _flag(parameters: Mapping[str, Any], key: str, where: str, default: bool) ->
 
 
 def _id(data: Mapping[str, Any]) -> str | None:
-    if data.get("id") is None:
-        return None
-    value = _text(data, "id", "the request")
+    return None if data.get("id") is None else checked_id(_text(data, "id", "the request"))
+
+
+def checked_id(value: str) -> str:
+    """`value`, if it may be a request's id. Raises `InputError`."""
     if len(value) > _MAX_ID_CHARACTERS:
         raise InputError(f"'id' has {len(value)} characters; it may have {_MAX_ID_CHARACTERS}")
     return value
 
 
-def _timeout_s(value: Any) -> float | None:
-    """Triton's parameter, in microseconds; 0 means none."""
+def timeout_s(value: Any) -> float | None:
+    """Triton's parameter, in microseconds; 0 means none. Raises `InputError`."""
     if value is None or value == 0:
         return None
     if type(value) is not int or value < 0:
@@ -219,11 +226,8 @@ def _wanted(data: Mapping[str, Any], binary: bool) -> tuple[WantedOutput, ...]:
 
 def _tensor(item: Mapping[str, Any], where: str, rest: memoryview) -> tuple[Array, memoryview]:
     """The array that `item` describes, and what is left of `rest`, where it is if it is binary."""
-    shape, datatype = _shape(item, where), _text(item, "datatype", where)
-    if datatype not in DATATYPES.values():
-        raise InputError(
-            f"'datatype' of {where} must be one of {', '.join(DATATYPES.values())}, but is {datatype!r:.60}"
-        )
+    shape = checked_shape(item.get("shape"), where)
+    datatype = checked_datatype(_text(item, "datatype", where), where)
     size = _parameters(item, where).get("binary_data_size")
     if size is None:
         if "data" not in item:
@@ -239,8 +243,17 @@ def _tensor(item: Mapping[str, Any], where: str, rest: memoryview) -> tuple[Arra
     return unpack(rest[:size], datatype, shape, where), rest[size:]
 
 
-def _shape(item: Mapping[str, Any], where: str) -> list[int]:
-    shape = item.get("shape")
+def checked_datatype(datatype: str, where: str) -> str:
+    """`datatype`, if it is one of the protocol's. Raises `InputError`."""
+    if datatype not in DATATYPES.values():
+        raise InputError(
+            f"'datatype' of {where} must be one of {', '.join(DATATYPES.values())}, but is {datatype!r:.60}"
+        )
+    return datatype
+
+
+def checked_shape(shape: Any, where: str) -> list[int]:
+    """`shape`, if arrays can have it. Raises `InputError`."""
     if not isinstance(shape, list) or not all(type(dim) is int and dim >= 0 for dim in shape):
         raise InputError(f"'shape' of {where} must be a list of sizes, 0 or more, but is {shape!r:.60}")
     if len(shape) > _MAX_RANK:

@@ -15,10 +15,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infer.errors import InputError
+from infer.server.inputs import MAX_INPUTS, kind_of
 from infer.server.models import Model
 from infer.server.oip import load_json
-from infer.server.predict import MAX_INPUTS, kind_of
-from infer.server.service import service
+from infer.server.service import answer, service
 from infer.server.v2 import asked_model, json_response
 from infer.signature import Array
 from infer.tasks.rows import answer_parts
@@ -67,7 +67,7 @@ async def embeddings(request: Request) -> Response:
                 }
             )
 
-        return await served.answer(request, model, work)
+        return await answer(request, model, work)
 
 
 def _described(model: Model) -> dict[str, Any]:

@@ -43,6 +43,7 @@ def _of_model(names: tuple[str, ...]) -> dict[str, Any]:
         "": {"get": _operation("Model metadata", "ModelMetadata", names)},
         "/ready": {"get": _operation("Whether the model is ready", "ModelReady", names, busy=True)},
         "/config": {"get": _operation("What Triton's clients ask for", "ModelConfig", names)},
+        "/stats": {"get": _operation("Counts and times since the start", "ModelStatistics", names)},
         "/infer": {
             "post": {
                 **_operation("Feeds in, outputs out", "InferResponse", names, busy=True),
@@ -90,6 +91,8 @@ def _list(items: dict[str, Any]) -> dict[str, Any]:
 
 _TEXT, _FLAG = {"type": "string"}, {"type": "boolean"}
 _DATATYPE = {"type": "string", "enum": list(DATATYPES.values())}
+_COUNT = {"type": "integer", "minimum": 0}
+_SPENT = _object({"count": _COUNT}, ns=_COUNT)
 _SIZES = _list({"type": "integer", "minimum": 0})
 _DIMS = _list({"type": "integer", "minimum": -1})
 _DESCRIBED = _object({"name": _TEXT, "datatype": _DATATYPE, "shape": _DIMS})
@@ -120,6 +123,23 @@ _SCHEMAS: dict[str, Any] = {
             "max_batch_size": {"type": "integer"},
             "input": _list(_CONFIGURED),
             "output": _list(_CONFIGURED),
+        }
+    ),
+    "ModelStatistics": _object(
+        {
+            "model_stats": _list(
+                _object(
+                    {
+                        "name": _TEXT,
+                        "version": _TEXT,
+                        "inference_count": _COUNT,
+                        "execution_count": _COUNT,
+                        "inference_stats": _object(
+                            {"success": _SPENT, "fail": _SPENT, "compute_infer": _SPENT}
+                        ),
+                    }
+                )
+            )
         }
     ),
     "InferRequest": _object(

@@ -17,6 +17,9 @@ class ServerOptions:
     port: int = 8000
     """0 takes a free one."""
 
+    grpc_port: int | None = None
+    """Where to listen for gRPC, too; default: nowhere."""
+
     workers: int = 1
     """Processes that answer. Each has all models, and its share of the cores."""
 
@@ -66,6 +69,10 @@ class ServerOptions:
     share_weights: bool = False
     """Leave weights in external files as they are: they are mapped, so that workers have them in memory
     once, but products may take longer than with weights that each of them packs anew."""
+
+    shadow: float | None = None
+    """The share of answers that are run again on the reference, with the limit that `ShadowOptions` has;
+    default: none."""
 
     json_logs: bool = False
     """A line of JSON for each request, instead of a line for people."""

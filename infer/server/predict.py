@@ -7,8 +7,6 @@ name of a file.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -16,36 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from infer.errors import InputError
+from infer.server.inputs import ENCODED, inputs_of, kind_of
 from infer.server.oip import load_json
-from infer.server.service import service
+from infer.server.service import answer, service
 from infer.server.v2 import asked_model, json_response
 from infer.tasks import Task
-
-KINDS: dict[str, str] = {
-    "tensors": "arrays",
-    "image-classification": "image",
-    "object-detection": "image",
-    "image-embedding": "image",
-    "face-embedding": "image",
-    "image-segmentation": "image",
-    "text-classification": "text",
-    "token-classification": "text",
-    "text-embedding": "text",
-    "tabular-classification": "row",
-    "tabular-regression": "row",
-    "recommendation": "row",
-    "voice-activity": "audio",
-    "speaker-embedding": "audio",
-    "audio-classification": "audio",
-}
-"""Task → what its inputs are: "image" and "audio" as encoded bytes; "text", "row" and "arrays" as JSON."""
-
-MAX_INPUTS = 4096
-
-
-def kind_of(task: str | None) -> str:
-    """What the inputs of a task are; those of one that is not in the table are taken as JSON."""
-    return KINDS.get(task or "tensors", "row")
 
 
 async def predict(request: Request) -> Response:
@@ -65,21 +38,15 @@ async def predict(request: Request) -> Response:
                 {"model_name": model.name, "model_version": model.version, "results": results}
             )
 
-        return await served.answer(request, model, work)
+        return await answer(request, model, work)
 
 
 def _inputs(body: bytes, content_type: str, kind: str) -> list[Any]:
     """The inputs that a body holds. Raises `InputError`; `HTTPException` for another type of content."""
     if content_type == "application/json":
-        inputs = load_json(body).get("inputs")
-        if not isinstance(inputs, list) or len(inputs) > MAX_INPUTS:
-            raise InputError(f"'inputs' must be a list of at most {MAX_INPUTS}, but is {inputs!r:.60}")
-        if kind in _ENCODED:
-            return [_decoded(item, place) for place, item in enumerate(inputs)]
-        # JSON has no tuples, which are pairs of texts to a task
-        return [tuple(item) if kind == "text" and isinstance(item, list) else item for item in inputs]
+        return inputs_of(load_json(body).get("inputs"), kind)
     family = content_type.partition("/")[0]
-    if kind in _ENCODED and (family == kind or content_type == "application/octet-stream"):
+    if kind in ENCODED and (family == kind or content_type == "application/octet-stream"):
         return [body]
     if kind == "text" and content_type == "text/plain":
         try:
@@ -88,22 +55,8 @@ def _inputs(body: bytes, content_type: str, kind: str) -> list[Any]:
             raise InputError(
                 f"the body is not UTF-8 text ({error.reason} at byte {error.start})"
             ) from error
-    wanted = f"{kind}/*" if kind in _ENCODED else "text/plain" if kind == "text" else ""
+    wanted = f"{kind}/*" if kind in ENCODED else "text/plain" if kind == "text" else ""
     raise HTTPException(
         415,
         f"Content-Type must be application/json{wanted and f' or {wanted}'}, but is {content_type!r:.60}",
     )
-
-
-_ENCODED = ("image", "audio")
-
-
-def _decoded(item: Any, place: int) -> bytes:
-    """Bytes of a picture or sound. A string would be the name of a file on the server."""
-    text = item.get("b64") if isinstance(item, dict) and len(item) == 1 else None
-    if not isinstance(text, str):
-        raise InputError(f'input {place} must be an object {{"b64": BASE64}}, but is {item!r:.60}')
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"input {place} is not valid base64 ({error})") from error

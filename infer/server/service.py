@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,11 +13,11 @@ from starlette.requests import ClientDisconnect, Request
 
 from infer.batching import Batcher, Work
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError
+from infer.live import Version
 from infer.server.admission import Bodies, inflated
 from infer.server.metrics import Metrics
 from infer.server.models import Model, Models
 from infer.server.options import ServerOptions
-from infer.session import Session
 
 T = TypeVar("T")
 
@@ -75,10 +75,20 @@ class Service:
         """Load the models that are to be loaded at the start. Raises `UnavailableError`."""
         await asyncio.wrap_future(self._loaders.submit(self.models.load_at_start))
 
+    async def reload(self) -> None:
+        """Take up artifacts that changed."""
+        for model, outcome in await asyncio.wrap_future(self._loaders.submit(self.models.reload)):
+            self.metrics.reloads.labels(model.name, model.version, outcome).inc()
+
     async def answer(
-        self, request: Request, model: Model, work: Work[T], timeout_s: float | None = None
+        self,
+        model: Model,
+        work: Work[T],
+        caller: str,
+        timeout_s: float | None = None,
+        gone: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
-        """What `work` makes of the model's session. A client that goes away takes its request along.
+        """What `work` makes of the model's session; it is not run any more once `gone` returns.
 
         Raises `OverloadedError`, `DeadlineError`, `UnavailableError`, `ClientDisconnect`, and what `work`
         raises.
@@ -89,8 +99,8 @@ class Service:
         model.waiting += 1
         waiting.inc()
         try:
-            session = model.hold() or await self._loaded(model)
-            answer = await self._answered(request, model, session, work, timeout_s)
+            version = model.hold() or await self._loaded(model)
+            answer = await self._answered(model, version, work, caller, timeout_s, gone or _never)
             outcome = "success"
             return answer
         except (FeedError, InputError):
@@ -111,33 +121,39 @@ class Service:
             self.metrics.requests.labels(model.name, model.version, outcome).inc()
             self.metrics.seconds.labels(model.name, model.version).observe(time.perf_counter() - start)
 
-    async def _loaded(self, model: Model) -> Session:
+    async def _loaded(self, model: Model) -> Version:
         loading = self._loaders.submit(self.models.hold, model)
         try:
             return await asyncio.wrap_future(loading)
         except asyncio.CancelledError:
-            loading.add_done_callback(lambda done: _leave_if_held(model, done))
+            loading.add_done_callback(_leave_if_held)
             raise
 
     async def _answered(
-        self, request: Request, model: Model, session: Session, work: Work[T], timeout_s: float | None
+        self,
+        model: Model,
+        version: Version,
+        work: Work[T],
+        caller: str,
+        timeout_s: float | None,
+        gone: Callable[[], Awaitable[None]],
     ) -> T:
         limit_s = min(self.options.timeout_s, timeout_s or self.options.timeout_s)
         try:
-            batcher: Batcher = session.batcher
-            future = batcher.submit_work(work, timeout_s=limit_s, caller=request.state.caller)
+            batcher: Batcher = version.session.batcher
+            future = batcher.submit_work(work, timeout_s=limit_s, caller=caller)
         except BaseException:
-            model.leave()
+            version.leave()
             raise
-        future.add_done_callback(lambda _: model.leave())
+        future.add_done_callback(lambda _: version.leave())
         answering = asyncio.wrap_future(future)
-        leaving = asyncio.ensure_future(_gone(request))
+        leaving = asyncio.ensure_future(gone())
         either: set[asyncio.Future[Any]] = {answering, leaving}
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 raise ClientDisconnect
-            self.metrics.ran(model, batcher)
+            self.metrics.ran(model, version.session)
             return answering.result()
         finally:
             answering.cancel()
@@ -158,12 +174,20 @@ def service(request: Request) -> Service:
     return found
 
 
-def _leave_if_held(model: Model, loading: Future[Session]) -> None:
+async def answer(request: Request, model: Model, work: Work[T], timeout_s: float | None = None) -> T:
+    """See `Service.answer`. A client that goes away takes its request along."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return await service(request).answer(model, work, request.state.caller, timeout_s, gone)
+
+
+def _leave_if_held(loading: Future[Version]) -> None:
     if not loading.cancelled() and loading.exception() is None:
-        model.leave()
+        loading.result().leave()
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+async def _never() -> None:
+    await asyncio.get_running_loop().create_future()

@@ -54,7 +54,7 @@ def unpack(part: memoryview, datatype: str, shape: list[int], where: str) -> Arr
     if len(part) != count * dtype.itemsize:
         raise InputError(
             f"{where} of shape {shape!r:.80} and {datatype} takes {count * dtype.itemsize} bytes, but"
-            f" 'binary_data_size' is {len(part)}"
+            f" {len(part)} came"
         )
     return np.frombuffer(part, dtype).reshape(shape)
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 import infer
 from infer.server import oip
 from infer.server.models import Model, UnavailableError
-from infer.server.service import service
+from infer.server.service import answer, service
 
 PLATFORM = "onnx_onnxv1"
 LENGTH_HEADER = "inference-header-content-length"
@@ -90,6 +90,26 @@ async def model_config(request: Request) -> Response:
     )
 
 
+async def model_statistics(request: Request) -> Response:
+    """Counts and times since the start, in the form of Triton's statistics, as far as they are known."""
+    served, model = service(request), asked_model(request)
+    totals = await served.apart(lambda: served.metrics.totals(model), 2**20)
+    counts = {name.removeprefix("nv_inference_"): round(value) for name, value in totals.items()}
+    runs = counts["exec_count"]
+    found = {
+        "name": model.name,
+        "version": model.version,
+        "inference_count": counts["count"],
+        "execution_count": runs,
+        "inference_stats": {
+            "success": {"count": counts["request_success"], "ns": 1000 * counts["request_duration_us"]},
+            "fail": {"count": counts["request_failure"]},
+            "compute_infer": {"count": runs, "ns": 1000 * counts["compute_infer_duration_us"]},
+        },
+    }
+    return json_response({"model_stats": [found]})
+
+
 async def model_ready(request: Request) -> Response:
     model = asked_model(request)
     if not service(request).models.can_answer(model):
@@ -111,7 +131,7 @@ async def infer_model(request: Request) -> Response:
             outputs = run(asked.feeds, asked.names)
             return _answer(*oip.dump_answer(outputs, asked, model.name, model.version), encoding)
 
-        return await served.answer(request, model, work, asked.timeout_s)
+        return await answer(request, model, work, asked.timeout_s)
 
 
 def asked_model(request: Request) -> Model:

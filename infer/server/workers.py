@@ -13,12 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from infer.errors import InferError
 from infer.server import logs
@@ -29,8 +30,14 @@ from infer.server.models import Models
 from infer.server.options import ServerOptions
 from infer.server.service import Service
 
+if TYPE_CHECKING:
+    from infer.server.grpc_api import GrpcServer
+
 CANNOT_START = 3
 """The exit code of a worker that would fail in the same way again."""
+
+# Windows has no such signal
+_RELOAD = getattr(signal, "SIGHUP", None)
 
 _SHORT_LIFE_S = 10.0
 _LONGEST_PAUSE_S = 4.0
@@ -39,10 +46,12 @@ _log = logging.getLogger("infer.server")
 
 
 def serve(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT, then drain. Raises what loading the models raises."""
+    """Answer until SIGTERM or SIGINT, then drain; at SIGHUP, take up artifacts that changed. Raises what
+    loading the models raises."""
     logs.start(options.json_logs)
     if options.workers == 1:
-        serve_here(Models(paths, options), options, listener)
+        with _reload_held_back():
+            serve_here(Models(paths, options), options, listener)
     else:
         Workers(paths, options, listener).run()
 
@@ -50,29 +59,66 @@ def serve(paths: Sequence[Path], options: ServerOptions, listener: socket.socket
 def serve_here(models: Models, options: ServerOptions, listener: socket.socket) -> None:
     """Answer in this process. It listens while models are loaded, and is ready after that."""
     service = Service(models, options)
+    grpc = _grpc_server(service)
     failures: list[InferError] = []
     loading: list[asyncio.Task[None]] = []
 
     async def load() -> None:
         try:
+            if grpc is not None:
+                await grpc.start()
             await service.load_at_start()
         except InferError as error:
             failures.append(error)
             server.drain()
 
+    def reload() -> None:
+        if not service.draining:
+            loading.append(asyncio.ensure_future(service.reload()))
+
     def start() -> None:
         loading.append(asyncio.ensure_future(load()))
+        if _RELOAD is not None and threading.current_thread() is threading.main_thread():
+            asyncio.get_running_loop().add_signal_handler(_RELOAD, reload)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {_RELOAD})
+
+    async def stop() -> None:
+        if grpc is not None:
+            await grpc.stop()
 
     def on_drain() -> None:
         service.draining = True
+        if grpc is not None:
+            grpc.drain()
 
-    server = Server(make_app(service, start), options, on_drain)
+    server = Server(make_app(service, start, stop), options, on_drain)
     try:
         server.run(sockets=[listener])
     finally:
         service.close()
     if failures:
         raise failures[0]
+
+
+@contextmanager
+def _reload_held_back() -> Iterator[None]:
+    """What was asked for while artifacts are read is done afterwards: it may be about another artifact."""
+    if _RELOAD is None:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {_RELOAD})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _grpc_server(service: Service) -> GrpcServer | None:
+    if service.options.grpc_port is None:
+        return None
+    from infer.server.grpc_api import GrpcServer  # its libraries are an extra
+
+    return GrpcServer(service)
 
 
 class Workers:
@@ -86,11 +132,14 @@ class Workers:
         self._processes: list[BaseProcess] = []
         self._born: dict[int | None, float] = {}
         self._short_lives = 0
+        self._first = set(range(options.workers))  # places whose first process is there
         self._stopping = False
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises `InferError` if the workers cannot start."""
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        if _RELOAD is not None:
+            handlers[_RELOAD] = signal.signal(_RELOAD, self._reload)
         folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="infer-metrics-")
         try:
             self._processes = [self._started() for _ in range(self._options.workers)]
@@ -107,9 +156,16 @@ class Workers:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
 
+    def _reload(self, number: int, frame: FrameType | None) -> None:
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                if process.pid is not None:
+                    os.kill(process.pid, number)
+
     def _started(self) -> BaseProcess:
         process = self._context.Process(target=work, args=self._arguments, name="infer-worker")
-        process.start()
+        with _reload_held_back():  # and so it is in the process
+            process.start()
         self._born[process.pid] = time.monotonic()
         return process
 
@@ -117,7 +173,8 @@ class Workers:
         for place, process in enumerate(self._processes):
             if process.is_alive() or self._stopping:
                 continue
-            if process.exitcode == CANNOT_START:
+            # later the artifact may have been damaged, and the others go on serving what they have
+            if process.exitcode == CANNOT_START and place in self._first:
                 raise InferError("a worker could not start; what it logged says why")
             _log.error(
                 "worker %s died (exit code %s); another takes its place", process.pid, process.exitcode
@@ -131,6 +188,7 @@ class Workers:
             if self._short_lives > 1:
                 time.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**self._short_lives))
             self._processes[place] = self._started()
+            self._first.discard(place)
 
     def _end(self) -> None:
         for process in self._processes:
@@ -144,7 +202,7 @@ class Workers:
 
 
 def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
-    """A worker process."""
+    """A worker process. SIGHUP is held back until it can be followed."""
     logs.start(options.json_logs)
     threading.Thread(target=_end_with_parent, name="infer-parent", daemon=True).start()
     try:

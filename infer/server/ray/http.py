@@ -6,13 +6,12 @@ What a result is in JSON is what `infer run --json` prints. Pictures and sounds 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, missing_package
+from infer.server.inputs import inputs_of, kind_of
 
 try:
     import orjson
@@ -20,12 +19,6 @@ try:
     from starlette.responses import Response
 except ImportError as _error:
     raise missing_package((_error.name or "orjson").partition(".")[0], "ray", _error) from _error
-
-MAX_INPUTS = 4096
-
-_TEXTS = frozenset({"text-classification", "token-classification", "text-embedding"})
-_ROWS = frozenset({"tensors", "tabular-classification", "tabular-regression", "recommendation"})
-"""Tasks whose inputs are JSON as they are; those of all others are bytes."""
 
 _log = logging.getLogger("ray.serve")
 
@@ -60,31 +53,9 @@ async def read_inputs(request: Request, task: str, max_bytes: int) -> list[Any]:
         data = orjson.loads(bytes(body))
     except orjson.JSONDecodeError as error:
         raise InputError(f"the body is not valid JSON ({error})") from error
-    inputs = data.get("inputs") if isinstance(data, dict) else None
-    if not isinstance(inputs, list) or len(inputs) > MAX_INPUTS:
-        raise InputError(
-            f'the body must be {{"inputs": [one, two, …]}} with at most {MAX_INPUTS}, but is {data!r:.60}'
-        )
-    return inputs_of(inputs, task)
-
-
-def inputs_of(values: Sequence[Any], task: str) -> list[Any]:
-    """JSON values as inputs of the task called `task`. Raises `InputError`."""
-    if task in _ROWS:
-        return list(values)
-    if task in _TEXTS:  # JSON has no tuples, which are pairs of texts to a task
-        return [tuple(value) if isinstance(value, list) else value for value in values]
-    return [_decoded(value, place) for place, value in enumerate(values)]
-
-
-def _decoded(value: Any, place: int) -> bytes:
-    text = value.get("b64") if isinstance(value, dict) and len(value) == 1 else None
-    if not isinstance(text, str):
-        raise InputError(f'input {place} must be an object {{"b64": BASE64}}, but is {value!r:.60}')
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InputError(f"input {place} is not valid base64 ({error})") from error
+    if not isinstance(data, dict):
+        raise InputError(f'the body must be {{"inputs": [one, two, …]}}, but is {data!r:.60}')
+    return inputs_of(data.get("inputs"), kind_of(task))
 
 
 def results_response(results: Sequence[Any]) -> Response:

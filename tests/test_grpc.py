@@ -1,0 +1,292 @@
+"""The protocol over gRPC: Triton's client, both forms of tensors, every error, and the end of a server."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from tritonclient import grpc as triton
+from tritonclient.utils import np_to_triton_dtype
+
+from infer.errors import InputError
+from infer.server.grpc_messages import MESSAGES, SERVICE
+from infer.server.grpc_tensors import _CONTENTS, dump, parse
+from infer.server.oip import InferRequest
+from tests.command import infer_command
+from tests.serving import DTYPES, Served, identities, serving, slow, wait_until_waiting
+from tests.tiny import identity, write
+
+TOKEN = "a-token-that-is-long"
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("grpc")
+    models = [*identities(folder), slow(folder)]
+    with serving(folder, *models, "--grpc-port", "0", "--json-logs", "--queue", "4") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def channel(served: Served) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(served.grpc) as found:
+        yield found
+
+
+def call(channel: grpc.Channel, method: str, message: Any = None, **options: Any) -> Any:
+    """The answer to a message of our own."""
+    kind = MESSAGES[f"{method}Response"]
+    ask = channel.unary_unary(
+        f"/{SERVICE}/{method}",
+        request_serializer=lambda asked: asked.SerializeToString(),
+        response_deserializer=kind.FromString,
+    )
+    return ask(MESSAGES[f"{method}Request"]() if message is None else message, **options)
+
+
+def request(model: str, *inputs: dict[str, Any], raw: tuple[bytes, ...] = (), **more: Any) -> Any:
+    found = MESSAGES["ModelInferRequest"](model_name=model, raw_input_contents=raw, **more)
+    for item in inputs:
+        contents = item.pop("contents", None)
+        added = found.inputs.add(**item)
+        if contents is not None:
+            added.contents.SetInParent()
+            for field, values in contents.items():
+                getattr(added.contents, field).extend(values)
+    return found
+
+
+def values_of(dtype: str) -> np.ndarray:
+    if dtype == "string":
+        return np.array([["a", "", "ü"], ["日本", "x" * 300, "\0"]], object)
+    found = np.random.default_rng(0).uniform(-3, 3, (2, 3)) * (1 if dtype == "bool" else 40)
+    return (found > 0) if dtype == "bool" else np.abs(found).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tritons_client_gets_what_it_sent(served: Served, dtype: str) -> None:
+    """Of every dtype."""
+    sent = values_of(dtype)
+    with triton.InferenceServerClient(served.grpc) as client:
+        item = triton.InferInput("x", sent.shape, np_to_triton_dtype(sent.dtype))
+        item.set_data_from_numpy(sent)
+        answer = client.infer(f"id-{dtype}", [item], request_id="mine")
+        wanted = client.infer(f"id-{dtype}", [item], outputs=[triton.InferRequestedOutput("y")])
+    for found in (answer, wanted):
+        got = found.as_numpy("y")
+        assert got.shape == sent.shape
+        assert [v.decode() if isinstance(v, bytes) else v for v in got.ravel()] == sent.ravel().tolist()
+    assert answer.get_response().id == "mine"
+
+
+def test_triton_s_client_asks_about_the_server(served: Served) -> None:
+    """Health, readiness and metadata are those of HTTP."""
+    with triton.InferenceServerClient(served.grpc) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("id-int8")
+        assert client.get_server_metadata().name == "infer"
+        found = client.get_model_metadata("id-int8", as_json=True)
+    expected = served.get("/v2/models/id-int8").json()
+    for kind in ("inputs", "outputs"):
+        for tensor in found[kind]:
+            tensor["shape"] = [int(size) for size in tensor["shape"]]
+    assert found == expected
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != "float16"])
+def test_typed_values_are_answered_in_kind(channel: grpc.Channel, dtype: str) -> None:
+    """As a list of values, in the field that the protocol has for them."""
+    sent = values_of(dtype)
+    datatype = np_to_triton_dtype(sent.dtype)
+    field, _ = _CONTENTS[datatype]
+    values = [v.encode() if isinstance(v, str) else v for v in sent.ravel().tolist()]
+    item = {"name": "x", "datatype": datatype, "shape": sent.shape, "contents": {field: values}}
+    answer = call(channel, "ModelInfer", request(f"id-{dtype}", item))
+    (output,) = answer.outputs
+    assert (output.name, output.datatype, tuple(output.shape)) == ("y", datatype, sent.shape)
+    assert list(getattr(output.contents, field)) == values
+    assert not answer.raw_output_contents
+
+
+X = {"name": "x", "datatype": "FP32", "shape": (1, 2)}
+TWO = np.ones(2, np.float32).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("message", "code", "said"),
+    [
+        (request("absent"), "NOT_FOUND", "no model 'absent'"),
+        (request("id-float32", model_version="7"), "NOT_FOUND", "no version '7'"),
+        (request("id-float32"), "INVALID_ARGUMENT", "x"),
+        (request("id-float32", {**X}), "INVALID_ARGUMENT", "takes 2 values, but has 0"),
+        (request("id-float32", {**X}, raw=(TWO, TWO)), "INVALID_ARGUMENT", "2 entries for 1 inputs"),
+        (request("id-float32", {**X}, raw=(TWO + b"1",)), "INVALID_ARGUMENT", "takes 8 bytes, but 9 came"),
+        (
+            request("id-float32", {**X, "contents": {"fp32_contents": [1, 2]}}, raw=(TWO,)),
+            "INVALID_ARGUMENT",
+            "give one",
+        ),
+        (request("id-float32", {**X}, {**X}, raw=(TWO, TWO)), "INVALID_ARGUMENT", "given twice"),
+        (
+            request("id-float32", {**X, "contents": {"int_contents": [1, 2]}}),
+            "INVALID_ARGUMENT",
+            "belong in 'fp32_contents'",
+        ),
+        (
+            request("id-int8", {**X, "datatype": "INT8", "contents": {"int_contents": [1, 200]}}),
+            "INVALID_ARGUMENT",
+            "must be values of INT8",
+        ),
+        (
+            request("id-float16", {**X, "datatype": "FP16", "contents": {"fp32_contents": [1, 2]}}),
+            "INVALID_ARGUMENT",
+            "no typed form",
+        ),
+        (request("id-float32", {**X, "datatype": "FP8"}, raw=(TWO,)), "INVALID_ARGUMENT", "must be one of"),
+        (request("id-float32", {**X, "shape": (-1, 2)}, raw=(TWO,)), "INVALID_ARGUMENT", "0 or more"),
+        (request("id-float32", {**X, "shape": (2**60, 2)}, raw=(TWO,)), "INVALID_ARGUMENT", "elements"),
+        (request("id-float32", {**X, "shape": (1,) * 65}, raw=(TWO,)), "INVALID_ARGUMENT", "65 dims"),
+        (request("id-float32", {**X}, raw=(TWO,), id="i" * 2000), "INVALID_ARGUMENT", "2000 characters"),
+        (
+            request("id-float32", {**X}, raw=(TWO,), outputs=[{"name": "z"}]),
+            "INVALID_ARGUMENT",
+            "no output 'z'",
+        ),
+        (
+            request("id-float32", {**X}, raw=(TWO,), parameters={"timeout": {"int64_param": -1}}),
+            "INVALID_ARGUMENT",
+            "microseconds above 0",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(channel: grpc.Channel, message: Any, code: str, said: str) -> None:
+    """With the protocol's code, and the server goes on."""
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, "ModelInfer", message)
+    assert caught.value.code().name == code
+    assert said in caught.value.details()
+    assert call(channel, "ServerReady").ready
+
+
+def slow_message(count: int, **more: Any) -> Any:
+    item = {"name": "n", "datatype": "INT64", "shape": (1,), "contents": {"int64_contents": [count]}}
+    return request("slow", item, **more)
+
+
+def test_late_cancelled_and_crowded_out(served: Served, channel: grpc.Channel) -> None:
+    """A deadline of the client or in the request, a client that goes away, and a full queue: each has its
+    code, and what waited is not run."""
+    for options in (
+        {"message": slow_message(2_000, parameters={"timeout": {"int64_param": 50_000}})},
+        {"message": slow_message(2_000), "timeout": 0.1},
+    ):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "ModelInfer", **options)
+        assert caught.value.code().name == "DEADLINE_EXCEEDED"
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(_code, channel, slow_message(400)) for _ in range(8)]
+        codes = sorted(each.result() for each in asked)
+    assert "RESOURCE_EXHAUSTED" in codes
+    assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED"}
+
+
+def _code(channel: grpc.Channel, message: Any) -> str:
+    try:
+        call(channel, "ModelInfer", message)
+        return "OK"
+    except grpc.RpcError as error:
+        return str(error.code().name)
+
+
+def test_each_call_is_logged_and_counted(served: Served, channel: grpc.Channel) -> None:
+    """With its id and trace, as over HTTP."""
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    metadata = (("x-request-id", "mine-1"), ("traceparent", f"00-{trace}-b7ad6b7169203331-01"))
+    call(channel, "ModelInfer", request("id-float32", {**X}, raw=(TWO,)), metadata=metadata)
+    (line,) = [line for line in served.lines() if line.get("request_id") == "mine-1"]
+    assert (line["method"], line["endpoint"], line["status"]) == ("gRPC", "ModelInfer", "OK")
+    assert (line["model"], line["version"], line["trace_id"]) == ("id-float32", "1", trace)
+    assert line["bytes_in"] > 8 < line["bytes_out"]
+    assert 'endpoint="grpc ModelInfer",status="OK"' in served.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_tokens_workers_and_the_end(tmp_path: Path) -> None:
+    """Strangers see health alone; two workers answer at one port; SIGTERM lets what is under way end."""
+    (tmp_path / "tokens").write_text(TOKEN + "\n", encoding="utf-8")
+    models = (write(tmp_path, identity("float32"), "net.onnx"), slow(tmp_path))
+    options = ("--grpc-port", "0", "--workers", "2", "--token-file", tmp_path / "tokens")
+    known = (("authorization", f"Bearer {TOKEN}"),)
+    with serving(tmp_path, *models, *options) as served, ThreadPoolExecutor(8) as pool:
+        with grpc.insecure_channel(served.grpc) as channel:
+            assert call(channel, "ServerReady").ready
+            for metadata in ((), (("authorization", "Bearer of-another-server"),)):
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(channel, "ServerMetadata", metadata=metadata)
+                assert caught.value.code().name == "UNAUTHENTICATED"
+            call(channel, "ModelInfer", request("net", {**X}, raw=(TWO,)), metadata=known)
+            asked = [
+                pool.submit(call, channel, "ModelInfer", slow_message(50), metadata=known) for _ in range(8)
+            ]
+            headers = {"authorization": f"Bearer {TOKEN}"}
+            served.client.headers.update(headers)
+            wait_until_waiting(served, 4)
+            assert served.stop() == 0
+            assert {each.result().outputs[0].name for each in asked} == {"y"}
+
+
+@given(
+    st.sampled_from(sorted(_CONTENTS)).flatmap(
+        lambda datatype: st.tuples(
+            st.just(datatype),
+            st_numpy.arrays(
+                np.dtype(_CONTENTS[datatype][1]) if datatype != "BYTES" else np.dtype("int8"),
+                st_numpy.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+            ),
+        )
+    )
+)
+def test_typed_and_raw_say_the_same(drawn: tuple[str, np.ndarray]) -> None:
+    """A request parsed from either form has the same feeds, and an answer in that form has them again."""
+    datatype, array = drawn
+    if datatype == "BYTES":
+        array = np.array([f"t{value}" for value in array.ravel()], object).reshape(array.shape)
+    outputs = {"x": array}
+    for raw in (False, True):
+        answer = dump(outputs, InferRequest(None, {}, (), raw, None), "m", "1")
+        again = MESSAGES["ModelInferRequest"](raw_input_contents=answer.raw_output_contents)
+        for output in answer.outputs:
+            item = again.inputs.add(name=output.name, datatype=output.datatype, shape=output.shape)
+            if not (raw and answer.raw_output_contents):
+                item.contents.CopyFrom(output.contents)
+        found = parse(again).feeds["x"]
+        assert found.shape == array.shape
+        expected = [v.encode() if isinstance(v, str) else v for v in array.ravel().tolist()]
+        np.testing.assert_array_equal(np.array(found.ravel().tolist()), np.array(expected))
+
+
+@given(st.binary(max_size=200))
+def test_bytes_that_are_no_request_are_refused(data: bytes) -> None:
+    """By the library or with our error, never otherwise."""
+    with contextlib.suppress(DecodeError, InputError):
+        parse(MESSAGES["ModelInferRequest"].FromString(data))
+
+
+def test_a_port_that_is_taken_is_not_shared(served: Served, tmp_path: Path) -> None:
+    """With the option that lets workers share a port, two servers would each get some of the requests."""
+    model = write(tmp_path, identity("float32"), "net.onnx")
+    port = served.grpc.rpartition(":")[2]
+    done = infer_command("serve", str(model), "--port", "0", "--grpc-port", port)
+    assert done.code == 1
+    assert "give another --host or --grpc-port" in done.err
