@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from infer.parity import TOLERANCES, Difference, compare
-from infer.session import Session, run_golden
+from infer.session import Session
 from infer.signature import Array
+from infer.warm_up import run_golden
 
 GoldenPoint = tuple[str, dict[str, Array], dict[str, Array]]
 """Its name, feeds, and the source's outputs for them, as `Artifact.golden` gives them."""
@@ -30,7 +31,9 @@ def prove(
     found = {}
     for name, feeds, expected in session.artifact.golden() if points is None else points:
         absent = [spec.name for spec in session.signature.outputs if spec.name not in expected]
-        found[name] = compare(expected, run_golden(session, name, feeds), tolerances) + tuple(
+        found[name] = compare(
+            expected, run_golden(session.artifact, session.run, name, feeds), tolerances
+        ) + tuple(
             Difference(output, None, None, None, "the golden point does not hold it") for output in absent
         )
     return found

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from infer.artifact import Artifact
 from infer.backends import Executable, Switch, load_backend
 from infer.bare_graph import artifact_of_graph
-from infer.errors import ArtifactError, FeedError, InferError, InputError, SessionClosedError
-from infer.feeds import example_feeds, resized
+from infer.errors import FeedError, InferError, SessionClosedError
 from infer.guard import Feeds, Guard
 from infer.integrity import Verification, check_graph
 from infer.machine import this_machine
@@ -29,6 +28,7 @@ from infer.shadow import Shadow
 from infer.signature import Array, Signature
 from infer.structure import rebuild
 from infer.tasks import PaddedTask, Run, Task, load_task
+from infer.warm_up import warm_up
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -118,35 +118,11 @@ def open_session(
             session.check_answers(options.shadow)
         if options.encode or options.decode:
             session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
-        _warm_up(session, options.warm_up)
+        warm_up(artifact, session.run, options.warm_up)
     except BaseException:
         session.close()
         raise
     return session
-
-
-def _warm_up(session: Session, wish: bool | Sequence[Mapping[str, int]]) -> None:
-    if wish is True:
-        for name, feeds, _ in session.artifact.golden():
-            run_golden(session, name, feeds)
-            break
-    elif wish is not False:
-        for sizes in _checked_sizes(wish):
-            try:
-                session.run(resized(session.signature, example_feeds(session.artifact), sizes))
-            except InferError as error:
-                raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
-
-
-def _checked_sizes(wish: Sequence[Mapping[str, int]]) -> Sequence[Mapping[str, int]]:
-    """What types alone say, for callers who have none."""
-    if not isinstance(wish, Sequence) or not all(
-        isinstance(sizes, Mapping) and all(type(size) is int for size in sizes.values()) for sizes in wish
-    ):
-        raise InputError(
-            f"warm_up must be True, False or a list of sizes such as [{{'batch': 8}}], but is {wish!r:.60}"
-        )
-    return wish
 
 
 def open_recipe(recipe: Recipe) -> Session:
@@ -165,17 +141,6 @@ def _open_from(source: PlanOptions | Plan, artifact: Artifact, options: SessionO
     if isinstance(source, Plan):
         return open_session(artifact, options=options, plan=source)
     return open_session(artifact, source, options)
-
-
-def run_golden(session: Session, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs for the golden point `name`. Raises `ArtifactError` if its feeds do not fit."""
-    try:
-        return session.run(feeds)
-    except FeedError as error:
-        raise ArtifactError(
-            f"the golden point '{name}' of '{session.artifact.path}' does not fit its graph: {error};"
-            f" convert the model again"
-        ) from error
 
 
 def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
@@ -252,7 +217,22 @@ class Session:
 
     def wanted(self, outputs: Iterable[str] | None) -> tuple[str, ...]:
         """The names of the outputs that are asked for, all by default. Raises `FeedError`."""
-        return self._output_names if outputs is None else self._known(outputs)
+        if outputs is None:
+            return self._output_names
+        try:
+            names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
+        except TypeError as error:  # no iterable, or one of things that are no names
+            raise FeedError(
+                f"outputs must be a list of names, but {outputs!r:.60} came; the outputs are"
+                f" {', '.join(self._output_names)}"
+            ) from error
+        if not names:
+            raise FeedError(f"no output was asked for; name some of {', '.join(self._output_names)}")
+        if unknown := [name for name in names if name not in self._output_names]:
+            raise FeedError(
+                f"there is no output {unknown[0]!r}; the outputs are {', '.join(self._output_names)}"
+            )
+        return names
 
     def __call__(self, inputs: Any) -> Any:
         """The task's result for one input, or the list of results for a list of inputs.
@@ -398,22 +378,6 @@ class Session:
     def __repr__(self) -> str:
         state = "closed" if self._closed else self.plan.device
         return f"<Session {self.artifact.manifest.name} ({state})>"
-
-    def _known(self, outputs: Iterable[str]) -> tuple[str, ...]:
-        try:
-            names = (outputs,) if isinstance(outputs, str) else tuple(dict.fromkeys(outputs))
-        except TypeError as error:  # no iterable, or one of things that are no names
-            raise FeedError(
-                f"outputs must be a list of names, but {outputs!r:.60} came; the outputs are"
-                f" {', '.join(self._output_names)}"
-            ) from error
-        if not names:
-            raise FeedError(f"no output was asked for; name some of {', '.join(self._output_names)}")
-        if unknown := [name for name in names if name not in self._output_names]:
-            raise FeedError(
-                f"there is no output {unknown[0]!r}; the outputs are {', '.join(self._output_names)}"
-            )
-        return names
 
 
 _SESSIONS: weakref.WeakSet[Session] = weakref.WeakSet()

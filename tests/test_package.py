@@ -254,7 +254,7 @@ def test_an_inference_service_that_downloads_the_artifact(artifact: Path, tmp_pa
     assert model["runtime"] == runtime["metadata"]["name"] == "my-net-runtime"
     assert model["modelFormat"] in runtime["spec"]["supportedModelFormats"]
     assert model["storageUri"] == "s3://bucket/net.infer"
-    assert runtime["spec"]["containers"][0]["command"][:3] == ["infer", "serve", "/mnt/models"]
+    assert runtime["spec"]["containers"][0]["command"][:3] == ["infer", "serve", "my-net=/mnt/models"]
     applied = [line.rpartition("/")[2] for line in written.next if line.startswith("kubectl apply")]
     assert applied == ["servingruntime.yaml", "inferenceservice.yaml"]
 
@@ -266,8 +266,8 @@ def test_a_graph_that_is_downloaded_is_served_by_its_file(tmp_path: Path) -> Non
         open_artifact(graph), Kserve(image=IMAGE, storage_uri="s3://b/copy.onnx"), tmp_path / "out"
     )
     (container,) = documents(tmp_path / "out")["ServingRuntime"]["spec"]["containers"]
-    assert container["command"][2] == "/mnt/models/copy.onnx"
-    assert written.decided["model"].startswith("/v2/models/copy/infer")
+    assert container["command"][2] == "copy=/mnt/models/copy.onnx"
+    assert written.decided["model"] == "/v2/models/copy/infer"
 
 
 BAD = {

@@ -134,6 +134,30 @@ def test_a_model_that_is_not_loaded_takes_the_new_release_when_it_is(
     assert models.reload() == []
 
 
+def test_releases_share_the_memory_budget(releases: Path, tmp_path: Path) -> None:
+    """While one takes another's place both are there: idle models make room, and without room, or if it is
+    too large at all, the old one stays."""
+    links = [tmp_path / name for name in "ab"]
+    for link in links:
+        lead(link, releases / "7.infer")
+    size = next(iter(Models([releases / "7.infer"], ServerOptions()))).weights_bytes
+    models = Models(
+        [Path(f"{link.name}={link}") for link in links], ServerOptions(memory_budget_bytes=2 * size)
+    )
+    a, b = models
+    held = models.hold(a)
+    models.hold(b).leave()
+    lead(links[0], releases / "8.infer")
+    assert models.reload() == [(a, "swapped"), (b, "unchanged")]
+    assert (a.state, b.state) == ("READY", "UNLOADED")
+    held.leave()
+    busy = models.hold(b)
+    lead(links[0], releases / "7.infer")
+    assert models.reload() == [(a, "kept"), (b, "unchanged")]
+    busy.leave()
+    models.close()
+
+
 def test_a_model_has_the_name_that_it_is_given(tmp_path: Path) -> None:
     """NAME=PATH; a path that is there is one, whatever is in it."""
     odd = tmp_path / "a=b.infer"

@@ -194,6 +194,8 @@ def test_a_server_s_answers_are_checked(clipped: Path, tmp_path: Path) -> None:
         assert figure("infer_shadow_checks_total") >= 190  # nearly all of a hundred were off
         assert figure("infer_shadow_worst_distance") > 0.002
         assert not np.allclose(asked(), off)
+        (model,) = served.get("/v1/models").json()["data"]
+        assert model["plan"]["variant"] == "fp32"
 
 
 class Held:

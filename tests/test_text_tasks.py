@@ -125,12 +125,15 @@ def test_many_callers_get_what_one_gets(family: str, request: Any) -> None:
     texts = [text for text in [*SENTENCES, *(sentence * 2 for sentence in SENTENCES)] if text] * 2
     alone = [session.task.to_json(session(text)) for text in texts]
     assert session.batcher.layout.length  # type: ignore[union-attr]
-    with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(session.batcher, texts))
-    for result, expected in zip(together, alone, strict=True):
-        _nearly(session.task.to_json(result), expected)
-    stats = session.batcher.stats()
-    assert stats.rows > stats.runs
+    for _ in range(50):  # on a busy machine, each may have been answered before the next one comes
+        with ThreadPoolExecutor(12) as pool:
+            together = list(pool.map(session.batcher, texts))
+        for result, expected in zip(together, alone, strict=True):
+            _nearly(session.task.to_json(result), expected)
+        stats = session.batcher.stats()
+        if stats.rows > stats.runs:
+            return
+    pytest.fail("no two were ever answered together")
 
 
 def _nearly(ours: Any, theirs: Any) -> None:

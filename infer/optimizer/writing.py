@@ -26,7 +26,8 @@ from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
-from infer.session import Session, open_session, run_golden
+from infer.session import Session, open_session
+from infer.warm_up import run_golden
 
 _ROOM = 1.5
 """Another processor of the same kind may round differently; a damaged graph is further off."""
@@ -193,7 +194,9 @@ def _proved(artifact: Artifact, variant: Variant, device: str) -> Evidence | Non
     found: dict[str, Tolerance] = {}
     with open_session(artifact, PlanOptions(device=device, variant=variant.name)) as session:
         for name, feeds, expected in artifact.golden():
-            for difference in compare(expected, run_golden(session, name, feeds), tolerances):
+            for difference in compare(
+                expected, run_golden(session.artifact, session.run, name, feeds), tolerances
+            ):
                 if not difference.within and difference.max_relative is not None:
                     scaled = _ROOM * difference.max_relative
                     before = found.get(difference.output)

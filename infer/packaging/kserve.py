@@ -48,9 +48,9 @@ class Kserve:
         name = service_name(model_name(artifact, self.name))
         self._check()
         cpus, memory = self._cpus(artifact), self.memory or guessed_memory(artifact)
-        # infer serve calls a model after its folder or file; that of a plain graph is its file's
         bare = artifact.manifest_sha256 is None
-        served = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
+        path = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
+        served = f"{name}={path}"  # the folder is called the same for all
         files = self._documents(name, served, cpus, memory)
         for file, text in files.items():
             (folder / file).write_text(text, encoding="utf-8")
@@ -59,15 +59,13 @@ class Kserve:
             "as asked" if self.memory else "a guess: 512 MiB and three times the largest graph; measure it"
         )
         where = self.storage_uri or "in the image"
-        url = f"/v2/models/{Path(served).stem}/infer"
+        url = f"/v2/models/{name}/infer"
         return Written(
             name=name,
             decided={
                 "image": self.image,
                 "artifact": where,
-                "model": f"{url}, after the file or folder"
-                if self.storage_uri
-                else "called as in the image",
+                "model": url if self.storage_uri else "called as in the image",
                 "cpu": f"{cpus}, as request and as limit: infer takes as many threads as the limit allows",
                 "memory": f"{memory}, {guess}",
                 "callers": (

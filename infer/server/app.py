@@ -37,6 +37,7 @@ async def page(request: Request) -> Response:
 async def scrape(request: Request) -> Response:
     """Metrics, for Prometheus."""
     served = service(request)
+    served.count()
     return Response(await served.apart(served.metrics.text, 2**20), headers={"content-type": CONTENT_TYPE})
 
 

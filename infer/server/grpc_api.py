@@ -21,7 +21,7 @@ from infer.errors import (
 from infer.server import logs, oip
 from infer.server.admission import Gate, StrangerError
 from infer.server.grpc_messages import MESSAGES, SERVICE
-from infer.server.grpc_tensors import dump, parse
+from infer.server.grpc_tensors import dump, parse, read
 from infer.server.models import Model, UnavailableError, UnknownModelError
 from infer.server.options import ServerOptions
 from infer.server.service import Service
@@ -86,17 +86,17 @@ class GrpcServer:
                 ("grpc.max_receive_message_length", options.max_body_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_metadata_size", options.max_header_bytes),
+                # the library inflates messages without a bound before anybody is asked
+                ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
+                ("grpc.keepalive_time_ms", 1000 * round(options.body_timeout_s)),
             ),
             maximum_concurrent_rpcs=options.max_connections,
         )
         methods = {
-            name.removesuffix("Request"): grpc.unary_unary_rpc_method_handler(
-                self._handler(name.removesuffix("Request")),
-                request_deserializer=kind.FromString,
-                response_serializer=lambda answer: answer.SerializeToString(),
+            name: grpc.unary_unary_rpc_method_handler(
+                self._handler(name), response_serializer=lambda answer: answer.SerializeToString()
             )
-            for name, kind in MESSAGES.items()
-            if name.endswith("Request")
+            for name in _METHODS
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, methods),))
         address = f"[{options.host}]" if ":" in options.host else options.host
@@ -125,12 +125,13 @@ class GrpcServer:
     def _handler(self, name: str) -> Callable[[Any, Any], Awaitable[Any]]:
         method: Callable[[Any, Call], Awaitable[Any]] = getattr(self, _METHODS[name])
 
-        async def answer(message: Any, context: Any) -> Any:
+        async def answer(sent: bytes, context: Any) -> Any:
             start, call, code = time.perf_counter(), Call(context), grpc.StatusCode.OK
-            call.bytes_in = message.ByteSize()
+            call.bytes_in = len(sent)
             try:
                 if name not in _OPEN:
                     call.caller = self._gate.token_name(call.metadata.get("authorization")) or call.client
+                message = await self._served.apart(lambda: read(f"{name}Request", sent), len(sent))
                 found = await method(message, call)
                 call.bytes_out = found.ByteSize()
                 return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from infer.errors import InputError
 from infer.server.grpc_messages import MESSAGES
@@ -37,6 +38,14 @@ _CONTENTS: dict[str, tuple[str, str]] = {
     "BYTES": ("bytes_contents", "object"),
 }
 """Datatype → the field that holds its values, and their dtype. FP16 has none: it is always raw."""
+
+
+def read(name: str, sent: bytes) -> Any:
+    """The message called `name` that `sent` is. Raises `InputError`."""
+    try:
+        return MESSAGES[name].FromString(sent)
+    except DecodeError as error:
+        raise InputError(f"the request is no {name}") from error
 
 
 def parse(message: Any) -> InferRequest:

@@ -6,13 +6,15 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from infer.artifact import Artifact
 from infer.errors import InferError, InputError, OverloadedError
 from infer.live import Version, opened_beside
 from infer.machine import this_machine
+from infer.manifest import Variant
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.plan import Plan
 from infer.planner import make_plan
@@ -63,7 +65,16 @@ class Model:
     @property
     def weights_bytes(self) -> int:
         """What its weights take on the disk, and so at least in memory."""
-        return next(v.size_bytes for v in self.artifact.manifest.variants if v.name == self.plan.variant)
+        return _weights_bytes(self.artifact, self.plan)
+
+    @property
+    def answering(self) -> Variant:
+        """The variant that was planned, or the reference if a shadow check made the session fall back."""
+        variants = self.artifact.manifest.variants
+        version = self._current
+        if version is not None and version.session.shadow and version.session.shadow.stats().fell_back:
+            return variants[0]
+        return next(variant for variant in variants if variant.name == self.plan.variant)
 
     @property
     def state(self) -> str:
@@ -78,12 +89,13 @@ class Model:
     def last_use(self) -> float:
         return self._last_use
 
-    def hold(self) -> Version | None:
-        """What serves now, which stays open until its `leave`; None if the model is not loaded."""
+    def hold(self, *, use: bool = True) -> Version | None:
+        """What serves now, which stays open until its `leave`; None if the model is not loaded. A look that
+        is no `use` does not keep it from being closed for others later."""
         with self._lock:
             if self._current is not None:
                 self._current.uses.append(None)
-                self._last_use = time.monotonic()
+                self._last_use = time.monotonic() if use else self._last_use
             return self._current
 
     def load(self) -> None:
@@ -118,17 +130,19 @@ class Model:
             "model %s version %s is ready after %.2f s", self.name, self.version, self._last_use - start
         )
 
-    def reload(self) -> str:
+    def reload(self, make_room: Callable[[int], None]) -> tuple[str, Version | None]:
         """Serve what is at its path now; "unchanged", "swapped", or "kept" if it cannot take the place of
-        what was there, which then goes on serving.
+        what was there, which then goes on serving. Also what was replaced, of which `retire` must be
+        called: calls under way end where they began.
 
-        It is proved beside what serves, and calls under way end where they began. Waits for them.
+        A loaded one is proved beside what serves, after `make_room` has found place for its weights.
         """
         try:
             artifact = self._found()
             if _stamp(artifact) == _stamp(self.artifact):
-                return "unchanged"
+                return "unchanged", None
             plan = make_plan(artifact.manifest, this_machine(), self._plan_options)
+            make_room(_weights_bytes(artifact, plan))
             old = self.hold()
             try:
                 new = opened_beside(old.session, artifact) if old else None
@@ -137,14 +151,12 @@ class Model:
                     old.leave()
         except Exception as error:
             _log.error("model %s version %s stays as it is: %s", self.name, self.version, error)
-            return "kept"
+            return "kept", None
         with self._lock:
             old, self._current = self._current, Version(new) if new else None
             self.artifact, self.plan, self._failed_at = artifact, plan, None
-        if old is not None:
-            old.retire()
         _log.info("model %s version %s is now %s", self.name, self.version, artifact.location)
-        return "swapped"
+        return "swapped", old
 
     def unload(self, *, idle_only: bool) -> bool:
         """Close the session; False if it was in use and only an idle one may be closed."""
@@ -185,17 +197,14 @@ class Models:
         self.lazy = options.lazy or self._budget_bytes is not None
         self._loading = threading.Lock()
         self._closed = False
+        self._retiring: list[threading.Thread] = []
         self._versions: dict[str, dict[str, Model]] = {}
         for argument in paths:
             name, path = named(argument)
             versions = self._versions.setdefault(name, {})
             version = str(len(versions) + 1)
             model = Model(name, version, path, plan_options, session_options)
-            if self._budget_bytes is not None and model.weights_bytes > self._budget_bytes:
-                raise InputError(
-                    f"the weights of '{path}' have {model.weights_bytes} bytes, more than the memory budget"
-                    f" of {self._budget_bytes}"
-                )
+            self._check_size(str(path), model.weights_bytes)
             versions[version] = model
 
     def __iter__(self) -> Iterator[Model]:
@@ -251,7 +260,12 @@ class Models:
             with self._loading:
                 if self._closed:
                     break
-                found.append((model, model.reload()))
+                outcome, old = model.reload(partial(self._find_room, model))
+            found.append((model, outcome))
+            if old is not None:  # others may load, and the server may stop, while its last calls end
+                thread = threading.Thread(target=old.retire, name="infer-retire")
+                self._retiring = [each for each in self._retiring if each.is_alive()] + [thread]
+                thread.start()
         return found
 
     def close(self) -> None:
@@ -260,29 +274,45 @@ class Models:
         with self._loading:
             for model in self:
                 model.unload(idle_only=False)
+        for thread in self._retiring:
+            thread.join()
 
     def _load(self, model: Model) -> None:
         with self._loading:
             if self._closed:
                 raise UnavailableError("the server is stopping; ask another one")
             if model.state != "READY":
-                self._make_room(model)
+                self._make_room(model, model.weights_bytes)
                 model.load()
 
-    def _make_room(self, model: Model) -> None:
-        if self._budget_bytes is None:
+    def _find_room(self, model: Model, weights_bytes: int) -> None:
+        """For another release of `model`, which is loaded beside it if it is loaded."""
+        self._check_size(model.name, weights_bytes)
+        if model.state == "READY":
+            self._make_room(model, weights_bytes)
+
+    def _check_size(self, name: str, weights_bytes: int) -> None:
+        if self._budget_bytes is not None and weights_bytes > self._budget_bytes:
+            raise InputError(
+                f"the weights of '{name}' have {weights_bytes} bytes, more than the memory budget of"
+                f" {self._budget_bytes}"
+            )
+
+    def _make_room(self, model: Model, weights_bytes: int) -> None:
+        """Close others, until there is room for so much. Raises `OverloadedError`."""
+        budget_bytes = self._budget_bytes
+        if budget_bytes is None:
             return
+
+        def full() -> bool:
+            taken = sum(m.weights_bytes for m in self if m.state == "READY")
+            return taken + weights_bytes > budget_bytes
+
         loaded = sorted((other for other in self if other.state == "READY"), key=lambda m: m.last_use)
         for other in loaded:
-            taken = sum(m.weights_bytes for m in self if m.state == "READY") + model.weights_bytes
-            if taken <= self._budget_bytes:
-                return
-            if other.unload(idle_only=True):
+            if full() and other is not model and other.unload(idle_only=True):
                 _log.info("model %s version %s makes room for %s", other.name, other.version, model.name)
-        if (
-            sum(m.weights_bytes for m in self if m.state == "READY") + model.weights_bytes
-            > self._budget_bytes
-        ):
+        if full():
             raise OverloadedError(
                 f"there is no room for the model '{model.name}' beside those in use; try again later"
             )
@@ -311,6 +341,10 @@ def _checked(name: str, path: Path) -> str:
             f" and '-', 128 at most; say what it is called: NAME={path}"
         )
     return name
+
+
+def _weights_bytes(artifact: Artifact, plan: Plan) -> int:
+    return next(v.size_bytes for v in artifact.manifest.variants if v.name == plan.variant)
 
 
 def _stamp(artifact: Artifact) -> object:

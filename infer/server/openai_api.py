@@ -79,10 +79,11 @@ def _described(model: Model) -> dict[str, Any]:
         "owned_by": "infer",
         "task": manifest.task.name if manifest.task else "tensors",
         "takes": kind_of(manifest.task.name if manifest.task else None),
+        "digest": model.artifact.manifest_sha256,
         "inputs": [str(spec) for spec in manifest.inputs],
         "plan": {
-            "variant": plan.variant,
-            "precision": plan.precision,
+            "variant": model.answering.name,
+            "precision": model.answering.precision,
             "backend": plan.backend,
             "device": plan.device,
             "threads": plan.num_threads,

@@ -75,6 +75,13 @@ class Service:
         """Load the models that are to be loaded at the start. Raises `UnavailableError`."""
         await asyncio.wrap_future(self._loaders.submit(self.models.load_at_start))
 
+    def count(self) -> None:
+        """Bring the metrics up to date with what happened apart from requests."""
+        for model in self.models:
+            if version := model.hold(use=False):
+                self.metrics.ran(model, version.session)
+                version.leave()
+
     async def reload(self) -> None:
         """Take up artifacts that changed."""
         for model, outcome in await asyncio.wrap_future(self._loaders.submit(self.models.reload)):
