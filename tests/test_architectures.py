@@ -11,10 +11,13 @@ import infer
 from infer.parity import TOLERANCES, compare
 from tests.architectures import ARCHITECTURES, REPRESENTATIVE, Architecture
 
-LONG = ("swin", "mobilenet-v1", "mobilenet-v2", "deformable-detr")
+LONG = ("swin", "mobilenet-v1")
 """Those with the longest expressions of sizes."""
 
-RARE = ("funnel", "cvt", "mobilevit", "pvt-v2", "swinv2")
+RARE = (
+    *("funnel", "cvt", "mobilevit", "mobilenet-v2", "pvt-v2", "swinv2"),
+    *("conditional-detr", "deformable-detr"),
+)
 """They take as long, and few use them, or one much like them is converted, too: .ci/run has no time."""
 
 
