@@ -21,8 +21,8 @@ BENCHMARK := $(BIN)/python -m pytest bench -q --benchmark-only --benchmark-stora
 demo: $(INSTALLED)  ## convert, prove and run three real models
 	$(BIN)/python -m bench.demo
 
-test: $(INSTALLED)  ## the fast tests
-	$(BIN)/python -m pytest -n $(WORKERS) -q
+test: $(INSTALLED)  ## the fast tests; those of a file in one process, which converts its models once
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
 
 slow: $(INSTALLED)  ## the slow tests, from this folder
 	$(BIN)/python -m pytest -n $(WORKERS) -q -m slow

@@ -296,6 +296,7 @@ def test_what_the_library_refuses(served: Served, channel: grpc.Channel) -> None
         assert caught.value.code().name == code
     assert memory(served) - before < 2**25
     assert 'endpoint="grpc ModelInfer",status="INVALID_ARGUMENT"' in served.get("/metrics").text
+    assert served.lines()  # all of them JSON, whatever the library has to say
 
 
 def memory(served: Served) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,9 @@ from infer.server.models import Model, UnavailableError, UnknownModelError
 from infer.server.options import ServerOptions
 from infer.server.service import Service
 from infer.server.v2 import PLATFORM
+
+# what the library writes to stderr by itself is no line of our log
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 try:
     import grpc
