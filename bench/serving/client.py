@@ -145,11 +145,28 @@ class _Connection(asyncio.Protocol):
         head, found, body = self._read.partition(b"\r\n\r\n")
         if not found:
             return
-        length = next(
-            int(line[15:]) for line in head.split(b"\r\n")[1:] if line[:15].lower() == b"content-length:"
-        )
-        if len(body) < length:
+        whole = _body(head, body)
+        if whole is None:
             return
         self._read = b""
         if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result((int(head[9:12]), body[:length]))
+            self._waiting.set_result((int(head[9:12]), whole))
+
+
+def _body(head: bytes, rest: bytes) -> bytes | None:
+    """The body that `rest` begins with, if all of it is there, in one part or in chunks."""
+    headers = [line.lower().partition(b":") for line in head.split(b"\r\n")[1:]]
+    fields = {name: value.strip() for name, _, value in headers}
+    if fields.get(b"transfer-encoding") != b"chunked":
+        length = int(fields.get(b"content-length", b"0"))
+        return rest[:length] if len(rest) >= length else None
+    parts = []
+    while True:
+        size, found, rest = rest.partition(b"\r\n")
+        length = int(size or b"0", 16)
+        if not found or len(rest) < length + 2:
+            return None
+        if not length:
+            return b"".join(parts)
+        parts.append(rest[:length])
+        rest = rest[length + 2 :]
