@@ -160,6 +160,7 @@ def test_who_never_rests_is_waited_for_a_while_only() -> None:
     spinning = threading.Thread(target=lambda: [None for _ in iter(done.is_set, True)])
     spinning.start()
     settle()
+    assert spinning.is_alive()
     done.set()
     spinning.join()
 

@@ -83,10 +83,6 @@ class Front:
         model = scope["state"]["model"]
         client = scope.get("client")
         fields = {
-            "request_id": exchange.request_id,
-            "trace_id": exchange.trace.trace_id,
-            "span_id": exchange.trace.span_id,
-            "parent_id": exchange.trace.parent_id,
             "client": client[0] if client else None,
             "method": scope["method"],
             "endpoint": endpoint,
@@ -97,9 +93,8 @@ class Front:
             "bytes_in": scope["state"]["bytes_in"],
             "bytes_out": exchange.bytes_out,
         }
-        # what probes and scrapes ask all day is no news
-        level = logging.DEBUG if endpoint in ("live", "ready", "scrape") else logging.INFO
-        logs.requests.log(level, "request", extra={"fields": fields})
+        quiet = endpoint in ("live", "ready", "scrape")
+        logs.tell(exchange.request_id, exchange.trace, fields, quiet=quiet)
 
 
 class _Exchange:

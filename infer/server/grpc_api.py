@@ -154,10 +154,6 @@ class GrpcServer:
     def _tell(self, name: str, call: Call, code: grpc.StatusCode, seconds: float) -> None:
         self._served.metrics.responses.labels(f"grpc {name}", code.name).inc()
         fields = {
-            "request_id": call.request_id,
-            "trace_id": call.trace.trace_id,
-            "span_id": call.trace.span_id,
-            "parent_id": call.trace.parent_id,
             "client": call.client,
             "method": "gRPC",
             "endpoint": name,
@@ -168,10 +164,7 @@ class GrpcServer:
             "bytes_in": call.bytes_in,
             "bytes_out": call.bytes_out,
         }
-        # what probes ask all day is no news
-        logs.requests.log(
-            logging.DEBUG if name in _OPEN else logging.INFO, "request", extra={"fields": fields}
-        )
+        logs.tell(call.request_id, call.trace, fields, quiet=name in _OPEN)
 
     async def _server_live(self, message: Any, call: Call) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)

@@ -11,6 +11,7 @@ import re
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,18 @@ def trace(traceparent: str | None) -> Trace:
         if version != "ff" and not (version == "00" and more) and int(trace_id, 16) and int(parent_id, 16):
             return Trace(trace_id, span_id, parent_id)
     return Trace(secrets.token_hex(16), span_id, None)
+
+
+def tell(request_id: str, trace: Trace, fields: Mapping[str, Any], *, quiet: bool) -> None:
+    """The line of a request that has ended; what probes and scrapes ask all day is `quiet`."""
+    ids = {
+        "request_id": request_id,
+        "trace_id": trace.trace_id,
+        "span_id": trace.span_id,
+        "parent_id": trace.parent_id,
+    }
+    level = logging.DEBUG if quiet else logging.INFO
+    requests.log(level, "request", extra={"fields": {**ids, **fields}})
 
 
 def start(as_json: bool) -> None:
