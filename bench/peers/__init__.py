@@ -45,6 +45,7 @@ class Peer:
             purpose, and how far their answers are from infer's is told instead.
         isa: what the machine must have for these settings to make sense.
         texts: whether it can begin with sentences instead of tokens.
+        environment: variables that its documentation advises, for its process.
         documentation: where its settings come from.
     """
 
@@ -58,6 +59,7 @@ class Peer:
     exact: bool = True
     isa: str | None = None
     texts: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 OURS = Peer("infer", "the artifact", "bench.peers.ours", "artifact", "README.md", texts=True)
@@ -87,6 +89,9 @@ _OPTIMIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guid
 _QUANTIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization"
 _PTQ = "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html"
 
+# from PyTorch's tuning guide; only where torch is alone, as it would hold other threads to one core, too
+_BOUND = {"OMP_PROC_BIND": "close"}
+
 PEERS: tuple[Peer, ...] = (
     Peer(
         "torch-eager",
@@ -94,6 +99,7 @@ PEERS: tuple[Peer, ...] = (
         "bench.peers.torch_eager",
         "source",
         "https://docs.pytorch.org/tutorials/recipes/recipes/tuning_guide.html",
+        environment=_BOUND,
     ),
     Peer(
         "torch-compile",
@@ -101,6 +107,7 @@ PEERS: tuple[Peer, ...] = (
         "bench.peers.torch_compile",
         "source",
         "https://docs.pytorch.org/tutorials/unstable/max_autotune_on_CPU_tutorial.html",
+        environment=_BOUND,
     ),
     Peer(
         "onnxruntime",
@@ -160,6 +167,7 @@ PEERS: tuple[Peer, ...] = (
         _SBERT,
         {"backend": "torch"},
         texts=True,
+        environment=_BOUND,
     ),
     Peer(
         "sentence-transformers-onnx",

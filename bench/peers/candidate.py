@@ -57,10 +57,11 @@ class Remote:
         signature: Signature,
         folder: Path,
         run_s: float,
+        environment: Mapping[str, str],
     ) -> None:
         self.name, self.signature, self.described = name, signature, name
         self._command, self._threads = command, threads
-        self._folder, self._run_s = folder, run_s
+        self._folder, self._run_s, self._environment = folder, run_s, environment
         self._given: dict[str, Any] = {}
         self._load_s = LOAD_S
         self._queries: list[dict[str, Any]] = []
@@ -76,6 +77,7 @@ class Remote:
             "PYTHONNOUSERSITE": "1",
             # no peer may look for newer files, or report, while it is timed
             "HF_HUB_OFFLINE": "1",
+            **self._environment,
         }
         with (self._folder / "printed.txt").open("wb") as printed:
             self._process = subprocess.Popen(
@@ -201,11 +203,13 @@ def started(
     signature: Signature,
     threads: int,
     run_s: float = RUN_S,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Remote]:
-    """A worker that imports `module` when it is told to load; ended with the block."""
+    """A worker that imports `module` when it is told to load; ended with the block. `environment` is beside
+    the variables of this process."""
     with tempfile.TemporaryDirectory(prefix="infer-peer-") as scratch:
         command = [str(python), "-m", "bench.peers.worker", module]
-        remote = Remote(name, command, threads, signature, Path(scratch), run_s)
+        remote = Remote(name, command, threads, signature, Path(scratch), run_s, environment or {})
         try:
             yield remote
         finally:

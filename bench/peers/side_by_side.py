@@ -68,7 +68,11 @@ def side_by_side(
         def opened(peer: Peer) -> Remote:
             progress(f"loading {peer.name}")
             python = prepare(peer.requirements, progress) if peer.requirements else Path(sys.executable)
-            remote = stack.enter_context(started(peer.name, peer.module, python, found.signature, threads))
+            remote = stack.enter_context(
+                started(
+                    peer.name, peer.module, python, found.signature, threads, environment=peer.environment
+                )
+            )
             remote.load(found.given(peer, threads, feeds))
             return remote
 
