@@ -7,7 +7,6 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -22,6 +21,7 @@ from infer.cli.progress import Progress
 from infer.drafts import file_draft
 from infer.errors import InferError
 from infer.machine import this_machine
+from infer.measure.rounds import Progress as Told
 from infer.measure.scenarios import ImpossibleBoundError, built_in_probe, highest_rate
 from infer.signature import Array
 
@@ -63,35 +63,38 @@ def command(
     with infer.load(artifact) as session:
         expected = np.stack([session(text) for text in texts[:8]])
     found: dict[str, list[tuple[float, float, float]]] = {server.name: [] for server in chosen}
-    with Progress() as progress, ExitStack() as stack:
-        queries = {}
-        for server in chosen:
-            progress(f"{server.name}: starting")
-            port = stack.enter_context(started(server, artifact, workers)).port
-            raw = [request(server.path, json.dumps(server.body(text)).encode()) for text in texts]
-            queries[server.name] = query = HttpQuery(port, raw)
-            _check(server, query, expected)
+    with Progress() as progress:
         for number in range(rounds):
             for server in random.sample(chosen, len(chosen)):
-                query = queries[server.name]
-                alone = query.turn(len(texts))  # warms up in the first round
 
                 def told(said: str, server: Server = server, number: int = number) -> None:
                     progress(f"{server.name}: round {number + 1} of {rounds}, {said}")
 
-                try:
-                    probe = built_in_probe(query, bound_ms, seconds, seed=number)
-                    served = highest_rate(probe, alone, bound_ms, told)
-                    rate, p99 = served.best.rate, served.best.p99_ms
-                except ImpossibleBoundError as error:
-                    click.echo(f"{server.name}: {error}", err=True)
-                    rate, p99 = 0.0, float("nan")
-                found[server.name].append((rate, p99, float(np.median(alone))))
+                told("starting")
+                with started(server, artifact, workers) as running:
+                    raw = [request(server.path, json.dumps(server.body(text)).encode()) for text in texts]
+                    query = HttpQuery(running.port, raw)
+                    _check(server, query, expected)
+                    found[server.name].append(_measured(server, query, bound_ms, seconds, number, told))
     lines = list(_table(chosen, found, bound_ms, seconds, rounds, workers))
     click.echo("\n".join(lines))
     if output is not None:
         with file_draft(output) as draft:
             draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _measured(
+    server: Server, query: HttpQuery, bound_ms: float, seconds: float, seed: int, told: Told
+) -> tuple[float, float, float]:
+    """The rate, its 99th percentile, and the median of one request after another."""
+    query.turn(_TEXTS)  # warms it up
+    alone = query.turn(_TEXTS)
+    try:
+        served = highest_rate(built_in_probe(query, bound_ms, seconds, seed=seed), alone, bound_ms, told)
+    except ImpossibleBoundError as error:
+        click.echo(f"{server.name}: {error}", err=True)
+        return 0.0, float("nan"), float(np.median(alone))
+    return served.best.rate, served.best.p99_ms, float(np.median(alone))
 
 
 def _table(
@@ -109,7 +112,8 @@ def _table(
     yield (
         f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client"
         f" on the same {machine.cores} cores ({machine.cpu}); MiniLM, {_TEXTS} sentences of reviews, JSON;"
-        f" workers of each: {workers}; {rounds} rounds in turns, {seconds:g} s a rate."
+        f" workers of each: {workers}; {rounds} rounds, in which each is"
+        f" started and ended in turn, {seconds:g} s a rate."
         f" Made by `python -m bench.serving`."
     )
     yield ""
