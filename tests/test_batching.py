@@ -36,6 +36,7 @@ from infer.options import BatchOptions
 from infer.signature import Array, Signature, TensorSpec
 from infer.tasks import Padding, Run
 from tests.tiny import edit_manifest, make_artifact
+from tests.waiting import WAIT_S, until
 
 PADDING = Padding({"ids": -1})
 TOKENS = Signature(
@@ -45,7 +46,6 @@ TOKENS = Signature(
         TensorSpec("sum", "int64", ("batch",)),
     ),
 )
-_WAIT_S = 20.0
 
 
 class Served:
@@ -71,7 +71,7 @@ class Served:
         self.runs.append(ids)
         self.threads.append(threading.current_thread().name)
         self.begun.release()
-        assert self.free.wait(_WAIT_S)
+        assert self.free.wait(WAIT_S)
         if (ids == 13).any():
             raise BackendError("13 brings bad luck")
         answer = {"each": 2 * ids, "sum": np.where(ids < 0, 0, ids).sum(axis=1)}
@@ -121,22 +121,15 @@ class Held:
     def __enter__(self) -> None:
         self.served.free.clear()
         self.first = self.batcher.submit([0])
-        assert self.served.begun.acquire(timeout=_WAIT_S)
+        assert self.served.begun.acquire(timeout=WAIT_S)
 
     def __exit__(self, *exc: object) -> None:
         self.served.free.set()
-        self.first.result(_WAIT_S)
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
+        self.first.result(WAIT_S)
 
 
 def _queued(batcher: Batcher, count: int) -> None:
-    _until(lambda: len(batcher._waiting) == count)
+    until(lambda: len(batcher._waiting) == count)
 
 
 def _submit(batcher: Batcher, *inputs: Sequence[int], **options: Any) -> list[Future[Any]]:
@@ -152,7 +145,7 @@ def test_what_comes_meanwhile_runs_together(served: Served, batcher: Batcher) ->
     """Rows of three lengths in one run, each with the answer that it has alone, without padding."""
     with Held(served, batcher):
         futures = _submit(batcher, [1, 2], [3], [4, 5, 6])
-    assert [future.result(_WAIT_S) for future in futures] == [3, 3, 15]
+    assert [future.result(WAIT_S) for future in futures] == [3, 3, 15]
     assert [ids.tolist() for ids in served.runs[1:]] == [[[1, 2, -1], [3, -1, -1], [4, 5, 6]]]
     stats = batcher.stats()
     assert (stats.runs, stats.rows, stats.cost, stats.padding) == (2, 4, 10, 3)
@@ -165,7 +158,7 @@ def test_padding_is_taken_off_the_outputs(served: Served, batcher: Batcher) -> N
         futures = [pool.submit(batcher.run, {"ids": row}) for row in rows]
         _queued(batcher, 2)
         served.free.set()
-        answers = [future.result(_WAIT_S) for future in futures]
+        answers = [future.result(WAIT_S) for future in futures]
     assert len(served.runs) == 2
     for row, answer in zip(rows, answers, strict=True):
         np.testing.assert_array_equal(answer["each"], 2 * row)
@@ -189,7 +182,7 @@ def test_a_lone_request_does_without_what_waiting_takes(
     monkeypatch.setattr("infer.batching.Request", refused)
     monkeypatch.setattr(Layout, "kind", refused)
     assert batcher([1, 2]) == 3
-    assert batcher.submit([1, 2, 3]).result(_WAIT_S) == 6
+    assert batcher.submit([1, 2, 3]).result(WAIT_S) == 6
     assert batcher.run({"ids": np.array([[1], [2]])})["sum"].tolist() == [1, 2]
     stats = batcher.stats()
     assert (stats.runs, stats.rows, stats.cost) == (3, 4, 7)
@@ -202,9 +195,9 @@ def test_a_bad_request_fails_alone(served: Served, batcher: Batcher) -> None:
     for number, future in zip(range(10, 18), futures, strict=True):
         if number == 13:
             with pytest.raises(BackendError, match="bad luck"):
-                future.result(_WAIT_S)
+                future.result(WAIT_S)
         else:
-            assert future.result(_WAIT_S) == 2 * number
+            assert future.result(WAIT_S) == 2 * number
     assert batcher.stats().alone == 8
 
 
@@ -220,11 +213,11 @@ def test_the_loop_survives_any_fault(
     monkeypatch.setattr(Layout, method, broken)
     with Held(served, batcher):
         futures = _submit(batcher, [1], [2])
-    assert [future.result(_WAIT_S) for future in futures] == [1, 2]
+    assert [future.result(WAIT_S) for future in futures] == [1, 2]
     monkeypatch.undo()
     with Held(served, batcher):
         futures = _submit(batcher, [3], [4])
-    assert [future.result(_WAIT_S) for future in futures] == [3, 4]
+    assert [future.result(WAIT_S) for future in futures] == [3, 4]
 
 
 def test_an_input_that_is_none_is_refused_before_it_waits(served: Served, batcher: Batcher) -> None:
@@ -246,10 +239,10 @@ def test_too_many_are_refused_at_once() -> None:
                 except OverloadedError:
                     refused += 1
             assert (refused, len(futures)) == (49, 15)
-            assert time.monotonic() - start < _WAIT_S  # none of them waited for the one that runs
-        assert [future.result(_WAIT_S) for future in futures] == [1] * 15
+            assert time.monotonic() - start < WAIT_S  # none of them waited for the one that runs
+        assert [future.result(WAIT_S) for future in futures] == [1] * 15
         assert batcher.stats().refused == 49
-        assert batcher.submit([2]).result(_WAIT_S) == 2
+        assert batcher.submit([2]).result(WAIT_S) == 2
 
 
 def test_what_is_late_is_never_run(served: Served, batcher: Batcher) -> None:
@@ -257,11 +250,11 @@ def test_what_is_late_is_never_run(served: Served, batcher: Batcher) -> None:
     with Held(served, batcher):
         late = batcher.submit([5], timeout_s=0.05)
         with pytest.raises(DeadlineError):
-            late.result(_WAIT_S)
+            late.result(WAIT_S)
         with pytest.raises(DeadlineError):
             batcher([6], timeout_s=0.05)
         _queued(batcher, 0)
-    assert batcher.submit([7]).result(_WAIT_S) == 7
+    assert batcher.submit([7]).result(WAIT_S) == 7
     assert [ids.tolist() for ids in served.runs] == [[[0]], [[7]]]
     assert batcher.stats().dropped == 2
 
@@ -273,12 +266,12 @@ def test_a_caller_is_answered_at_the_deadline_while_its_run_goes_on(
     served.free.clear()
     late = batcher.submit([5], timeout_s=0.05)
     with pytest.raises(DeadlineError):
-        late.result(_WAIT_S)
+        late.result(WAIT_S)
     other = batcher.submit([6])
     _queued(batcher, 1)
     assert len(served.runs) == 1
     served.free.set()
-    assert other.result(_WAIT_S) == 6
+    assert other.result(WAIT_S) == 6
 
 
 def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> None:
@@ -286,9 +279,9 @@ def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> Non
     with Held(served, batcher):
         gone, stays = _submit(batcher, [5], [6])
         assert gone.cancel()
-    assert stays.result(_WAIT_S) == 6
+    assert stays.result(WAIT_S) == 6
     with pytest.raises(CancelledError):
-        gone.result(_WAIT_S)
+        gone.result(WAIT_S)
     assert [ids.tolist() for ids in served.runs] == [[[0]], [[6]]]
     assert batcher.stats().dropped == 1
 
@@ -308,12 +301,12 @@ def test_a_callers_own_work_is_batched_and_cancelled(served: Served, batcher: Ba
             futures.append(batcher.submit_work(own(number)))
             _queued(batcher, waiting)
         assert futures[1].cancel()
-    assert futures[0].result(_WAIT_S) == (1, {"sum": np.array([1])})
-    assert futures[2].result(_WAIT_S) == (3, {"sum": np.array([3])})
+    assert futures[0].result(WAIT_S) == (1, {"sum": np.array([1])})
+    assert futures[2].result(WAIT_S) == (3, {"sum": np.array([3])})
     assert [ids.tolist() for ids in served.runs[1:]] == [[[1], [3]]]
-    assert batcher.submit_work(lambda task, run: task([4, 5])).result(_WAIT_S) == 9
+    assert batcher.submit_work(lambda task, run: task([4, 5])).result(WAIT_S) == 9
     with pytest.raises(ZeroDivisionError):
-        batcher.submit_work(lambda task, run: 1 // 0).result(_WAIT_S)
+        batcher.submit_work(lambda task, run: 1 // 0).result(WAIT_S)
 
 
 def test_asyncio_callers_wait_without_blocking_the_loop(served: Served, batcher: Batcher) -> None:
@@ -321,7 +314,7 @@ def test_asyncio_callers_wait_without_blocking_the_loop(served: Served, batcher:
 
     async def ask() -> list[Any]:
         held = asyncio.create_task(batcher.arun([0]))
-        await asyncio.to_thread(served.begun.acquire, timeout=_WAIT_S)
+        await asyncio.to_thread(served.begun.acquire, timeout=WAIT_S)
         asked = [asyncio.create_task(batcher.arun([n])) for n in (1, 2, 3)]
         asked.append(asyncio.create_task(batcher.arun([4], timeout_s=0.05)))
         await asyncio.sleep(0.2)
@@ -344,9 +337,9 @@ def test_callers_get_equal_shares(served: Served) -> None:
         with Held(served, batcher):
             many = _submit(batcher, *[[n] for n in range(100, 150)], caller="greedy")
             (one,) = _submit(batcher, [1], caller="modest")
-        one.result(_WAIT_S)
+        one.result(WAIT_S)
         for future in many:
-            future.result(_WAIT_S)
+            future.result(WAIT_S)
         runs = [ids.ravel().tolist() for ids in served.runs]
         assert next(number for number, run in enumerate(runs) if 1 in run) <= 2
         assert [n for run in runs[1:] for n in run if n >= 100] == list(range(100, 150))
@@ -389,8 +382,8 @@ def test_who_has_little_time_goes_first(served: Served) -> None:
             _submit(batcher, [1], [2], [3])
             (urgent,) = _submit(batcher, [4], timeout_s=600)
             (patient,) = _submit(batcher, [5], timeout_s=7200)
-        assert urgent.result(_WAIT_S) == 4
-        patient.result(_WAIT_S)
+        assert urgent.result(WAIT_S) == 4
+        patient.result(WAIT_S)
         assert [ids.tolist() for ids in served.runs[1:]] == [[[4]], [[1]], [[2]], [[3]], [[5]]]
 
 
@@ -407,7 +400,7 @@ def test_rows_that_gain_nothing_together_run_apart(served: Served) -> None:
     with _opened(served, seconds=lambda cost: 1.0 * cost) as batcher:
         with Held(served, batcher):
             futures = _submit(batcher, [1, 1], [2, 2], [3, 3, 3, 3, 3, 3, 3])
-        assert [future.result(_WAIT_S) for future in futures] == [2, 4, 21]
+        assert [future.result(WAIT_S) for future in futures] == [2, 4, 21]
         assert [len(ids) for ids in served.runs] == [1, 1, 1, 1]
 
 
@@ -417,7 +410,7 @@ def test_a_short_text_does_not_join_a_long_one(served: Served) -> None:
     with _opened(served, seconds=lambda cost: 10.0 + cost) as batcher:
         with Held(served, batcher):
             futures = _submit(batcher, [1] * 20, [2, 2], [3] * 19, [4])
-        assert [future.result(_WAIT_S) for future in futures] == [20, 4, 57, 4]
+        assert [future.result(WAIT_S) for future in futures] == [20, 4, 57, 4]
         assert sorted(ids.shape for ids in served.runs[1:]) == [(2, 2), (2, 20)]
 
 
@@ -425,12 +418,12 @@ def test_a_delay_gathers_requests_while_nothing_runs(served: Served) -> None:
     """Two that come within it run together; it ends early when a run is full."""
     with _opened(served, BatchOptions(max_delay_s=0.5)) as batcher:
         futures = [batcher.submit([1]), batcher.submit([2])]
-        assert [future.result(_WAIT_S) for future in futures] == [1, 2]
+        assert [future.result(WAIT_S) for future in futures] == [1, 2]
         assert len(served.runs) == 1
         start = time.monotonic()
-        assert batcher.submit([3] * 10_000).result(_WAIT_S) == 30_000
+        assert batcher.submit([3] * 10_000).result(WAIT_S) == 30_000
         assert len(served.runs) == 2
-        assert time.monotonic() - start < _WAIT_S
+        assert time.monotonic() - start < WAIT_S
 
 
 def test_without_a_layout_each_request_runs_by_itself(served: Served) -> None:
@@ -439,7 +432,7 @@ def test_without_a_layout_each_request_runs_by_itself(served: Served) -> None:
     try:
         with Held(served, batcher):
             futures = _submit(batcher, [1], [2, 3])
-        assert [future.result(_WAIT_S) for future in futures] == [1, 5]
+        assert [future.result(WAIT_S) for future in futures] == [1, 5]
         assert [ids.tolist() for ids in served.runs] == [[[0]], [[1]], [[2, 3]]]
     finally:
         batcher.close()
@@ -449,15 +442,15 @@ def test_closing_fails_what_waits(served: Served, batcher: Batcher) -> None:
     """Nobody waits for an answer that never comes, and what comes later is told."""
     served.free.clear()
     first = batcher.submit([0])
-    assert served.begun.acquire(timeout=_WAIT_S)
+    assert served.begun.acquire(timeout=WAIT_S)
     (waits,) = _submit(batcher, [1])
     closing = threading.Thread(target=batcher.close)
     closing.start()
     with pytest.raises(SessionClosedError):
-        waits.result(_WAIT_S)
+        waits.result(WAIT_S)
     served.free.set()
-    closing.join(_WAIT_S)
-    assert first.result(_WAIT_S) == 0
+    closing.join(WAIT_S)
+    assert first.result(WAIT_S) == 0
     with pytest.raises(SessionClosedError):
         batcher.submit([2])
 
@@ -575,7 +568,7 @@ def test_a_session_answers_futures_and_coroutines(net: Path) -> None:
     x = {"x": np.ones((1, 10), np.float32)}
     with infer.load(net, batching=BatchOptions(max_waiting=4)) as session:
         expected = session(x)["logits"]
-        np.testing.assert_array_equal(session.submit(x).result(_WAIT_S)["logits"], expected)
+        np.testing.assert_array_equal(session.submit(x).result(WAIT_S)["logits"], expected)
         np.testing.assert_array_equal(asyncio.run(session.arun(x))["logits"], expected)
         assert session.batcher.options.max_waiting == 4
     with pytest.raises(SessionClosedError):
@@ -593,29 +586,29 @@ def test_futures_of_a_session_have_deadlines_and_can_be_cancelled(
     def held(self: OrtExecutable, *args: Any) -> Any:
         runs.append(args)
         begun.set()
-        assert free.wait(_WAIT_S)
+        assert free.wait(WAIT_S)
         return original(self, *args)
 
     x = {"x": np.ones((1, 10), np.float32)}
     session = infer.load(net)
-    expected = session.submit(x).result(_WAIT_S)["logits"]
+    expected = session.submit(x).result(WAIT_S)["logits"]
     monkeypatch.setattr(OrtExecutable, "run", held)
     under_way = session.submit(x)
-    assert begun.wait(_WAIT_S)
+    assert begun.wait(WAIT_S)
     with pytest.raises(DeadlineError):
-        session.submit(x, timeout_s=0.05).result(_WAIT_S)
+        session.submit(x, timeout_s=0.05).result(WAIT_S)
     gone, waits = session.submit(x), session.submit(x)
     _queued(session.batcher, 2)
     assert gone.cancel()
     closing = threading.Thread(target=session.close)
     closing.start()
     with pytest.raises(SessionClosedError):
-        waits.result(_WAIT_S)
+        waits.result(WAIT_S)
     assert closing.is_alive()
     free.set()
-    closing.join(_WAIT_S)
+    closing.join(WAIT_S)
     assert not closing.is_alive()
-    np.testing.assert_array_equal(under_way.result(_WAIT_S)["logits"], expected)
+    np.testing.assert_array_equal(under_way.result(WAIT_S)["logits"], expected)
     assert len(runs) == 1
 
 

@@ -7,7 +7,6 @@ import inspect
 import os
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,10 +22,10 @@ from infer.options import BatchOptions
 from infer.session import Session
 from infer.signature import Range, Signature, TensorSpec
 from tests.tiny import classifier, classify, edit_manifest, make_artifact, parse, reseal
+from tests.waiting import WAIT_S, until
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 SEEDS = (7, 8)
-_WAIT_S = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +59,6 @@ def _closed(session: Session) -> bool:
     return "closed" in repr(session)
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + _WAIT_S
-    while not condition():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.001)
-
-
 def _is(answer: np.ndarray, seed: int, x: np.ndarray = X) -> bool:
     return bool(np.allclose(answer, classify(classifier(seed), x), atol=1e-5))
 
@@ -78,7 +70,7 @@ def test_it_is_asked_as_a_session_is(live: infer.LiveSession, versions: list[Pat
         feeds = {"x": X}
         assert _is(live.run(feeds)["logits"], seed)
         assert _is(live(feeds)["logits"], seed)
-        assert _is(live.submit(feeds).result(_WAIT_S)["logits"], seed)
+        assert _is(live.submit(feeds).result(WAIT_S)["logits"], seed)
         assert _is(asyncio.run(live.arun(feeds))["logits"], seed)
         with live.hold() as session:
             assert (session.artifact, session.plan) == (live.artifact, live.plan)
@@ -105,7 +97,7 @@ def test_twenty_swaps_under_the_load_of_eight_threads(
         ways: list[Callable[[], list[Any]]] = [
             lambda: [live.run({"x": x})],
             lambda: live([{"x": x}] * 5),  # several runs of one call
-            lambda: [live.submit({"x": x}, caller=str(number)).result(_WAIT_S)],
+            lambda: [live.submit({"x": x}, caller=str(number)).result(WAIT_S)],
         ]
         while not done.is_set():
             answers = ways[counts[number] % 3]()
@@ -124,11 +116,11 @@ def test_twenty_swaps_under_the_load_of_eight_threads(
             live.swap(versions[(turn + 1) % 2])
         done.set()
         for one in asking:
-            one.result(_WAIT_S)
+            one.result(WAIT_S)
     assert min(counts) > 3
     assert set.union(*seen) == {0, 1}
     assert len(opened) == 21
-    _until(lambda: all(map(_closed, opened[:-1])))
+    until(lambda: all(map(_closed, opened[:-1])))
     assert not _closed(opened[-1])
 
 
@@ -146,19 +138,19 @@ def test_a_run_under_way_ends_on_the_old_version(
     def slow(self: OrtExecutable, *args: Any) -> dict[str, np.ndarray]:
         if self is old:
             begun.set()
-            assert free.wait(_WAIT_S)
+            assert free.wait(WAIT_S)
         return original(self, *args)
 
     monkeypatch.setattr(OrtExecutable, "run", slow)
     with ThreadPoolExecutor(1) as pool:
         under_way = pool.submit(live.run, {"x": X})
-        assert begun.wait(_WAIT_S)
+        assert begun.wait(WAIT_S)
         live.swap(versions[1])
         assert _is(live.run({"x": X})["logits"], SEEDS[1])
         assert not _closed(opened[0])
         free.set()
-        assert _is(under_way.result(_WAIT_S)["logits"], SEEDS[0])
-    _until(lambda: _closed(opened[0]))
+        assert _is(under_way.result(WAIT_S)["logits"], SEEDS[0])
+    until(lambda: _closed(opened[0]))
     assert opened[0]._executable._session is None  # its memory is given back
 
 
@@ -167,12 +159,12 @@ def test_requests_that_wait_are_answered_by_the_old_version(
 ) -> None:
     """They were accepted by it, and closing it would fail them."""
     with infer.LiveSession(versions[0], batching=BatchOptions(max_delay_s=0.2)) as live:
-        live.submit({"x": X}).result(_WAIT_S)
+        live.submit({"x": X}).result(WAIT_S)
         waiting = [live.submit({"x": X[:1]}) for _ in range(5)]
         live.swap(versions[1])
-        assert all(_is(future.result(_WAIT_S)["logits"], SEEDS[0], X[:1]) for future in waiting)
-        assert _is(live.submit({"x": X}).result(_WAIT_S)["logits"], SEEDS[1])
-        _until(lambda: _closed(opened[0]))
+        assert all(_is(future.result(WAIT_S)["logits"], SEEDS[0], X[:1]) for future in waiting)
+        assert _is(live.submit({"x": X}).result(WAIT_S)["logits"], SEEDS[1])
+        until(lambda: _closed(opened[0]))
 
 
 def test_a_new_version_makes_what_the_old_one_has(
@@ -181,7 +173,7 @@ def test_a_new_version_makes_what_the_old_one_has(
     """Its first request would wait for the batcher's proof; who never used one has none."""
     live.swap(versions[1])
     assert opened[1]._batcher is None
-    live.submit({"x": X}).result(_WAIT_S)
+    live.submit({"x": X}).result(WAIT_S)
     live.swap(versions[0])
     assert opened[2]._batcher is not None
 
@@ -242,7 +234,7 @@ def test_of_a_corrupt_version_the_old_one_stays(
     with pytest.raises(error, match=said):
         live.swap(tmp_path / "v2.infer")
     np.testing.assert_array_equal(live.run({"x": X})["logits"], expected)
-    np.testing.assert_array_equal(live.submit({"x": X}).result(_WAIT_S)["logits"], expected)
+    np.testing.assert_array_equal(live.submit({"x": X}).result(WAIT_S)["logits"], expected)
     assert not _closed(opened[0])
     assert all(map(_closed, opened[1:]))
     live.swap(versions[1])

@@ -6,6 +6,7 @@ All share one cluster, which starts once and ends with all its processes.
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import re
@@ -26,6 +27,7 @@ import pytest
 from PIL import Image
 
 from infer.server.ray import BatchSession, ReplicaOptions, application
+from tests import waiting
 from tests.load import Load
 from tests.tiny import classifier, classify, edit_manifest, make_artifact, parse, reseal
 
@@ -33,6 +35,8 @@ pytestmark = pytest.mark.cluster
 
 SEEDS = (7, 8)
 _WAIT_S = 120.0
+until = functools.partial(waiting.until, wait_s=_WAIT_S, step_s=0.1)
+
 _SYSTEM = {"health_check_period_ms": 1000, "health_check_initial_delay_ms": 1000}
 """A dead node is noticed after five missed checks, in 5 s instead of 15 s."""
 
@@ -103,14 +107,6 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(make_artifact(folder / f"v{seed}.infer", classifier(seed))) for seed in SEEDS]
 
 
-def _until(condition: Callable[[], bool], words: str) -> float:
-    start = time.monotonic()
-    while not condition():
-        assert time.monotonic() < start + _WAIT_S, words
-        time.sleep(0.1)
-    return time.monotonic() - start
-
-
 def _statuses(handle: Any, count: int) -> list[dict[str, Any]]:
     """What each of `count` replicas says of itself."""
     found: list[dict[str, Any]] = []
@@ -122,7 +118,7 @@ def _statuses(handle: Any, count: int) -> list[dict[str, Any]]:
             return False
         return len(found) == count
 
-    _until(complete, f"there are not {count} replicas")
+    until(complete, f"there are not {count} replicas")
     return found
 
 
@@ -158,7 +154,7 @@ def net(nodes: Nodes, versions: list[str]) -> Any:
         app = serve.status().applications.get("net")
         return app is not None and app.status == "RUNNING"
 
-    _until(running, "Serve does not start the application")
+    until(running, "Serve does not start the application")
     return serve.get_app_handle("net")
 
 
@@ -169,12 +165,12 @@ def test_a_node_is_killed_under_load(
     replicas again."""
     places = {status["node"] for status in _statuses(net, 2)}
     with Load(net, f"{nodes.url}/net", SEEDS) as load:
-        _until(lambda: load.asked() > 50, "nothing is answered")
+        until(lambda: load.asked() > 50, "nothing is answered")
         victim = next(node for node in nodes.nodes if node.node_id in places)
         nodes.nodes.remove(victim)
         nodes.cluster.remove_node(victim, allow_graceful=False)
         killed, at = time.monotonic(), load.asked()
-        _until(lambda: load.asked() > at + 200, "the other replica does not answer")
+        until(lambda: load.asked() > at + 200, "the other replica does not answer")
         statuses = _statuses(net, 2)
         back_s = time.monotonic() - killed
     nodes.nodes.append(nodes.add())
@@ -197,9 +193,9 @@ def test_versions_change_under_load(net: Any, nodes: Nodes, versions: list[str],
     with Load(net, f"{nodes.url}/net", SEEDS) as load:
         for path, seed in ((versions[0], SEEDS[0]), (versions[1], SEEDS[1]), (str(damaged), SEEDS[1])):
             _deploy(path)
-            _until(lambda path=path: _told(net, path), f"'{path}' reaches no replica")  # type: ignore[misc]
+            until(lambda path=path: _told(net, path), f"'{path}' reaches no replica")  # type: ignore[misc]
             at = load.asked()
-            _until(lambda at=at: load.asked() > at + 150, "nothing is answered")  # type: ignore[misc]
+            until(lambda at=at: load.asked() > at + 150, "nothing is answered")  # type: ignore[misc]
             assert set(load.recent) == {seed}
         statuses = _statuses(net, 2)
         _deploy(versions[0])

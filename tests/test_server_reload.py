@@ -6,8 +6,6 @@ import os
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from infer.server.models import Models, named
 from infer.server.options import ServerOptions
 from tests.serving import Served, serving
 from tests.tiny import classifier, classify, make_artifact
+from tests.waiting import until
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 ASKED = {"inputs": [{"name": "x", "shape": [3, 10], "datatype": "FP32", "data": X.ravel().tolist()}]}
@@ -54,13 +53,6 @@ def seed_of(answer: Any) -> int:
     found = np.array(output["data"], np.float32).reshape(output["shape"])
     (seed,) = [seed for seed in SEEDS if np.allclose(found, classify(classifier(seed), X), atol=1e-5)]
     return seed
-
-
-def until(held: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not held():
-        assert time.monotonic() < end, "it never came"
-        time.sleep(0.02)
 
 
 def count(served: Served, outcome: str) -> float:

@@ -30,6 +30,7 @@ from infer.shadow import Shadow
 from infer.signature import Array
 from tests.serving import serving
 from tests.tiny import edit_manifest
+from tests.waiting import until
 
 EVIDENCE: dict[str, Any] = {
     "changes": {"clip": "1 of 1"},
@@ -69,14 +70,6 @@ def clipped(net: Path, tmp_path: Path) -> Path:
 
     edit_manifest(path, add)
     return path
-
-
-def until(held: Callable[[], bool]) -> None:
-    """Wait for what another thread does, a few seconds at most."""
-    end = time.monotonic() + 10
-    while not held():
-        assert time.monotonic() < end
-        time.sleep(0.005)
 
 
 def ask(session: infer.Session, scale: float, count: int) -> None:
