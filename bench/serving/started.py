@@ -42,7 +42,7 @@ def started(server: Server, artifact: Path, workers: int = 1) -> Iterator[Starte
     places = {
         "artifact": str(artifact),
         "graph": str(artifact / "graphs" / "fp32.onnx"),
-        "tokenizer": str(next(artifact.rglob("tokenizer.json"))),
+        "tokenizer": str(next(artifact.rglob("tokenizer.json"), "")),
         "port": str(port),
         "workers": str(workers),
         "threads": str(max(1, this_machine().cores // workers)),
