@@ -24,6 +24,7 @@ from infer.optimizer.quantization.weights import (
     may_saturate,
     quantize_weight,
 )
+from infer.optimizer.recipes import Given, static_products_recipe
 from infer.optimizer.rewriting import weight
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
@@ -114,6 +115,52 @@ def test_smoothing_keeps_the_numbers_and_helps_outliers(tmp_path: Path) -> None:
     assert errors[1] < 0.5 * errors[0]
 
 
+def two_products() -> ir.Model:
+    """`y` of a norm's output through two products that share it, a Gemm and a MatMul."""
+    body = "h = Tanh(x) a = Gemm(h, w, b) m = MatMul(h, v) s = Add(a, m) y = Softmax(s)"
+    model = parse(f"g (float[B, 64] x) => (float[B, 64] y) {{ {body} }}", opset=21, ir_version=10)
+    rng = np.random.default_rng(0)
+    for name, size in (("w", (64, 64)), ("v", (64, 64)), ("b", (64,))):
+        value = rng.standard_normal(size).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    found = loaded(model)
+    for node in found.graph:
+        node.name = node.op_type
+    return found
+
+
+def skewed(count: int, seed: int) -> list[dict[str, Array]]:
+    """One channel is fifty times the others."""
+    rng = np.random.default_rng(seed)
+    found = [rng.standard_normal((6, 64)).astype(np.float32) / 50 for _ in range(count)]
+    for x in found:
+        x[:, 7] *= 50
+    return [{"x": x} for x in found]
+
+
+@pytest.mark.parametrize("spared", [(), ("MatMul",)])
+def test_products_with_fixed_ranges(spared: tuple[str, ...], tmp_path: Path) -> None:
+    """What goes into products is quantized, smoothed or not, and nothing else is; smoothed ones are nearer.
+    What is observed has the same names whichever product is spared, since its values are the same, too."""
+    errors = {}
+    feeds = skewed(1, 9)[0]
+    expected = answers(two_products(), tmp_path / "a.onnx", feeds)["y"]
+    for how in ("as they come", "smoothed by 0.5"):
+        model = two_products()
+        given = Given(skewed(8, 0), pair_bounded=True)
+        recipe = static_products_recipe("products")
+        result = recipe.build(model, given, f"extremes, activations {how}", spared)
+        assert (result.found, result.rewritten) == (2, 2 - len(spared))
+        kinds = operators(model)
+        assert kinds.count("QuantizeLinear") == 1
+        assert kinds.count("DequantizeLinear") == 3 - len(spared)
+        assert kinds.count("MatMul") == 2
+        assert list(given._seen) == ["h" if how == "as they come" else "h_smoothed_0.5"]
+        found = answers(model, tmp_path / "b.onnx", feeds)["y"]
+        errors[how] = float(np.abs(found - expected).max())
+    assert 0 < errors["smoothed by 0.5"] < 0.7 * errors["as they come"]
+
+
 def test_a_product_of_two_weights_is_not_smoothed() -> None:
     """It has no activations, whose channels could be evened out."""
     model = product()
@@ -181,6 +228,44 @@ def test_static_convolutions_stay_near(method: str, tmp_path: Path) -> None:
         found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
         cosine = expected @ found / np.linalg.norm(expected) / np.linalg.norm(found)
         assert (0.99 if method == "entropy" else 0.999) < cosine < 1
+
+
+def test_transposed_convolutions_are_quantized_where_it_is_told(tmp_path: Path) -> None:
+    """Two taps a side with a stride of two, as in a U-Net: each output gets one tap, and what rounding
+    takes from it in the mean is given back, so that the errors of a channel cancel out."""
+
+    def model() -> ir.Model:
+        body = "y = ConvTranspose<strides = [2,2]>(x, w, b)"
+        text = f"g (float[B, 3, H, W] x) => (float[B, 8, P, Q] y) {{ {body} }}"
+        found = parse(text, opset=21, ir_version=10)
+        rng = np.random.default_rng(1)
+        for name, shape in (("w", (3, 8, 2, 2)), ("b", (8,))):
+            array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+            found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return loaded(found)
+
+    def shifted(count: int, seed: int) -> list[dict[str, Array]]:
+        return [{"x": each["x"] + 2} for each in pictures(count, seed)]
+
+    before, after = model(), model()
+    assert static.quantize_statically(model(), partial(_told, {}), "extremes", pair_bounded=True).found == 0
+    result = static.quantize_statically(
+        after,
+        lambda names: observe(after, names, shifted(8, 0)),
+        "extremes",
+        pair_bounded=True,
+        transposed=True,
+    )
+    assert (result.found, result.rewritten) == (1, 1)
+    errors = []
+    for feeds in shifted(8, 1):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"]
+        a, b = expected.ravel(), found.ravel()
+        assert a @ b > 0.999 * np.linalg.norm(a) * np.linalg.norm(b)
+        errors.append(found - expected)
+    off = np.stack(errors).mean(axis=(0, 1, 3, 4))
+    assert np.abs(off).max() < 0.2 * np.abs(np.stack(errors)).mean()
 
 
 def test_static_answers_do_not_depend_on_neighbours(tmp_path: Path) -> None:

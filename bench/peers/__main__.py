@@ -166,6 +166,25 @@ def compare(
         context.exit(1)
 
 
+@peers.command("standing")
+@click.argument(
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=ROOT / "bench/results/peers",
+)
+def standing_of(folder: Path) -> None:
+    """From the records in FOLDER: what infer optimize gave, over the best of the peers."""
+    from bench.peers.standing import standing
+    from infer.measure.record import read_record
+
+    records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
+    if not records:
+        raise click.ClickException(
+            f"{folder} has no records; make some with: python -m bench.peers compare"
+        )
+    click.echo("\n".join(standing(records)))
+
+
 def _chosen(names: tuple[str, ...]) -> list[Peer]:
     return [peer for peer in _CANDIDATES if not names or peer.name in names]
 

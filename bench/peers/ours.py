@@ -29,5 +29,5 @@ def load(given: Given) -> Loaded:
     def answers(found: Any) -> dict[str, Array]:
         return dict(found) if isinstance(found, dict) else {"vector": np.stack(found)}
 
-    described = f"{plan.variant} on {versions('onnxruntime')}, threads {plan.num_threads}"
+    described = f"{plan.variant} on {versions(plan.backend)}, threads {plan.num_threads}"
     return Loaded(described, prepare, answers)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ from infer.optimizer.quantization.weight_only import (
     quantize_in_blocks,
     rounded_blocks,
 )
+from infer.optimizer.rewriting import tidy
 from infer.signature import Array
 
 _QUANTIZED = frozenset(
@@ -163,9 +165,46 @@ def _with_tables(products: _Build) -> _Build:
     return build
 
 
-def _static(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+def _static(
+    model: ir.Model, given: Given, way: str, keep: Collection[str], *, transposed: bool
+) -> PassResult:
     return static.quantize_statically(
-        model, lambda tensors: given.observe(model, tensors), way, keep, pair_bounded=given.pair_bounded
+        model,
+        lambda tensors: given.observe(model, tensors),
+        way,
+        keep,
+        pair_bounded=given.pair_bounded,
+        transposed=transposed,
+    )
+
+
+_FIXED = {
+    f"{method}, activations {how}": (method, alpha)
+    for method in ("extremes", "squared error")
+    for how, alpha in _SMOOTHED.items()
+    if alpha != 0.3
+}
+"""How fixed ranges of products are chosen → a method of `calibration`, alpha of `smoothing`."""
+
+
+def _static_products(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    method, alpha = _FIXED[way]
+    for node in static.candidates(model):
+        if node.op_type == "Gemm":
+            dynamic.as_product(node)
+    tidy(model)
+    if alpha:
+        # those of one input are smoothed together, whichever are spared: so ranges stay what was observed
+        fed = {node.inputs[0] for node in static.candidates(model) if node.name not in keep}
+        chosen = [node for node in static.candidates(model) if node.inputs[0] in fed]
+        smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
+    return static.quantize_statically(
+        model,
+        lambda tensors: given.observe(model, tensors),
+        method,
+        keep,
+        pair_bounded=given.pair_bounded,
+        between=False,
     )
 
 
@@ -175,10 +214,23 @@ LIKE = {"int4-weights": "int8-weights", "int4-weights-tables": "int8-weights"}
 _MOSTLY = 0.5
 
 
-def _no_convolutions(model: ir.Model) -> str | None:
-    if any(node.op_type == "Conv" for node in static.candidates(model)):
+def _few_convolutions(model: ir.Model) -> str | None:
+    share = _share_of_convolutions(model)
+    if share >= 0.25:
         return None
-    return "without convolutions, ranges of each run are closer than fixed ones"
+    return "nearly all are products, for which ranges of each run are closer than fixed ones"
+
+
+def _mostly_convolutions(model: ir.Model) -> str | None:
+    if _share_of_convolutions(model) < 0.5:
+        return None
+    return "most are convolutions, and between these tensors stay in eight bits"
+
+
+def _share_of_convolutions(model: ir.Model) -> float:
+    """Of the nodes that could be quantized."""
+    kinds = [node.op_type == "Conv" for node in static.candidates(model)]
+    return sum(kinds) / max(1, len(kinds))
 
 
 def _few_tables(model: ir.Model) -> str | None:
@@ -186,10 +238,26 @@ def _few_tables(model: ir.Model) -> str | None:
     return None if share > _MOSTLY else f"tables are {share:.0%} of the weights, and are read the least"
 
 
-def static_recipe(name: str) -> Recipe:
-    """Convolutions and products in int8, by ranges that calibration found."""
+def static_recipe(name: str, *, transposed: bool = False) -> Recipe:
+    """Convolutions and products in int8, by ranges that calibration found; `transposed` convolutions, too,
+    if there are kernels for them."""
+    return Recipe(
+        name,
+        "int8 (QDQ, per channel, ranges by {})",
+        tuple(METHODS),
+        partial(static.candidates, transposed=transposed),
+        partial(_static, transposed=transposed),
+        unfit=_few_convolutions,
+    )
+
+
+def static_products_recipe(name: str) -> Recipe:
+    """Products in int8, and the convolutions before them, by ranges that calibration found; sums and norms
+    in float."""
     precision = "int8 (QDQ, per channel, ranges by {})"
-    return Recipe(name, precision, tuple(METHODS), static.candidates, _static, unfit=_no_convolutions)
+    return Recipe(
+        name, precision, tuple(_FIXED), static.candidates, _static_products, unfit=_mostly_convolutions
+    )
 
 
 ON_CPU = (

@@ -11,7 +11,7 @@ from infer.machine import Machine
 from infer.optimizer.passes import Pass
 from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.skip_norm import skip_norm
-from infer.optimizer.recipes import ON_CPU, Recipe, static_recipe
+from infer.optimizer.recipes import ON_CPU, Recipe, static_products_recipe, static_recipe
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,15 @@ INSTEAD = {"guarded-attention": "attention"}
 
 TARGETS: tuple[Target, ...] = (
     Target("onnxruntime", "cpu", _TRANSFORMER_PASSES, ON_CPU),
-    Target("openvino", "cpu", {}, (static_recipe("openvino-int8-static"),)),
+    Target(
+        "openvino",
+        "cpu",
+        {},
+        (
+            static_recipe("openvino-int8-static", transposed=True),
+            static_products_recipe("openvino-int8-products"),
+        ),
+    ),
     Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
 )
 

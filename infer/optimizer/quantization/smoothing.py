@@ -69,8 +69,10 @@ def _smooth(
     factors /= np.exp(np.mean(np.log(factors)))  # the size of the whole stays
     scaled = ir.node("Mul", [value, weight(graph, f"{value.name}_smoothing", 1 / factors)])
     put(nodes[0], [scaled])
-    scaled.outputs[0].shape, scaled.outputs[0].type = value.shape, value.type
+    smoothed = scaled.outputs[0]
+    smoothed.name = f"{value.name}_smoothed_{alpha:g}"
+    smoothed.shape, smoothed.type = value.shape, value.type
     for node, matrix in zip(nodes, matrices, strict=True):
-        node.replace_input_with(0, scaled.outputs[0])
+        node.replace_input_with(0, smoothed)
         name = f"{node.name}_smoothed"
         node.replace_input_with(1, weight(graph, name, (factors[:, None] * matrix).astype(np.float32)))

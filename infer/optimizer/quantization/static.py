@@ -3,7 +3,8 @@
     before   Relu(Conv(x, W, b))     after   Q(DQ-Conv(DQ(Q(x)), DQ(W8), DQ(b32))), and no Relu
 
 Between convolutions tensors stay in eight bits: sums, pooling and concatenation, too. A Relu or Clip whose
-result is quantized is dropped, since the range begins at zero and ends where it clips.
+result is quantized is dropped, since the range begins at zero and ends where it clips. Between products of
+a transformer lie norms and sums that need float32 anyway: there only what goes into products is quantized.
 
 Why it is faster: int8 products, and a quarter of the memory to move.
 
@@ -28,25 +29,35 @@ from infer.signature import Array
 _PASSED_ON = ("MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten", "Reshape", "Transpose")
 """Operators that work on eight bits as they do on floats, where what comes in is quantized anyway."""
 
+_KINDS = frozenset({"Conv", "Gemm", "MatMul"})
 _CLIPPING = ("Relu", "Clip")
 
 Observing = Callable[[Sequence[str]], Mapping[str, Observed]]
 """What calibration saw of the tensors of these names."""
 
 
-def candidates(model: ir.Model) -> list[ir.Node]:
-    """The nodes with float32 weights that could be quantized."""
-    return [node for node in model.graph if _weighted(node)]
+def candidates(model: ir.Model, *, transposed: bool = False) -> list[ir.Node]:
+    """The nodes with float32 weights that could be quantized; transposed convolutions only where kernels
+    for them are told to be there."""
+    kinds = _KINDS | {"ConvTranspose"} if transposed else _KINDS
+    return [node for node in model.graph if node.op_type in kinds and _weighted(node)]
 
 
 def quantize_statically(
-    model: ir.Model, observing: Observing, method: str, keep: Collection[str] = (), *, pair_bounded: bool
+    model: ir.Model,
+    observing: Observing,
+    method: str,
+    keep: Collection[str] = (),
+    *,
+    pair_bounded: bool,
+    between: bool = True,
+    transposed: bool = False,
 ) -> PassResult:
-    """Quantize every convolution and product but those whose nodes are called as `keep` says, and what lies
-    between them; ranges are chosen by one of `calibration.METHODS`."""
+    """Quantize the `candidates` but those whose nodes are called as `keep` says, and what lies `between`
+    them, unless told otherwise; ranges are chosen by one of `calibration.METHODS`."""
     result = PassResult()
     heavy: list[ir.Node] = []
-    for node in candidates(model):
+    for node in candidates(model, transposed=transposed):
         result.found += 1
         if node.name in keep:
             result.decline("kept in float for accuracy")
@@ -54,8 +65,8 @@ def quantize_statically(
             heavy.append(node)
     if not heavy:
         return result
-    chosen = _with_light(model, heavy)
-    tensors = _tensors(chosen)
+    chosen = _with_light(model, heavy) if between else heavy
+    tensors = _tensors(chosen, between)
     names = [value.name or "" for value in tensors]
     seen = observing(names)
     ranges = {name: seen[name].range(method) for name in names}
@@ -75,12 +86,12 @@ def quantize_statically(
 
 
 def _weighted(node: ir.Node) -> bool:
-    if node.domain != "" or node.op_type not in ("Conv", "Gemm", "MatMul"):
-        return False
     found = constant(node.inputs[1])
-    if found is None or found.dtype != np.float32 or node.inputs[0] is None:
+    if node.domain != "" or found is None or found.dtype != np.float32 or node.inputs[0] is None:
         return False
-    if node.op_type == "Conv":
+    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
+        return False
+    if node.op_type in ("Conv", "ConvTranspose"):
         return len(node.inputs) < 3 or node.inputs[2] is None or constant(node.inputs[2]) is not None
     if node.op_type == "MatMul":
         return found.ndim == 2
@@ -120,14 +131,17 @@ def _through_clipping(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _tensors(chosen: Sequence[ir.Node]) -> list[ir.Value]:
-    """The activations that are quantized: all that go in, and what comes out behind a Relu or Clip."""
+def _tensors(chosen: Sequence[ir.Node], between: bool) -> list[ir.Value]:
+    """The activations that are quantized: all that go in, and `between` nodes what comes out behind a Relu
+    or Clip."""
     found: dict[ir.Value, None] = {}
     for node in chosen:
         activations = node.inputs if node.op_type in ("Add", "Concat") else node.inputs[:1]
         for value in activations:
             if value is not None and constant(value) is None:
                 found[value] = None
+        if not between:
+            continue
         after = node.outputs[0]
         while (clipping := only_user(after, *_CLIPPING)) is not None:
             after = clipping.outputs[0]
@@ -160,7 +174,7 @@ def _quantize_weights(
     matrix = constant(node.inputs[1])
     assert matrix is not None
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
-    axis = 0 if node.op_type == "Conv" or transposed else 1
+    axis = 0 if node.op_type == "Conv" or transposed else 1  # of the outputs
     quantized = quantize_weight(matrix, axis, pair_bounded=pair_bounded)
     up = ir.node(
         "DequantizeLinear",
@@ -205,6 +219,8 @@ def _mean_of_products(node: ir.Node, lost: Array, means: Array) -> Array:
     section 4.2.
     """
     rows = lost.reshape(*lost.shape[:2], -1).sum(axis=2)
+    if node.op_type == "ConvTranspose":  # an output gets, in the mean, one tap of so many
+        rows = rows / np.prod(node.attributes.get_ints("strides", [1]))
     groups = node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1
     if means.shape != (rows.shape[1] * groups,):
         return np.zeros(len(rows))
