@@ -31,14 +31,13 @@ import numpy as np
 import psutil
 
 import infer
+from bench.report import report
 from bench.serving import SERVERS, Server
 from bench.serving.client import HttpQuery, request
 from bench.serving.started import started
 from bench.zoo import minilm
 from infer.cli.progress import Progress
-from infer.drafts import file_draft
 from infer.feeds import example_feeds
-from infer.machine import this_machine
 from infer.session import open_artifact
 from infer.signature import Array
 
@@ -194,20 +193,8 @@ def _percentiles(latencies: Sequence[Array]) -> str:
 
 
 def _print(title: str, rows: Sequence[tuple[str, str]], output: Path | None) -> None:
-    machine = this_machine()
-    lines = [
-        f"# {title}",
-        "",
-        f"On {machine.cores} cores ({machine.cpu}), with its client. Made by `python -m bench.soak`.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {value} |" for name, value in rows),
-    ]
-    click.echo("\n".join(lines))
-    if output is not None:
-        with file_draft(output) as draft:
-            draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    report(title, lines, "bench.soak", output)
 
 
 if __name__ == "__main__":

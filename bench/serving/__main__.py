@@ -13,14 +13,13 @@ import click
 import numpy as np
 
 import infer
+from bench.report import report
 from bench.serving import SERVERS, Server
 from bench.serving.client import HttpQuery, request
 from bench.serving.started import started
 from bench.zoo import minilm
 from infer.cli.progress import Progress
-from infer.drafts import file_draft
 from infer.errors import InferError
-from infer.machine import this_machine
 from infer.measure.rounds import Progress as Told
 from infer.measure.scenarios import ImpossibleBoundError, built_in_probe, highest_rate
 from infer.signature import Array
@@ -77,10 +76,7 @@ def command(
                     _check(server, query, expected)
                     found[server.name].append(_measured(server, query, bound_ms, seconds, number, told))
     lines = list(_table(chosen, found, bound_ms, seconds, rounds, workers))
-    click.echo("\n".join(lines))
-    if output is not None:
-        with file_draft(output) as draft:
-            draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report("Servers beside each other", lines, "bench.serving", output)
 
 
 def _measured(
@@ -105,16 +101,11 @@ def _table(
     rounds: int,
     workers: int,
 ) -> Iterator[str]:
-    machine = this_machine()
     first = found[servers[0].name]
-    yield "# Servers beside each other"
-    yield ""
     yield (
         f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client"
-        f" on the same {machine.cores} cores ({machine.cpu}); MiniLM, {_TEXTS} sentences of reviews, JSON;"
-        f" workers of each: {workers}; {rounds} rounds, in which each is"
-        f" started and ended in turn, {seconds:g} s a rate."
-        f" Made by `python -m bench.serving`."
+        f" on the same cores; MiniLM, {_TEXTS} sentences of reviews, JSON; workers of each: {workers};"
+        f" {rounds} rounds, in which each is started and ended in turn, {seconds:g} s a rate."
     )
     yield ""
     yield f"| server | requests/s | {servers[0].name}'s over it | p99 there, ms | alone, median ms |"

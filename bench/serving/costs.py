@@ -25,15 +25,14 @@ import numpy as np
 import psutil
 
 import infer
+from bench.report import report
 from bench.serving import SERVERS, Server
 from bench.serving.client import HttpQuery, request
 from bench.serving.started import started
 from bench.zoo import minilm
 from infer.artifact import Artifact
 from infer.cli.progress import Progress
-from infer.drafts import file_draft
 from infer.feeds import Feeds, example_feeds
-from infer.machine import this_machine
 from infer.measure.labels import digits
 from infer.server.tensors import DATATYPES
 from infer.session import open_artifact
@@ -52,24 +51,15 @@ _WORKERS = (1, 2, 4)
 def command(sentences: Path, net: Path, rounds: int, output: Path | None) -> None:
     """What a request, little traffic and more workers cost."""
     texts = list(minilm.calibration())[:_TURN]
-    machine = this_machine()
     with Progress() as progress:
         lines = [
-            "# What infer serve costs",
-            "",
-            f"On {machine.cores} cores ({machine.cpu}), with its client."
-            " Made by `python -m bench.serving.costs`.",
-            "",
             *_requests(sentences, net, texts, rounds, progress),
             "",
             *_little(net, progress),
             "",
             *_memory(sentences, texts, progress),
         ]
-    click.echo("\n".join(lines))
-    if output is not None:
-        with file_draft(output) as draft:
-            draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report("What infer serve costs", lines, "bench.serving.costs", output)
 
 
 def _requests(

@@ -166,7 +166,13 @@ def _with_tables(products: _Build) -> _Build:
 
 
 def _static(
-    model: ir.Model, given: Given, way: str, keep: Collection[str], *, transposed: bool
+    model: ir.Model,
+    given: Given,
+    way: str,
+    keep: Collection[str],
+    *,
+    between: bool = True,
+    transposed: bool = False,
 ) -> PassResult:
     return static.quantize_statically(
         model,
@@ -174,6 +180,7 @@ def _static(
         way,
         keep,
         pair_bounded=given.pair_bounded,
+        between=between,
         transposed=transposed,
     )
 
@@ -198,14 +205,7 @@ def _static_products(model: ir.Model, given: Given, way: str, keep: Collection[s
         fed = {node.inputs[0] for node in static.candidates(model) if node.name not in keep}
         chosen = [node for node in static.candidates(model) if node.inputs[0] in fed]
         smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
-    return static.quantize_statically(
-        model,
-        lambda tensors: given.observe(model, tensors),
-        method,
-        keep,
-        pair_bounded=given.pair_bounded,
-        between=False,
-    )
+    return _static(model, given, method, keep, between=False)
 
 
 LIKE = {"int4-weights": "int8-weights", "int4-weights-tables": "int8-weights"}
