@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import signal
@@ -15,9 +16,11 @@ import pytest
 from infer.errors import InputError
 from infer.server.models import Models, named
 from infer.server.options import ServerOptions
+from tests import waiting
 from tests.serving import Served, serving
 from tests.tiny import classifier, classify, make_artifact
-from tests.waiting import until
+
+until = functools.partial(waiting.until, wait_s=30.0)
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 ASKED = {"inputs": [{"name": "x", "shape": [3, 10], "datatype": "FP32", "data": X.ravel().tolist()}]}

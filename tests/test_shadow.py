@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -28,9 +29,11 @@ from infer.options import ShadowOptions
 from infer.parity import TOLERANCES
 from infer.shadow import Shadow
 from infer.signature import Array
+from tests import waiting
 from tests.serving import serving
 from tests.tiny import edit_manifest
-from tests.waiting import until
+
+until = functools.partial(waiting.until, wait_s=10.0)
 
 EVIDENCE: dict[str, Any] = {
     "changes": {"clip": "1 of 1"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-WAIT_S = 30.0
+WAIT_S = 20.0
 """Long enough for a busy machine: who waits so long waits in vain."""
 
 

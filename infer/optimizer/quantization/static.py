@@ -40,7 +40,7 @@ def candidates(model: ir.Model, *, transposed: bool = False) -> list[ir.Node]:
     """The nodes with float32 weights that could be quantized; transposed convolutions only where kernels
     for them are told to be there."""
     kinds = _KINDS | {"ConvTranspose"} if transposed else _KINDS
-    return [node for node in model.graph if node.op_type in kinds and _weighted(node)]
+    return [n for n in model.graph if n.domain == "" and n.op_type in kinds and _weighted(n)]
 
 
 def quantize_statically(
@@ -87,7 +87,7 @@ def quantize_statically(
 
 def _weighted(node: ir.Node) -> bool:
     found = constant(node.inputs[1])
-    if node.domain != "" or found is None or found.dtype != np.float32 or node.inputs[0] is None:
+    if found is None or found.dtype != np.float32 or node.inputs[0] is None:
         return False
     if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
         return False
