@@ -7,7 +7,8 @@ asks first; then the built-in scenario asks as many queries for the same work, i
 same arrivals, a third of what can be served. Both are also held against an oracle that needs no harness,
 but only how long each of their calls really took: the percentile of these times, Lindley's recursion for a
 queue, samples over time. So a machine that is slow for a while, which shifts the ratio of the two, does not
-shift what either adds. The table shows medians over rounds, and of the ratios within each.
+shift what either adds. The table shows medians over rounds, and of the ratios within each. The last line
+says what each reports of a call that does nothing: that is its own overhead per query.
 """
 
 from __future__ import annotations
@@ -124,6 +125,12 @@ def _round(scenario: str, answer: Answer, seconds: float) -> Round:
     )
 
 
+def overhead(seconds: float) -> tuple[float, float]:
+    """Mean latency in µs of a query that does nothing: by LoadGen, and by the built-in scenario."""
+    found = run_test("single-stream", lambda _samples: None, seconds).latencies
+    return 1e3 * float(np.mean(found)), 1e3 * float(np.mean(Call(lambda: None).turn(len(found))))
+
+
 def _metric(found: LoadGenResult) -> float:
     return found.throughput if found.percentile_ms is None else found.percentile_ms
 
@@ -184,6 +191,8 @@ def _compare(name: str, answer: Answer, seconds: float, rounds: int) -> None:
             f"{'':<18}×{found.loadgen_to_oracle:.3f}    ×{found.built_in_to_oracle:.3f}",
             flush=True,
         )
+    loadgen, built_in = overhead(seconds)
+    print(f"{'a call of nothing, µs':<26}{loadgen:9.2f}{built_in:10.2f}")
 
 
 if __name__ == "__main__":
