@@ -25,6 +25,7 @@ from infer.server.oip import InferRequest
 from tests.command import infer_command
 from tests.serving import DTYPES, Served, identities, serving, slow, wait_until_waiting
 from tests.tiny import identity, write
+from tests.waiting import until
 
 TOKEN = "a-token-that-is-long"
 
@@ -186,9 +187,21 @@ def slow_message(count: int, **more: Any) -> Any:
     return request("slow", item, **more)
 
 
+LATE, GONE = (f'infer_requests_total{{model="slow",outcome="{outcome}"' for outcome in ("late", "gone"))
+
+
+def figure(served: Served, name: str) -> float:
+    """Of the slow model, from the server's metrics."""
+    lines = served.get("/metrics").text.splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith(name) and 'model="slow"' in line
+    )
+
+
 def test_late_cancelled_and_crowded_out(served: Served, channel: grpc.Channel) -> None:
     """A deadline of the client or in the request, and a full queue: each has its code, and what is refused
-    is told when to come again."""
+    is told when to come again. Both deadlines count as late."""
+    late = figure(served, LATE)
     for options in (
         {"message": slow_message(2_000, parameters={"timeout": {"int64_param": 50_000}})},
         {"message": slow_message(2_000), "timeout": 0.1},
@@ -196,6 +209,7 @@ def test_late_cancelled_and_crowded_out(served: Served, channel: grpc.Channel) -
         with pytest.raises(grpc.RpcError) as caught:
             call(channel, "ModelInfer", **options)
         assert caught.value.code().name == "DEADLINE_EXCEEDED"
+    until(lambda: figure(served, LATE) == late + 2)
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(call, channel, "ModelInfer", slow_message(400)) for _ in range(8)]
         errors = [error for each in asked if (error := each.exception()) is not None]
@@ -305,14 +319,7 @@ def memory(served: Served) -> int:
 
 def test_who_goes_away_is_not_answered(served: Served, channel: grpc.Channel) -> None:
     """A request that waits behind a slow one and is cancelled is not run."""
-
-    def figure(name: str) -> float:
-        lines = served.get("/metrics").text.splitlines()
-        return sum(
-            float(line.split()[-1]) for line in lines if line.startswith(name) and 'model="slow"' in line
-        )
-
-    runs, gone = figure("infer_runs_total"), figure('infer_requests_total{model="slow",outcome="gone"')
+    runs, gone = figure(served, "infer_runs_total"), figure(served, GONE)
     ask = channel.unary_unary(
         f"/{SERVICE}/ModelInfer", request_serializer=lambda asked: asked.SerializeToString()
     )
@@ -322,8 +329,8 @@ def test_who_goes_away_is_not_answered(served: Served, channel: grpc.Channel) ->
     wait_until_waiting(served, 2)
     second.cancel()
     first.result()
-    assert figure('infer_requests_total{model="slow",outcome="gone"') == gone + 1
-    assert figure("infer_runs_total") == runs + 1
+    assert figure(served, GONE) == gone + 1
+    assert figure(served, "infer_runs_total") == runs + 1
 
 
 def test_a_port_that_is_taken_is_not_shared(served: Served, tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_a_graph_made_for_one_size_still_runs(tmp_path: Path) -> None:
         np.testing.assert_array_equal(session.run({"x": x})["y"], x.T)
 
 
+@pytest.mark.parametrize(("dims", "fixed"), [("N, 3, H, W", 4), ("N, L", 0), ("N, 3", 4)])
+def test_what_is_compiled_for_its_size(dims: str, fixed: int, tmp_path: Path) -> None:
+    """The first four sizes of pictures, or where one dim is open; texts of any length have one model."""
+    path = write(tmp_path, f"g (float[{dims}] x) => (float[{dims}] y) {{ y = Abs(x) }}")
+    rng = np.random.default_rng(0)
+    with infer.load(path, backend="openvino") as session:
+        for _ in range(2):
+            for size in range(1, 7):
+                sizes = {"N": size, "H": size + 2, "W": 9 - size, "L": 2 * size, "3": 3}
+                x = rng.standard_normal([sizes[dim] for dim in dims.split(", ")]).astype(np.float32)
+                np.testing.assert_array_equal(session.run({"x": x})["y"], np.abs(x))
+        models = session._executable._models  # type: ignore[attr-defined]
+        assert len(models._fixed) == fixed
+        assert models._any is not None
+
+
 def test_large_feeds_are_not_kept_for_every_thread(tmp_path: Path) -> None:
     """A request holds its feeds until it is asked again, so only two of those with large ones are kept."""
     path = write(tmp_path, "g (float[N, 1000] x) => (float[N, 1000] y) { y = Relu(x) }")

@@ -175,6 +175,23 @@ def test_a_product_of_two_weights_is_not_smoothed() -> None:
     assert operators(model) == ["MatMul", "Add"]
 
 
+def test_a_product_of_two_weights_has_no_fixed_range() -> None:
+    """Nothing of it comes from a feed, so calibration cannot see it."""
+    proto = parse(
+        "g (float[N, 64] x) => (float[N, 64] y) { a = MatMul(v, w) h = MatMul(x, a) y = MatMul(h, w) }"
+    )
+    for seed, name in enumerate("vw"):
+        values = np.random.default_rng(seed).standard_normal((64, 64)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    model = loaded(proto)
+    assert static.candidates(model) == [model.graph[2]]
+    given = Given(skewed(4, 0), pair_bounded=True)
+    result = static_products_recipe("products").build(
+        model, given, "extremes, activations as they come", ()
+    )
+    assert (result.found, result.rewritten) == (1, 1)
+
+
 def test_small_products_and_named_ones_stay_in_float() -> None:
     """Quantizing the input of a small one takes longer than it; a search names those that lose too much."""
     small = product(columns=8)

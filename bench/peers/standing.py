@@ -21,13 +21,38 @@ _EQUAL, _BUDGET = "infer-optimized", "infer-budget"
 _PLAIN = "onnxruntime"
 _FLOAT32 = tuple(peer.name for peer in PEERS if peer.exact)
 _INT8 = tuple(peer.name for peer in PEERS if not peer.exact and "optimization" not in peer.settings)
+_CLOSE = 0.999
+"""The cosine of answers that a budget asks for where a family has no labels."""
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One of infer's candidates over the fastest of `others` whose cosine is at least `least`."""
+
+    title: str
+    ours: str
+    others: tuple[str, ...]
+    least: float = -1.0
+
 
 _COLUMNS = (
-    ("equal answers, over ONNX Runtime on the plain export", _EQUAL, (_PLAIN,)),
-    ("equal answers, over the best in float32", _EQUAL, _FLOAT32),
-    ("within the budget, over the best in float32", _BUDGET, _FLOAT32),
-    ("within the budget, over the best in int8", _BUDGET, _INT8),
+    _Column("equal answers, over ONNX Runtime on the plain export", _EQUAL, (_PLAIN,)),
+    _Column("equal answers, over the best in float32", _EQUAL, _FLOAT32),
+    _Column("within the budget, over the best in float32", _BUDGET, _FLOAT32),
+    _Column(f"within the budget, over the best in int8 of cosine {_CLOSE}", _BUDGET, _INT8, _CLOSE),
+    _Column("within the budget, over the best in int8 of any cosine", _BUDGET, _INT8),
 )
+
+
+@dataclass(frozen=True)
+class _Cosine:
+    """Of a candidate's answers to infer's."""
+
+    mean: float = 1.0
+    least: float = 1.0
+
+    def __str__(self) -> str:
+        return "" if self == _Cosine() else f"cos {self.mean:.4f}, min {self.least:.4f}"
 
 
 @dataclass(frozen=True)
@@ -36,19 +61,26 @@ class Over:
 
     other: str
     ratio: Estimate
-    cosine: str  # of the other's answers; empty for equal ones
+    cosine: _Cosine
 
 
 def standing(records: Mapping[str, Record]) -> Iterator[str]:
-    """Markdown: a table for each scenario, a row for each family, and geometric means."""
+    """Markdown: a table for each scenario, a row for each family, and geometric means; then the families of
+    which nothing optimized was measured."""
     scenarios = dict.fromkeys(series.scenario for record in records.values() for series in record.series)
+    without = set(records)
     for scenario in scenarios:
-        rows = {
-            name: [_over(record, scenario, *of[1:]) for of in _COLUMNS] for name, record in records.items()
+        found = {
+            name: [_over(record, scenario, column) for column in _COLUMNS]
+            for name, record in records.items()
         }
+        rows = {name: row for name, row in found.items() if any(row)}
+        without -= set(rows)
+        if not rows:
+            continue
         yield f"How many times as fast, {scenario}"
         yield ""
-        yield f"| family | {' | '.join(title for title, *_ in _COLUMNS)} | infer within the budget |"
+        yield f"| family | {' | '.join(column.title for column in _COLUMNS)} | infer within the budget |"
         yield f"|---|{'---|' * (len(_COLUMNS) + 1)}"
         for name, row in rows.items():
             yield f"| {name} | {' | '.join(map(_told, row))} | {_cosine(records[name], _BUDGET)} |"
@@ -58,16 +90,22 @@ def standing(records: Mapping[str, Record]) -> Iterator[str]:
         ]
         yield f"| geometric mean | {' | '.join(means)} | |"
         yield ""
+    if without:
+        yield f"Without {_EQUAL} or {_BUDGET} beside a peer: {', '.join(sorted(without))}"
 
 
-def _over(record: Record, scenario: str, ours: str, others: Sequence[str]) -> Over | None:
+def _over(record: Record, scenario: str, column: _Column) -> Over | None:
     """None where one of them was not measured."""
     series = {each.candidate: each for each in record.series if each.scenario == scenario}
-    found = [series[name] for name in others if name in series]
-    if ours not in series or not found:
+    found = [
+        series[name]
+        for name in column.others
+        if name in series and _cosine(record, name).mean >= column.least
+    ]
+    if column.ours not in series or not found:
         return None
     best = min(found, key=_time)
-    ratio = paired_ratio(_per_sample(best), _per_sample(series[ours]))
+    ratio = paired_ratio(best.per_sample_ms, series[column.ours].per_sample_ms)
     return Over(best.candidate, ratio, _cosine(record, best.candidate))
 
 
@@ -77,22 +115,18 @@ def _time(series: Series) -> float:
     return series.ratio.value
 
 
-def _per_sample(series: Series) -> list[float]:
-    return [median / series.samples for median in series.medians_ms]
-
-
-def _cosine(record: Record, name: str) -> str:
-    """As its entry tells it; empty if its answers are equal."""
+def _cosine(record: Record, name: str) -> _Cosine:
+    """As its entry tells it; answers of which it tells nothing are equal."""
     (described,) = [entry.described for entry in record.candidates if entry.name == name] or [""]
     found = re.search(r"cosine to infer (\S+) mean, (\S+) min", described)
-    return f"cos {found[1]}, min {found[2]}" if found else ""
+    return _Cosine(float(found[1]), float(found[2])) if found else _Cosine()
 
 
 def _told(over: Over | None) -> str:
     if over is None:
         return ""
     also = "" if over.other == _PLAIN else f" {over.other}"
-    return f"×{cell(over.ratio)}{also}{f' ({over.cosine})' if over.cosine else ''}"
+    return f"×{cell(over.ratio)}{also}{f' ({over.cosine})' if str(over.cosine) else ''}"
 
 
 def _mean(ratios: Sequence[float]) -> str:

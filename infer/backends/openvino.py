@@ -45,6 +45,8 @@ finally:
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4
 
+_PICTURE_RANK = 4  # batch, channels, height, width
+
 _REFUSED = ("string", "float64")
 
 # Above this, copying costs more than the tensors that it saves.
@@ -171,10 +173,11 @@ class OpenvinoExecutable:
 
 
 class _Models:
-    """A model compiled once for feeds of any shape, and where shapes differ in one dim at most, anew for
-    each of the first few: what is compiled for a shape is faster.
+    """A model compiled once for feeds of any shape, and for pictures, or where shapes differ in one dim at
+    most, anew for each of the first few: what is compiled for a shape is faster.
 
-    A model that takes texts of any length would be compiled too often, so it has one for all.
+    A model that takes texts of any length would be compiled too often, so it has one for all; pictures mostly
+    come in one size, also where a model takes any.
     """
 
     def __init__(
@@ -189,7 +192,8 @@ class _Models:
         self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
         self._any: _Requests | None = None
-        self._most = _MAX_FIXED if len(signature.dims) <= 1 else 0
+        pictures = all(len(spec.dims) >= _PICTURE_RANK for spec in signature.inputs)
+        self._most = _MAX_FIXED if pictures or len(signature.dims) <= 1 else 0
         self._compiling = threading.Lock()
         if ready is None:
             self._model = self._read_model()

@@ -42,6 +42,8 @@ EVALUATORS: dict[str, str] = {
 }
 """Task → the module that evaluates it."""
 
+_PAIRED = "infer.evaluation.verification"
+
 LOWER_IS_BETTER = frozenset({"eer", "log_loss", "mae", "rmse"})
 """Metrics of which less is better. Of all others, more is."""
 
@@ -110,6 +112,16 @@ def evaluate(session: Session, data: Dataset | str | os.PathLike[str]) -> Evalua
 def read_dataset(task: Any, path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
     """The data at `path` for `task`. Raises `InputError`."""
     return _evaluator(task).read(path, task, columns or {})
+
+
+def is_paired(task: Any) -> bool:
+    """Whether an input of its datasets is a pair of what the task itself takes."""
+    return EVALUATORS.get(task.setting.name) == _PAIRED
+
+
+def item_key(item: Any) -> Any:
+    """By which an input that is in several pairs is known."""
+    return item if isinstance(item, (str, Path)) else id(item)
 
 
 def evaluate_task(task: Any, dataset: Dataset, progress: Progress = lambda _: None) -> Evaluation:

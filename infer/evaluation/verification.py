@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InputError, missing_package
-from infer.evaluation import Dataset, Evaluation, Progress
+from infer.evaluation import Dataset, Evaluation, Progress, item_key
 from infer.evaluation.tables import column, columns_named, read_records
 from infer.signature import Array
 
@@ -82,7 +82,7 @@ def _similarities(task: Any, dataset: Dataset, progress: Progress) -> Array:
     """The cosine of each pair. An input that is in many pairs is answered once."""
     inputs: dict[Any, Any] = {}
     for pair in dataset.inputs:
-        inputs.update({_key(item): item for item in pair})
+        inputs.update({item_key(item): item for item in pair})
     keys, vectors = list(inputs), []
     for start in range(0, len(keys), _AT_ONCE):
         vectors.extend(task([inputs[key] for key in keys[start : start + _AT_ONCE]]))
@@ -90,12 +90,8 @@ def _similarities(task: Any, dataset: Dataset, progress: Progress) -> Array:
     places = {key: i for i, key in enumerate(keys)}
     unit = np.stack(vectors).astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    first, second = ([places[_key(pair[side])] for pair in dataset.inputs] for side in (0, 1))
+    first, second = ([places[item_key(pair[side])] for pair in dataset.inputs] for side in (0, 1))
     return np.asarray(np.sum(unit[first] * unit[second], axis=1))
-
-
-def _key(item: Any) -> Any:
-    return item if isinstance(item, (str, Path)) else id(item)
 
 
 def _same(value: Any, row: int) -> bool:

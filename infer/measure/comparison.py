@@ -266,18 +266,13 @@ def _in_turns(
             for c in candidates
         }
     measured = take_turns(queries, asked.seconds, progress, turn_s, asked.starts, restart)
-
-    def per_sample(name: str) -> list[float]:
-        return [median / plans[name].samples for median in measured.times[name].medians]
-
-    first = candidates[0].name
-    series = []
+    series: list[Series] = []
     for candidate in candidates:
         plan, times = plans[candidate.name], measured.times[candidate.name]
         each = _series(candidate, scenario, point, times, plan.samples, measured.starts)
         limit = limit_of(candidate, plan.feeds, each.latency_ms["p50"].value / plan.repeat)
-        if candidate.name != first:
-            ratio = paired_ratio(per_sample(candidate.name), per_sample(first), measured.starts)
+        if series:
+            ratio = paired_ratio(each.per_sample_ms, series[0].per_sample_ms, measured.starts)
             each = replace(each, ratio=ratio, verdict=verdict(ratio))
         query = queries[candidate.name]
         validity = query.validity if isinstance(query, Tested) else None

@@ -157,6 +157,11 @@ class Series:
     validity: str | None = None
     rates: tuple[ServedRate, ...] = ()
 
+    @property
+    def per_sample_ms(self) -> list[float]:
+        """Of each round, whatever a query holds: what ratios are of."""
+        return [median / self.samples for median in self.medians_ms]
+
 
 @dataclass(frozen=True)
 class Share:

@@ -1,7 +1,7 @@
 """The form in which passes get a graph, whichever exporter wrote it.
 
-Weights are weights only, Identity is gone, nodes have names of their own, and values have shapes where they
-follow from the inputs'.
+Weights are weights only, Identity is gone but where a graph gives what is not its own, nodes have names of
+their own, and values have shapes where they follow from the inputs'.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx_ir as ir
-from onnx_ir.passes.common import (
-    IdentityEliminationPass,
-    RemoveInitializersFromInputsPass,
-    ShapeInferencePass,
-)
+from onnx_ir.passes.common import RemoveInitializersFromInputsPass, ShapeInferencePass
 
 _WEIGHTS_ALONE = 4
 """The first IR version in which a weight need not be an input."""
@@ -29,13 +25,34 @@ def canonical(path: Path) -> ir.Model:
     # a session cannot be fed with weights that old graphs list among their inputs, too
     RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version or 0, _WEIGHTS_ALONE)
-    IdentityEliminationPass()(model)
+    _drop_identities(model.graph)
     unknown = any(value.shape is None for node in model.graph for value in node.outputs if value.name)
     # inference notes tensors where sequences are
     if unknown and not any(word in node.op_type for node in model.graph for word in _NO_TENSORS):
         ShapeInferencePass()(model)
     _name_nodes(model.graph)
     return model
+
+
+def _drop_identities(graph: ir.Graph) -> None:
+    """Also within branches and loops. onnx-ir's own pass gives a branch an output that is another graph's,
+    and takes the name of an output from what is an output, too."""
+    for node in list(ir.traversal.RecursiveGraphIterator(graph)):
+        source, result = (*node.inputs, *node.outputs) if node.op_type == "Identity" else (None, None)
+        if node.domain != "" or source is None or result is None:
+            continue
+        if result.is_graph_output():
+            given = source.is_graph_input() or source.is_initializer() or source.is_graph_output()
+            if given or source.graph is not node.graph:
+                continue
+        source.shape = result.shape if source.shape is None else source.shape
+        source.type = result.type if source.type is None else source.type
+        name, is_output = result.name, result.is_graph_output()
+        result.replace_all_uses_with(source, replace_graph_outputs=True)
+        assert node.graph is not None
+        node.graph.remove(node, safe=True)
+        if is_output:
+            source.name = name
 
 
 def _name_nodes(graph: ir.Graph) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InferError, InputError
-from infer.evaluation import EVALUATORS, Dataset, read_dataset
+from infer.evaluation import EVALUATORS, Dataset, is_paired, item_key, read_dataset
 from infer.feeds import Feeds, batch_dim, example_feeds, resized
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
@@ -23,7 +23,7 @@ _MADE = 16
 
 @dataclass(frozen=True)
 class Material:
-    """Feeds of one input each. No feed of `calibration` is among `judged`, unless there is but one.
+    """Feeds of one input each. No feed of `calibration` is among `judged`, unless there are too few.
 
     Attributes:
         timed: of several sizes, where judged feeds differ in size.
@@ -53,26 +53,46 @@ def material(session: Session, data: Data | None, batch: int = 1) -> Material:
     if data is None:
         return _made(session, batch)
     name, inputs, dataset = _read(session, data)
-    places = np.random.default_rng(0).permutation(len(inputs))
-    half = min(CALIBRATION, len(inputs) // 2) if len(inputs) > 1 else 1
-    calibrating, judging = places[:half], places[half:] if len(inputs) > 1 else places
-    judged = _encoded(session, [inputs[i] for i in judging], JUDGED)
+    paired = dataset is not None and is_paired(session.task)
+    asked = [_asked(inputs[i], i, paired) for i in range(len(inputs))]
+    calibrating, judging = _halves(asked)
+    judged = _encoded(session, asked, judging, JUDGED)
 
-    def part(places: Array) -> Dataset | None:
+    def part(places: Sequence[int]) -> Dataset | None:
         if dataset is None:
             return None
         return Dataset(dataset.name, [inputs[i] for i in places], [dataset.expected[i] for i in places])
 
     return Material(
-        calibration=_encoded(session, [inputs[i] for i in calibrating], CALIBRATION),
+        calibration=_encoded(session, asked, calibrating, CALIBRATION),
         judged=judged,
         timed=_timed(session.signature, judged, batch),
         dataset=part(judging),
         rehearsal=part(calibrating),
         described=f"{len(judged)} feeds of {name} that calibration did not see"
-        if len(inputs) > 1
-        else f"the one input of {name}, which calibration has seen",
+        if calibrating != judging
+        else f"the {len(judged)} feeds of {name}, which calibration has seen",
     )
+
+
+def _asked(entry: Any, place: int, paired: bool) -> dict[Any, Any]:
+    """What the task is asked of an entry of the data, by what tells it from that of others."""
+    return {item_key(item): item for item in entry} if paired else {place: entry}
+
+
+def _halves(asked: Sequence[Mapping[Any, Any]]) -> tuple[list[int], list[int]]:
+    """Places of entries to calibrate with and to judge, which have nothing in common; all for both if there
+    are too few. Pairs that have something of either half are for neither."""
+    places = np.random.default_rng(0).permutation(len(asked)).tolist()
+    most = min(CALIBRATION, len({key for items in asked for key in items}) // 2)
+    seen: set[Any] = set()
+    for place in places:
+        if len(seen) >= most:
+            break
+        seen.update(asked[place])
+    calibrating = [place for place in places if asked[place].keys() <= seen]
+    judging = [place for place in places if not asked[place].keys() & seen]
+    return (calibrating, judging) if calibrating and judging else (places, places)
 
 
 def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | None]:
@@ -95,8 +115,10 @@ def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | N
     return name, inputs, dataset
 
 
-def _encoded(session: Session, inputs: Sequence[Any], most: int) -> tuple[Feeds, ...]:
-    """What the task feeds the graph for each input, asked one at a time so that nothing is padded."""
+def _encoded(
+    session: Session, asked: Sequence[Mapping[Any, Any]], places: Sequence[int], most: int
+) -> tuple[Feeds, ...]:
+    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded."""
     seen: list[Feeds] = []
 
     def run(feeds: Mapping[str, object]) -> dict[str, Array]:
@@ -104,7 +126,7 @@ def _encoded(session: Session, inputs: Sequence[Any], most: int) -> tuple[Feeds,
         return session.run(feeds)
 
     task = session.task_on(run)
-    for each in inputs:
+    for each in {key: item for place in places for key, item in asked[place].items()}.values():
         task([each])
         if len(seen) >= most:
             break

@@ -53,11 +53,7 @@ _log = logging.getLogger("infer.server")
 
 
 class Call:
-    """One request: who asks, and what the log line will say.
-
-    Attributes:
-        time_s: what the client still waits, None if it set no deadline.
-    """
+    """One request: who asks, until when, and what the log line will say."""
 
     def __init__(self, context: Any) -> None:
         self.metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
@@ -66,9 +62,15 @@ class Call:
         # such as ipv4:127.0.0.1:4711
         self.client = context.peer().partition(":")[2].rpartition(":")[0]
         self.caller = self.client
-        self.time_s: float | None = context.time_remaining()
+        waits_s: float | None = context.time_remaining()
+        self._until = None if waits_s is None else time.monotonic() + waits_s
         self.model: Model | None = None
         self.bytes_in = self.bytes_out = 0
+
+    @property
+    def left_s(self) -> float | None:
+        """What the client still waits; None if it set no deadline."""
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
 
 
 class GrpcServer:
@@ -140,7 +142,9 @@ class GrpcServer:
                 call.bytes_out = found.ByteSize()
                 return found
             except asyncio.CancelledError:
-                code = grpc.StatusCode.CANCELLED
+                # the library cancels what a client waits for no longer, too
+                late = call.left_s == 0
+                code = grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
                 raise
             except Exception as error:
                 code, text = _told(error, call.request_id)
@@ -201,7 +205,7 @@ class GrpcServer:
             def work(_: Any, run: Any) -> Any:
                 return dump(run(asked.feeds, asked.names), asked, model.name, model.version)
 
-            limits = [limit for limit in (asked.timeout_s, call.time_s) if limit is not None]
+            limits = [limit for limit in (asked.timeout_s, call.left_s) if limit is not None]
             return await served.answer(model, work, call.caller, min(limits, default=None))
 
     def _model(self, name: str, version: str, call: Call) -> Model:

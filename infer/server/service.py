@@ -120,7 +120,8 @@ class Service:
             outcome = "late"
             raise
         except (ClientDisconnect, asyncio.CancelledError):
-            outcome = "gone"
+            late = timeout_s is not None and time.perf_counter() - start >= timeout_s
+            outcome = "late" if late else "gone"
             raise
         finally:
             model.waiting -= 1
@@ -145,7 +146,7 @@ class Service:
         timeout_s: float | None,
         gone: Callable[[], Awaitable[None]],
     ) -> T:
-        limit_s = min(self.options.timeout_s, timeout_s or self.options.timeout_s)
+        limit_s = self.options.timeout_s if timeout_s is None else min(self.options.timeout_s, timeout_s)
         try:
             batcher: Batcher = version.session.batcher
             future = batcher.submit_work(work, timeout_s=limit_s, caller=caller)

@@ -89,6 +89,8 @@ def _weighted(node: ir.Node) -> bool:
     found = constant(node.inputs[1])
     if found is None or found.dtype != np.float32 or node.inputs[0] is None:
         return False
+    if constant(node.inputs[0]) is not None:  # a product of weights, which no calibration sees
+        return False
     if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) != 1:
         return False
     if node.op_type in ("Conv", "ConvTranspose"):

@@ -1,0 +1,96 @@
+"""Fixtures of the optimizer as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import converters
+from infer.manifest import TaskSpec
+from infer.measure.statistics import Estimate
+from infer.optimizer import search as search_module
+from infer.optimizer import trial as trial_module
+from infer.optimizer.recipes import Recipe
+from infer.optimizer.targets import Target
+from tests.optimizer.planted import (
+    WIDTH,
+    Classifier,
+    Plant,
+    harmless,
+    rough,
+)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`Classifier` as a tabular-classification artifact."""
+    path = tmp_path_factory.mktemp("classifier") / "classifier.infer"
+    columns = [{"name": f"c{i}", "kind": "numeric"} for i in range(WIDTH)]
+    task = TaskSpec(
+        "tabular-classification",
+        {"input": "x", "output": "logits", "labels": ["left", "right"], "columns": columns},
+    )
+    example = {"x": torch.rand(4, WIDTH)}
+    converters.convert(Classifier().eval(), path, example_inputs=example, task=task)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 labelled rows for it."""
+    path = tmp_path_factory.mktemp("rows") / "rows.npz"
+    x = np.random.default_rng(0).random((200, WIDTH)).astype(np.float32)
+    labels = (x[:, WIDTH // 2 :].sum(1) > x[:, : WIDTH // 2].sum(1)).astype(int)
+    np.savez(path, inputs=x, labels=labels)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the tests about settings spend time on them."""
+    monkeypatch.setattr(search_module, "SETTINGS", {})
+
+
+@pytest.fixture
+def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
+    """Puts passes and recipes in the place of those there are; speeds are then as told, in turn."""
+
+    def plant(
+        passes: dict[str, Any], recipes: tuple[Recipe, ...] = (), speeds: dict[str, float] | None = None
+    ) -> None:
+        target = Target("onnxruntime", "cpu", passes, recipes)
+        monkeypatch.setattr(search_module, "targets_of", lambda device: (target,))
+        if speeds is None:
+            return
+
+        def told(candidate: Any, against: Any, *_: Any) -> Estimate:
+            found = speeds.get(f"{candidate.name} beside {against.name}", speeds.get(candidate.name, 1.0))
+            return Estimate(found, found * 0.99, found * 1.01)
+
+        monkeypatch.setattr(trial_module, "time_ratio", told)
+
+    return plant
+
+
+@pytest.fixture
+def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]], None]:
+    """A pass of the default backend, and another backend with a recipe; speeds are as told."""
+
+    def put(speeds: dict[str, float]) -> None:
+        first = Target("onnxruntime", "cpu", {"good": harmless})
+        second = Target("openvino", "cpu", {}, (replace(rough(), name="openvino-rough"),))
+        monkeypatch.setattr(search_module, "targets_of", lambda device: (first, second))
+
+        def told(candidate: Any, against: Any, *_: Any) -> Estimate:
+            found = speeds.get(candidate.name, 1.0)
+            return Estimate(found, found * 0.99, found * 1.01)
+
+        monkeypatch.setattr(trial_module, "time_ratio", told)
+
+    return put

@@ -1,0 +1,202 @@
+"""Settings and backends that take over where they are faster."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import infer
+from infer import planner
+from infer.artifact import Artifact
+from infer.errors import InputError, MissingPackageError
+from infer.measure.statistics import Estimate
+from infer.optimizer import (
+    INTERRUPTED,
+    parse_budget,
+)
+from infer.optimizer import search as search_module
+from infer.optimizer import trial as trial_module
+from infer.optimizer.outcome import Settings
+from infer.optimizer.search import SETTINGS
+from tests.command import infer_command
+from tests.optimizer.planted import (
+    WIDTH,
+    Plant,
+    optimized,
+    why,
+)
+
+
+def test_fewer_threads_are_kept_where_they_are_faster(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They become part of the plan for this machine."""
+    from infer import session
+    from infer.machine import this_machine
+
+    two = replace(this_machine(), cores=2)
+    for module in (session, search_module):
+        monkeypatch.setattr(module, "this_machine", lambda: two)
+    monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
+    plant({}, speeds={"reference, threads-1": 0.7})
+    found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
+    assert why(found) == {"threads-1": (True, "faster")}
+    with infer.load(tmp_path / "out.infer") as loaded:
+        assert loaded.plan.num_threads == 1
+
+
+def test_settings_are_kept_where_they_are_faster(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One on top of the other, as the plan for this machine; a single thread does not wait for others."""
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 0.8})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    found = optimized(classifier, tmp_path / "two.infer", num_threads=2)
+    assert why(found) == {"no-spinning": (True, "faster"), "no-prepacking": (True, "faster")}
+    assert found.outcome.settings == Settings(2, spinning=False, prepacking=False)
+    with infer.load(tmp_path / "two.infer") as session, infer.load(classifier) as before:
+        assert (session.plan.spinning, session.plan.prepacking) == (False, False)
+        assert any("no spinning: measured" in reason for reason in session.plan.reasons)
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in before.run(x).items():
+            np.testing.assert_allclose(session.run(x)[name], answer, rtol=1e-5, atol=1e-6)
+    plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 1.3})
+    one = optimized(classifier, tmp_path / "one.infer", num_threads=1)
+    assert why(one) == {"no-prepacking": (False, "slower")}
+    assert one.outcome.settings == Settings(1)
+
+
+def test_settings_are_measured(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the best so far, with a ratio and its interval; what is not surely faster is not in the plan."""
+    plant({})
+    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    found = optimized(classifier, tmp_path / "out.infer", gate_s=0.05)
+    (verdict,) = found.verdicts
+    assert (verdict.name, verdict.against) == ("no-prepacking", "reference")
+    assert verdict.ratio is not None
+    assert verdict.kept == (verdict.why == "faster")
+    assert verdict.ratio.high < 1 or not verdict.kept
+    (tuned,) = found.artifact.manifest.tuned
+    assert tuned.prepacking == found.outcome.settings.prepacking
+    assert tuned.prepacking or verdict.kept
+
+
+def hide_openvino(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were not installed, for what `module` loads."""
+    load = module.load_backend
+
+    def absent(name: str) -> Any:
+        if name == "openvino":
+            raise MissingPackageError('it needs openvino; pip install "infer-onnx[openvino]"')
+        return load(name)
+
+    monkeypatch.setattr(module, "load_backend", absent)
+
+
+def test_another_backend_takes_over_where_it_is_faster(
+    classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
+) -> None:
+    """The reference's own graph, in no second file, on the backend that was faster than the passes of the
+    default; the output is loaded so, proves itself so, and runs elsewhere as ever."""
+    two_backends({"good": 0.9, "openvino": 0.5})
+    output = tmp_path / "out.infer"
+    found = optimized(classifier, output)
+    assert why(found) == {"good": (True, "faster"), "openvino": (True, "faster")}
+    manifest = Artifact.open(output).manifest
+    reference, variant = manifest.variants
+    assert (variant.name, variant.backend, variant.graph) == ("openvino", "openvino", reference.graph)
+    assert [name for name in manifest.files if name.startswith("graphs/")] == [reference.graph]
+    assert manifest.tuned[0].runtime.startswith("openvino 20")
+    with infer.load(output) as fast, infer.load(output, variant="fp32") as slow:
+        assert (fast.plan.backend, slow.plan.backend) == ("openvino", "onnxruntime")
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in slow.run(x).items():
+            np.testing.assert_allclose(fast.run(x)[name], answer, rtol=1e-5, atol=1e-6)
+    assert infer_command("verify", output).code == 0
+    assert "openvino" in infer_command("inspect", output).out
+    again = optimized(output, tmp_path / "again.infer").artifact.manifest
+    assert [v.name for v in again.variants] == ["fp32", "openvino"]
+
+
+def test_an_interrupt_after_another_backend_took_over(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The plan names the library that was measured, and nothing is prepared by another one."""
+    two_backends({"good": 0.9, "openvino": 0.5})
+    told = trial_module.time_ratio
+
+    def stop(candidate: Any, against: Any, *rest: Any) -> Estimate:
+        if (candidate.name, against.name) == ("openvino", "reference"):
+            raise KeyboardInterrupt
+        return told(candidate, against, *rest)
+
+    monkeypatch.setattr(trial_module, "time_ratio", stop)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert found.unfinished == INTERRUPTED
+    (tuned,) = found.artifact.manifest.tuned
+    assert (tuned.variant, tuned.prepared) == ("openvino", None)
+    assert tuned.runtime.startswith("openvino 20")
+
+
+def test_a_variant_whose_backend_is_absent_is_not_proved(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`infer verify` proves the others, and says what it could not."""
+    two_backends({"openvino": 0.5})
+    optimized(classifier, tmp_path / "out.infer")
+    hide_openvino(planner, monkeypatch)
+    done = infer_command("verify", tmp_path / "out.infer")
+    assert done.code == 0
+    assert "not proved here: it needs openvino" in done.out
+    document = json.loads(infer_command("verify", tmp_path / "out.infer", "--json").out)
+    assert list(document["not_proved"]) == ["openvino"]
+    assert list(document["variants"]) == ["fp32"]
+
+
+def test_recipes_of_another_backend_run_on_it(
+    classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
+) -> None:
+    """An approximating variant has its own graph and backend; the exact one stays beside it. Without the
+    backend's package nothing of it is tried."""
+    two_backends({"good": 0.9, "openvino-rough": 0.5})
+    budgets = (parse_budget("cosine>=0.99"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets)
+    variants = found.artifact.manifest.variants
+    assert [(v.name, v.backend) for v in variants] == [
+        ("fp32", None),
+        ("fp32-fused", "onnxruntime"),
+        ("openvino-rough", "openvino"),
+    ]
+    assert found.best == "openvino-rough"
+    found = optimized(classifier, tmp_path / "one.infer", budgets=budgets, backends=("onnxruntime",))
+    assert why(found) == {"good": (True, "faster")}
+
+
+def test_an_absent_backend_is_skipped_unless_it_is_asked_for(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By name it is an error that says what to install; an unknown name lists those there are."""
+    two_backends({"good": 0.9})
+    hide_openvino(search_module, monkeypatch)
+    assert why(optimized(classifier, tmp_path / "out.infer")) == {"good": (True, "faster")}
+    with pytest.raises(MissingPackageError, match="openvino"):
+        optimized(classifier, tmp_path / "no.infer", backends=("openvino",))
+    with pytest.raises(InputError, match="no backend 'tvm'; choose from onnxruntime, openvino"):
+        optimized(classifier, tmp_path / "no.infer", backends=("tvm",))

@@ -1,0 +1,106 @@
+"""What variants are calibrated and judged with."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import converters
+from infer.manifest import TaskSpec
+from infer.optimizer import parse_budget
+from infer.optimizer.material import _halves, material
+from infer.session import open_artifact, open_session
+from tests.optimizer.planted import Plant, optimized, rough
+
+COLOURS = ("crimson", "teal", "gold")
+
+
+@given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=60))
+def test_halves_have_nothing_in_common(count: int, pairs: list[tuple[int, int]]) -> None:
+    """Not even one of a pair; unless there are too few, when both are all. Lone entries are all used."""
+    for asked in ([{i: i} for i in range(count)], [dict(zip(pair, pair, strict=True)) for pair in pairs]):
+        calibrating, judging = _halves(asked)
+        if calibrating == judging:
+            assert sorted(judging) == list(range(len(asked)))
+            continue
+        seen, held = ({key for place in half for key in asked[place]} for half in (calibrating, judging))
+        assert seen
+        assert held
+        assert not seen & held
+        if asked[0] == {0: 0}:
+            assert len(calibrating) == count // 2
+            assert len(calibrating) + len(judging) == count
+
+
+def test_all_pairs_of_a_few_things_can_be_halved() -> None:
+    calibrating, judging = _halves([{i: i, j: j} for i, j in combinations(range(12), 2)])
+    assert len(calibrating) >= 10 <= len(judging)
+
+
+class MeanColour(torch.nn.Module):
+    """A vector for a picture; twice as long as it need be, so that there is a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = torch.nn.Linear(3, 64, bias=False)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.mix(x.mean((2, 3)))}
+
+
+@pytest.fixture
+def embedding(tmp_path: Path) -> Path:
+    """Its artifact."""
+    torch.manual_seed(0)
+    steps = [
+        {"op": "resize", "height": 4, "width": 4},
+        {"op": "rescale", "factor": 1 / 255},
+    ]
+    task = TaskSpec("image-embedding", {"input": "x", "output": "y", "steps": steps})
+    path = tmp_path / "e.infer"
+    example = {"x": torch.rand(2, 3, 4, 4)}
+    converters.convert(MeanColour().eval(), path, example_inputs=example, task=task)
+    return path
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    """A folder with a folder of pictures for each of three."""
+    rng = np.random.default_rng(0)
+    for colour in COLOURS:
+        (tmp_path / "people" / colour).mkdir(parents=True)
+        base = np.array(Image.new("RGB", (1, 1), colour))[0, 0].astype(int)
+        for i in range(6):
+            pixel = np.clip(base + rng.integers(-20, 20, 3), 0, 255).astype(np.uint8)
+            Image.fromarray(np.tile(pixel, (4, 4, 1))).save(tmp_path / "people" / colour / f"{i}.png")
+    return tmp_path / "people"
+
+
+def test_pairs_are_asked_one_by_one(embedding: Path, people: Path) -> None:
+    """Data of who is who has pairs, and the graph sees each picture of them once."""
+    with open_session(open_artifact(embedding)) as session:
+        found = material(session, people)
+    assert len(found.calibration) == 9 or len(found.calibration) == 10  # half of 18, and one of a pair
+    assert len(found.judged) == 18 - len(found.calibration)
+    assert found.dataset is not None
+    assert {len(pair) for pair in found.dataset.inputs} == {2}
+    assert found.described.startswith(f"{len(found.judged)} feeds of people that calibration did not see")
+
+
+def test_embeddings_are_optimized_on_their_pairs(
+    embedding: Path, people: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """What changes numbers is judged by the task's metric of pairs."""
+    plant({}, (rough(),))
+    budget = parse_budget("roc_auc-5%")
+    found = optimized(embedding, tmp_path / "out.infer", data=people, budgets=(budget,))
+    (verdict,) = found.verdicts
+    assert verdict.name == "rough"
+    assert verdict.figures["roc_auc"] > 0.9

@@ -1,0 +1,365 @@
+"""What is kept, and what is dropped and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import converters
+import infer
+from infer.artifact import Artifact
+from infer.errors import InputError
+from infer.measure.statistics import Estimate
+from infer.optimizer import (
+    INTERRUPTED,
+    OUT_OF_TIME,
+    parse_budget,
+)
+from infer.optimizer import making as making_module
+from infer.optimizer import search as search_module
+from infer.optimizer import trial as trial_module
+from infer.optimizer.passes import PassResult
+from infer.optimizer.recipes import Recipe
+from infer.optimizer.rewriting import constant, take_place, tidy
+from infer.optimizer.sensitivity import kept_in_float
+from tests.optimizer.planted import (
+    WIDTH,
+    Plant,
+    detour,
+    harmless,
+    nothing,
+    optimized,
+    products,
+    rough,
+    shift,
+    why,
+)
+from tests.tiny import parse
+
+
+def test_what_is_equal_and_faster_is_kept_and_nothing_else(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A pass that changes numbers, one that does not fire, a slower one and one that is alike are dropped,
+    each with its reason; the faster ones are kept on top of each other, and the output has their evidence
+    and is what is loaded here."""
+    plant(
+        {
+            "wrong": shift,
+            "dud": nothing,
+            "slow": detour,
+            "good": harmless,
+            "alike": harmless,
+            "more": harmless,
+        },
+        speeds={"wrong": 0.1, "dud": 0.1, "slow": 1.5, "good": 0.8, "alike": 1.0, "more": 0.9},
+    )
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found) == {
+        "wrong": (False, found.verdicts[0].why),
+        "dud": (False, "it could not be applied"),
+        "slow": (False, "slower"),
+        "good": (True, "faster"),
+        "alike": (False, "not faster"),
+        "more": (True, "faster"),
+    }
+    first = "its answers differ, first at output 'logits': "
+    assert found.verdicts[0].why.startswith(first)
+    assert found.verdicts[1].changed == "0 of 1 (1: the moon is full)"
+    assert found.verdicts[5].against == "good"
+    assert found.best == "fp32-fused"
+    variant = Artifact.open(tmp_path / "out.infer").manifest.variants[1]
+    assert variant.evidence is not None
+    assert variant.evidence.changes == {"good": "1 of 1", "more": "1 of 1"}
+    assert variant.evidence.figures["equal"] == 1.0
+    x = np.random.default_rng(0).random((3, WIDTH)).astype(np.float32)
+    with infer.load(classifier) as before, infer.load(tmp_path / "out.infer") as after:
+        assert (before.plan.variant, after.plan.variant) == ("fp32", "fp32-fused")
+        np.testing.assert_allclose(after.run({"x": x})["logits"], before.run({"x": x})["logits"], rtol=1e-6)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.infer"]
+
+
+def test_what_is_slower_as_a_whole_is_not_shipped(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Each step was measured to be faster than the one before, and the last one slower than the reference:
+    then one of these was wrong, and the reference stays."""
+    speeds = {"one": 0.9, "two": 0.9, "two beside reference": 1.2}
+    plant({"one": harmless, "two": harmless}, speeds=speeds)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found)["all together"] == (False, "two is slower")
+    assert (found.best, found.outcome.ratio) == ("fp32", None)
+    assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
+
+
+def test_slower_graphs_are_measured_to_be_slower(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """With real clocks: sixty more products are dropped as slower, and a graph that has them loses them."""
+    plant({"slow": detour})
+    assert why(optimized(classifier, tmp_path / "a.infer")) == {"slow": (False, "slower")}
+
+    def straight(model: ir.Model) -> PassResult:
+        steps = [node for node in model.graph if node.op_type == "MatMul"]
+        eyes = [node for node in steps if (found := constant(node.inputs[1])) is not None
+                and found.shape == (WIDTH, WIDTH) and np.array_equal(found, np.eye(WIDTH))]  # fmt: skip
+        for node in eyes:
+            assert node.inputs[0] is not None
+            take_place(node.outputs[0], node.inputs[0])
+        return PassResult(len(eyes), len(eyes))
+
+    text = "".join(f" m{i + 1} = MatMul(m{i}, eye)" for i in range(60))
+    proto = parse(
+        f"g (float[N, {WIDTH}] x) => (float[N, {WIDTH}] y) {{ m0 = Relu(x) {text} y = Relu(m60) }}"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(WIDTH, dtype=np.float32), "eye"))
+    onnx.save(proto, tmp_path / "long.onnx")
+    plant({"straight": straight})
+    found = optimized(tmp_path / "long.onnx", tmp_path / "b.infer")
+    assert why(found) == {"straight": (True, "faster")}
+    assert found.outcome.ratio is not None
+    assert found.outcome.ratio.high < 0.8
+
+
+def test_approximations_are_tried_only_within_a_budget(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Without one, nothing that approximates is tried; with one that it keeps to, it is kept."""
+    plant({}, (rough(1, noise=0.001),), {"rough": 0.5})
+    assert why(optimized(classifier, tmp_path / "a.infer")) == {}
+    budget = (parse_budget("accuracy-0.5%"), parse_budget("cosine>=0.999"))
+    found = optimized(classifier, tmp_path / "b.infer", budgets=budget, data=rows)
+    assert why(found) == {"rough": (True, "faster")}
+    (variant,) = Artifact.open(tmp_path / "b.infer").manifest.variants[1:]
+    assert variant.evidence is not None
+    assert variant.evidence.budget == "accuracy-0.5% and cosine>=0.999"
+    assert variant.evidence.figures["accuracy"] > 0.95
+    assert variant.evidence.data == "100 feeds of rows.npz that calibration did not see"
+
+
+def test_what_loses_too_much_keeps_some_nodes_in_float(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A recipe that spoils one product is over the budget; the search finds which one it is."""
+    plant({}, (rough(0),), {"rough-mixed": 0.7})
+    budget = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budget, data=rows)
+    whole, mixed = found.verdicts
+    assert whole.broken
+    assert whole.why.startswith("accuracy 1.0000 → 0.")
+    assert (mixed.name, mixed.kept, mixed.changed) == ("rough-mixed", True, "1 of 2")
+
+
+def test_what_is_lost_and_slow_is_not_searched_for_nodes(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """A recipe over the budget that is much slower as a whole would be slower in part; nor is one tried
+    whose kernels are the same."""
+    alike = replace(rough(), name="int4-weights")
+    plant({}, (replace(rough(0), name="int8-weights"), alike), {"int8-weights": 1.5})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("accuracy-1%"),), data=rows)
+    lost, like = found.verdicts
+    assert lost.why.startswith("accuracy 1.0000 → 0.")
+    assert lost.why.endswith(", and it is slower")
+    assert lost.ratio is not None
+    assert like.why == "its kernels are those of int8-weights, which is slower"
+
+
+def test_nodes_are_spared_for_what_they_save(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operations of each product at the size that is timed, or its weights if files are to be smaller."""
+    seen: list[list[float]] = []
+
+    def told(costs: dict[str, float], *_: Any) -> Iterator[list[str]]:
+        seen.append(list(costs.values()))
+        return iter(())
+
+    monkeypatch.setattr(making_module, "kept_in_float", told)
+    for objective in ("throughput", "size"):
+        small = replace(rough(0), build=lambda *given: shrunk(rough(0).build(*given), given[0]))
+        plant({}, (small,), {})
+        budgets = (parse_budget("accuracy-1%"),)
+        optimized(
+            classifier, tmp_path / f"{objective}.infer", budgets=budgets, data=rows, objective=objective
+        )
+    first, second = WIDTH * WIDTH, 2 * WIDTH
+    assert seen == [[8 * 2 * first, 8 * 2 * second], [first, second]]
+
+
+def shrunk(result: PassResult, model: ir.Model) -> PassResult:
+    """The same without old weights and notes, so that the file is smaller."""
+    tidy(model)
+    for node in model.graph:
+        node.metadata_props.clear()
+    return result
+
+
+def test_what_calibration_did_not_show_is_kept_in_float_next(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the nodes that calibration feeds told to keep do not suffice on what is judged, more are kept."""
+    plant({}, (rough(0),), {"rough-mixed-2": 0.7})
+
+    def told(names: list[str], *_: Any) -> Iterator[list[str]]:
+        first, second = names
+        yield [second]
+        yield [second, first]
+
+    monkeypatch.setattr(making_module, "kept_in_float", told)
+    budgets = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
+    whole, mixed, again = found.verdicts
+    assert (whole.broken, mixed.broken, again.broken) == (True, True, False)
+    assert (mixed.name, again.name, again.rewritten) == ("rough-mixed", "rough-mixed-2", 0)
+
+
+def test_a_search_for_nodes_that_ran_out_of_time_is_not_decided(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is gone on with later, and is not said to have found that nothing suffices."""
+    plant({}, (rough(0),), {"rough-mixed": 0.7})
+    late = pytest.MonkeyPatch()
+
+    def out_of_time(*_: Any) -> Iterator[list[str]]:
+        late.setattr(search_module.time, "monotonic", lambda: 1e12)
+        return iter(())
+
+    monkeypatch.setattr(making_module, "kept_in_float", out_of_time)
+    budgets = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
+    late.undo()
+    assert found.unfinished == OUT_OF_TIME
+    assert [verdict.name for verdict in found.verdicts] == ["rough"]
+    monkeypatch.setattr(making_module, "kept_in_float", kept_in_float)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows, overwrite=True)
+    assert why(found)["rough-mixed"] == (True, "faster")
+
+
+def test_a_recipe_that_cannot_be_followed_loses_nothing_else(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Such as one whose calibration meets a NaN: what was kept before is shipped."""
+
+    def build(model: ir.Model, given: Any, way: str, keep: Any) -> PassResult:
+        raise InputError("calibration input 1 gives NaN")
+
+    broken = Recipe("broken", "int8", ("one way", "another"), products, build)
+    plant({"good": harmless}, (broken,), {"good": 0.8})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.9"),))
+    assert why(found) == {
+        "good": (True, "faster"),
+        "broken": (False, "it fails: calibration input 1 gives NaN"),
+    }
+    assert found.best == "fp32-fused"
+
+
+def test_a_padded_row_is_judged(tmp_path: Path, plant: Plant) -> None:
+    """Single rows have no padding, so a pass that forgets the mask would be equal on all of them."""
+
+    class Masked(torch.nn.Module):
+        def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            return (x * attention_mask).sum(1)
+
+    def forget(model: ir.Model) -> PassResult:
+        product, total = model.graph
+        total.replace_input_with(0, product.inputs[0])
+        model.graph.remove(product, safe=True)
+        return PassResult(1, 1)
+
+    example = {"x": torch.rand(2, 6), "attention_mask": torch.ones(2, 6)}
+    converters.convert(Masked().eval(), tmp_path / "m.infer", example_inputs=example)
+    plant({"forget": forget}, speeds={"forget": 0.5})
+    data = [{"x": np.ones((1, 6), np.float32), "attention_mask": np.ones((1, 6), np.float32)}] * 4
+    found = optimized(tmp_path / "m.infer", tmp_path / "o.infer", data=data)
+    assert [verdict.kept for verdict in found.verdicts] == [False]
+    assert found.verdicts[0].why.startswith("its answers differ")
+
+
+def test_a_budget_that_nothing_meets_ships_nothing(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The output has the reference alone, and the verdict the best that was reached."""
+    plant({}, (rough(0, 1),), {"rough": 0.1, "rough-mixed": 0.1})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=1"),), data=rows)
+    assert not any(verdict.kept for verdict in found.verdicts)
+    assert found.verdicts[0].figures["cosine"] < 1
+    assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
+
+
+def test_an_interrupt_keeps_the_best_and_goes_on_later(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C at the second pass: the first is in the output, and the next run does not try it again."""
+    tried: list[str] = []
+
+    def counted(name: str, rewrite: Any) -> Any:
+        def counting(model: ir.Model) -> PassResult:
+            tried.append(name)
+            return rewrite(model)
+
+        return counting
+
+    plant(
+        {"first": counted("first", harmless), "second": counted("second", harmless)},
+        speeds={"first": 0.8, "second": 0.8},
+    )
+    told = trial_module.time_ratio
+
+    def stop(candidate: Any, *rest: Any) -> Estimate:
+        if candidate.name == "second":
+            raise KeyboardInterrupt
+        return told(candidate, *rest)
+
+    monkeypatch.setattr(trial_module, "time_ratio", stop)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert found.unfinished == INTERRUPTED
+    assert why(found) == {"first": (True, "faster")}
+    assert Artifact.open(tmp_path / "out.infer").manifest.variants[1].name == "fp32-fused"
+    monkeypatch.setattr(trial_module, "time_ratio", told)
+    before = tried.count("first")
+    found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
+    assert found.unfinished == ""
+    assert why(found) == {"first": (True, "faster"), "second": (True, "faster")}
+    assert tried.count("first") == before + 1  # once, below the second
+    assert [path.name for path in tmp_path.iterdir()] == ["out.infer"]
+
+
+def test_leftovers_of_another_search_are_not_trusted(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """What was begun with other options, or is damaged, is begun anew."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    for left in ("{}", '{"key": "another", "verdicts": []}', "nonsense", '{"key": 3}'):
+        folder = tmp_path / ".out.infer.optimizing"
+        folder.mkdir()
+        (folder / "state.json").write_text(left, encoding="utf-8")
+        (folder / "stray").write_text("x", encoding="utf-8")
+        found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
+        assert why(found) == {"good": (True, "faster")}
+        assert not folder.exists()
+
+
+def test_nothing_is_begun_after_the_time(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """The output is written all the same, and says nothing that was not measured."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    found = optimized(classifier, tmp_path / "out.infer", time_s=0.0)
+    assert (found.unfinished, found.verdicts, found.best) == (OUT_OF_TIME, (), "fp32")
+    assert found.outcome.ratio is None
+
+
+def test_a_variant_that_fails_is_dropped(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A graph that the backend refuses is no candidate, and the search goes on."""
+
+    def broken(model: ir.Model) -> PassResult:
+        model.graph[0].op_type = "NoSuchOperator"
+        return PassResult(1, 1)
+
+    plant({"broken": broken, "good": harmless}, speeds={"good": 0.8})
+    found = why(optimized(classifier, tmp_path / "out.infer"))
+    assert found["broken"][1].startswith("it fails: ")
+    assert found["good"] == (True, "faster")

@@ -1,0 +1,257 @@
+"""What is written: for which machine, made ready to load, counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+
+import converters
+import infer
+from infer.compiled import forget, kept
+from infer.errors import IntegrityError
+from infer.measure.statistics import Estimate
+from infer.optimizer import (
+    preparing,
+)
+from infer.optimizer.contract import shortfalls
+from infer.optimizer.passes import PassResult
+from infer.optimizer.verdict import Verdict
+from tests.command import infer_command
+from tests.optimizer.planted import (
+    WIDTH,
+    Plant,
+    harmless,
+    optimized,
+    why,
+)
+from tests.tiny import edit_manifest
+
+
+def test_a_smaller_variant_is_kept_for_its_size(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """If it is not slower than is noticed."""
+
+    def larger(model: ir.Model) -> PassResult:
+        model.metadata_props["weight"] = "x" * 10_000
+        return PassResult(1, 1)
+
+    def smaller(model: ir.Model) -> PassResult:
+        for node in model.graph:
+            node.metadata_props.clear()
+        return PassResult(1, 1)
+
+    plant({"larger": larger, "smaller": smaller}, speeds={"larger": 0.5, "smaller": 1.0})
+    found = why(optimized(classifier, tmp_path / "out.infer", objective="size"))
+    assert found["larger"] == (False, "it is not smaller")
+    assert found["smaller"][0]
+
+
+def test_a_tuned_artifact_is_tuned_again_from_its_reference(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The plan for another machine stays, with its variant; this one's is replaced."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    first = optimized(classifier, tmp_path / "a.infer", prepare=False).artifact
+
+    def elsewhere(data: Any) -> None:
+        data["tuned"][0]["machine"] = "another machine"
+        data["tuned"][0]["variant"] = data["variants"][1]["name"] = "old"
+
+    edit_manifest(first.path, elsewhere)
+    manifest = optimized(first.path, tmp_path / "b.infer", prepare=False).artifact.manifest
+    assert [variant.name for variant in manifest.variants] == ["fp32", "old", "fp32-fused"]
+    assert [(tuned.machine == "another machine", tuned.variant) for tuned in manifest.tuned] == [
+        (True, "old"),
+        (False, "fp32-fused"),
+    ]
+    again = optimized(tmp_path / "b.infer", tmp_path / "c.infer", prepare=False).artifact
+    assert again.manifest.files.keys() == manifest.files.keys()
+    plant({}, speeds={})
+    less = optimized(tmp_path / "c.infer", tmp_path / "d.infer", prepare=False).artifact.manifest
+    assert [variant.name for variant in less.variants] == ["fp32", "old"]
+    graphs = {variant.name: variant.graph for variant in manifest.variants}
+    assert len(set(graphs.values())) == 3  # what "old" is called in the file is not written over
+
+
+def test_variants_of_two_machines_do_not_displace_each_other(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Where both are called alike, each keeps its graph, and each plan its own."""
+    plant({"good": harmless}, speeds={"good": 0.8})
+    first = optimized(classifier, tmp_path / "a.infer").artifact
+    edit_manifest(first.path, lambda data: data["tuned"][0].update(machine="another machine"))
+    manifest = optimized(first.path, tmp_path / "b.infer").artifact.manifest
+    assert [variant.name for variant in manifest.variants] == ["fp32", "fp32-fused", "fp32-fused-2"]
+    assert [tuned.variant for tuned in manifest.tuned] == ["fp32-fused", "fp32-fused-2"]
+    assert len({variant.graph for variant in manifest.variants}) == 3
+
+
+def timed_loads() -> Callable[[Any], float]:
+    """The graph itself loads in 10 ms, as it is prepared in 5, and with packed weights in 6."""
+    told = iter((0.010, 0.005, 0.006))
+
+    def load(opening: Any) -> float:
+        opening().close()
+        return next(told)
+
+    return load
+
+
+def test_a_graph_that_does_not_load_sooner_is_not_prepared(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files are not kept either."""
+    monkeypatch.setattr(preparing, "_load_s", lambda opening: 0.01)
+    found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",)).artifact.manifest
+    assert found.tuned[0].prepared is None
+    assert not (tmp_path / "a.infer" / "prepared").exists()
+
+
+def test_the_best_graph_is_kept_as_it_is_optimized_here(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It loads sooner and answers alike; of another release of the library, or if not asked for, it is not
+    used, and a damaged one is refused."""
+    monkeypatch.setattr(preparing, "_load_s", timed_loads())
+    found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",))
+    (tuned,) = found.artifact.manifest.tuned
+    assert tuned.prepared is not None
+    assert tuned.prepared.load_ratio == 0.5
+    x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+    with infer.load(tmp_path / "a.infer") as session, infer.load(classifier) as before:
+        assert session.plan.prepared == tuned.prepared.graph
+        assert any("loads in ×0.50" in reason for reason in session.plan.reasons)
+        np.testing.assert_array_equal(session.run(x)["logits"], before.run(x)["logits"])
+    verified = infer_command("verify", tmp_path / "a.infer")
+    assert verified.code == 0
+    assert "fp32, prepared" in verified.out
+    bare = optimized(classifier, tmp_path / "b.infer", prepare=False).artifact.manifest
+    assert bare.tuned[0].prepared is None
+    assert not [name for name in bare.files if name.startswith("prepared")]
+    edit_manifest(tmp_path / "a.infer", lambda data: data["tuned"][0].update(runtime="onnxruntime 1.0"))
+    with infer.load(tmp_path / "a.infer") as session:
+        assert session.plan.prepared is None
+        assert any("for onnxruntime 1.0: loads sooner after" in reason for reason in session.plan.reasons)
+    path = found.artifact.path / tuned.prepared.graph
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(IntegrityError, match="differs from the sha256"):
+        infer.load(tmp_path / "a.infer")
+
+
+@pytest.mark.parametrize("taken", [0.005, 0.0095])
+def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+    taken: float,
+) -> None:
+    """In the user's cache, not in the artifact, which says its sha256; if it is gone, it is compiled."""
+    told = iter((0.010, taken))
+
+    def load(opening: Callable[[], Any]) -> float:
+        opening().close()
+        return next(told)
+
+    monkeypatch.setattr(preparing, "_load_s", load)
+    two_backends({"openvino": 0.5})
+    output = tmp_path / "out.infer"
+    found = optimized(classifier, output).artifact.manifest.tuned[0].compiled
+    x = {"x": np.random.default_rng(0).standard_normal((1, WIDTH)).astype(np.float32)}
+    if taken > 0.009:
+        assert found is None
+        return
+    assert found is not None
+    assert found.load_ratio == taken / 0.010
+    assert kept(found.sha256) is not None
+    assert not [path for path in output.rglob("*") if found.sha256 in path.name]
+    with infer.load(output) as session:
+        assert session.plan.compiled == found.sha256
+        answer = session.run(x)["logits"]
+    assert "openvino, compiled before" in infer_command("verify", output).out
+    forget(found.sha256)
+    with infer.load(output) as session:
+        np.testing.assert_array_equal(session.run(x)["logits"], answer)
+    assert "compiled before" not in infer_command("verify", output).out
+
+
+def test_a_prepared_graph_that_answers_otherwise_is_not_kept(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the library writes is compared before it is trusted."""
+    told = preparing.save_optimized
+
+    def spoiled(graph: Path, plan: Any, target: Path, *, packed: bool) -> None:
+        told(graph, plan, target, packed=packed)
+        model = onnx.load(target)
+        weights = next(w for w in model.graph.initializer if w.data_type == onnx.TensorProto.FLOAT)
+        array = onnx.numpy_helper.to_array(weights) + 1
+        weights.CopyFrom(onnx.numpy_helper.from_array(array.astype(np.float32), weights.name))
+        onnx.save(model, target)
+        with infer.load(target) as session:  # it is wrong, not broken
+            assert np.isfinite(session.run({"x": np.ones((1, WIDTH), np.float32)})["logits"]).all()
+
+    monkeypatch.setattr(preparing, "save_optimized", spoiled)
+    monkeypatch.setattr(preparing, "_load_s", timed_loads())
+    found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",)).artifact.manifest
+    assert found.tuned[0].prepared is None
+    assert not (tmp_path / "a.infer" / "prepared").exists()
+
+
+def test_what_is_fused_is_counted_where_it_was_right() -> None:
+    """Of two passes for one thing the better one counts; one that failed or answered otherwise rewrote
+    nothing; without a census nothing is said."""
+    right = Estimate(0.9, 0.8, 1.0)
+    plain = Verdict("attention", False, "its answers differ", found=4, rewritten=4, broken=True)
+    guarded = Verdict("guarded-attention", True, "faster", found=4, rewritten=4, ratio=right)
+    census = {"attention": 4, "norm": 9, "activation": 2}
+    assert shortfalls([plain, guarded], census, {"norm": 9, "activation": 3}) == []
+    assert shortfalls([plain, guarded], {}, {"norm": 0}) == []
+    (said,) = shortfalls([plain], census, {})
+    assert said == "attention: the original does it 4 times, 0 were rewritten; its answers differ"
+    some = Verdict(
+        "attention", False, "not faster", found=3, rewritten=2, declined={"a reason": 1}, ratio=right
+    )
+    assert shortfalls([some], census, {"norm": 8}) == [
+        "attention: the original does it 4 times, 2 were rewritten; 1 were not recognized in the graph;"
+        " 1: a reason",
+        "norm: the original does it 9 times, 8 are one node in the graph",
+    ]
+
+
+def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
+    """A model whose queries outnumber its keys: the kernel declines one of its attentions, and the census
+    of the original tells; with --strict-fusion that is a failure, but the output is there."""
+    torch.manual_seed(0)
+    part = torch.nn.Linear(8, 8)
+
+    class Grouped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.kv = torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)
+            self.part = part
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            batch, rows, _ = x.shape
+            q = self.q(x).view(batch, rows, 4, 2).transpose(1, 2)
+            kv = self.kv(x).view(batch, rows, 2, 2).transpose(1, 2)
+            one = torch.nn.functional.scaled_dot_product_attention(q, kv, kv, enable_gqa=True)
+            p = self.part(x).view(batch, rows, 4, 2).transpose(1, 2)
+            other = torch.nn.functional.scaled_dot_product_attention(p, p, p)
+            return (one + other).transpose(1, 2).reshape(batch, rows, 8)
+
+    converters.convert(Grouped().eval(), tmp_path / "g.infer", example_inputs=(torch.randn(2, 5, 8),))
+    arguments = ["optimize", tmp_path / "g.infer", "-o", tmp_path / "o.infer", "--threads", "1", "--force"]
+    done = infer_command(*arguments, "--time", "5s", "--strict-fusion")
+    assert done.code == 1
+    said = "attention: the original does it 2 times, 1 were rewritten"
+    assert said in done.err
+    assert "several heads of queries share one of keys" in done.err or "not recognized" in done.err
+    assert "not fused" in done.out
+    assert (tmp_path / "o.infer").is_dir()
