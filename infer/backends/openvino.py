@@ -176,8 +176,8 @@ class _Models:
     """A model compiled once for feeds of any shape, and for pictures, or where shapes differ in one dim at
     most, anew for each of the first few: what is compiled for a shape is faster.
 
-    A model that takes texts of any length would be compiled too often, so it has one for all; pictures mostly
-    come in one size, also where a model takes any.
+    A model that takes texts of any length would be compiled too often, so it has one for all; pictures
+    mostly come in one size, also where a model takes any.
     """
 
     def __init__(
