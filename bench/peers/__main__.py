@@ -170,7 +170,7 @@ def compare(
 @click.argument(
     "folder",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    default=ROOT / "bench/results/peers",
+    default=ROOT / "bench/results/optimized",
 )
 def standing_of(folder: Path) -> None:
     """From the records in FOLDER: what infer optimize gave, over the best of the peers."""

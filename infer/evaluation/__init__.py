@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -122,6 +122,11 @@ def is_paired(task: Any) -> bool:
 def item_key(item: Any) -> Any:
     """By which an input that is in several pairs is known."""
     return item if isinstance(item, (str, Path)) else id(item)
+
+
+def items_of(pair: Iterable[Any]) -> dict[Any, Any]:
+    """What the task is asked of a pair, by `item_key`."""
+    return {item_key(item): item for item in pair}
 
 
 def evaluate_task(task: Any, dataset: Dataset, progress: Progress = lambda _: None) -> Evaluation:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InputError, missing_package
-from infer.evaluation import Dataset, Evaluation, Progress, item_key
+from infer.evaluation import Dataset, Evaluation, Progress, item_key, items_of
 from infer.evaluation.tables import column, columns_named, read_records
 from infer.signature import Array
 
@@ -82,7 +82,7 @@ def _similarities(task: Any, dataset: Dataset, progress: Progress) -> Array:
     """The cosine of each pair. An input that is in many pairs is answered once."""
     inputs: dict[Any, Any] = {}
     for pair in dataset.inputs:
-        inputs.update({item_key(item): item for item in pair})
+        inputs.update(items_of(pair))
     keys, vectors = list(inputs), []
     for start in range(0, len(keys), _AT_ONCE):
         vectors.extend(task([inputs[key] for key in keys[start : start + _AT_ONCE]]))

@@ -38,9 +38,9 @@ def _drop_identities(graph: ir.Graph) -> None:
     """Also within branches and loops. onnx-ir's own pass gives a branch an output that is another graph's,
     and takes the name of an output from what is an output, too."""
     for node in list(ir.traversal.RecursiveGraphIterator(graph)):
-        source, result = (*node.inputs, *node.outputs) if node.op_type == "Identity" else (None, None)
-        if node.domain != "" or source is None or result is None:
+        if node.domain != "" or node.op_type != "Identity" or node.inputs[0] is None:
             continue
+        source, result = node.inputs[0], node.outputs[0]
         if result.is_graph_output():
             given = source.is_graph_input() or source.is_initializer() or source.is_graph_output()
             if given or source.graph is not node.graph:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from infer.errors import InferError, InputError
-from infer.evaluation import EVALUATORS, Dataset, is_paired, item_key, read_dataset
+from infer.evaluation import EVALUATORS, Dataset, is_paired, items_of, read_dataset
 from infer.feeds import Feeds, batch_dim, example_feeds, resized
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
@@ -77,7 +77,7 @@ def material(session: Session, data: Data | None, batch: int = 1) -> Material:
 
 def _asked(entry: Any, place: int, paired: bool) -> dict[Any, Any]:
     """What the task is asked of an entry of the data, by what tells it from that of others."""
-    return {item_key(item): item for item in entry} if paired else {place: entry}
+    return items_of(entry) if paired else {place: entry}
 
 
 def _halves(asked: Sequence[Mapping[Any, Any]]) -> tuple[list[int], list[int]]:

@@ -62,15 +62,15 @@ class Call:
         # such as ipv4:127.0.0.1:4711
         self.client = context.peer().partition(":")[2].rpartition(":")[0]
         self.caller = self.client
-        waits_s: float | None = context.time_remaining()
-        self._until = None if waits_s is None else time.monotonic() + waits_s
+        self._context = context
         self.model: Model | None = None
         self.bytes_in = self.bytes_out = 0
 
     @property
     def left_s(self) -> float | None:
-        """What the client still waits; None if it set no deadline."""
-        return None if self._until is None else max(0.0, self._until - time.monotonic())
+        """What the client still waits, 0 once it does not; None if it set no deadline."""
+        left_s: float | None = self._context.time_remaining()
+        return left_s
 
 
 class GrpcServer:

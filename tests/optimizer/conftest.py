@@ -18,16 +18,10 @@ from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.targets import Target
-from tests.optimizer.planted import (
-    WIDTH,
-    Classifier,
-    Plant,
-    harmless,
-    rough,
-)
+from tests.optimizer.planted import WIDTH, Classifier, Plant, harmless, rough
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`Classifier` as a tabular-classification artifact."""
     path = tmp_path_factory.mktemp("classifier") / "classifier.infer"
@@ -41,7 +35,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 labelled rows for it."""
     path = tmp_path_factory.mktemp("rows") / "rows.npz"

@@ -11,11 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from infer.optimizer import (
-    Optimized,
-    OptimizeOptions,
-    optimize,
-)
+from infer.optimizer import Optimized, OptimizeOptions, optimize
 from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import constant, put, weight

@@ -16,21 +16,13 @@ from infer import planner
 from infer.artifact import Artifact
 from infer.errors import InputError, MissingPackageError
 from infer.measure.statistics import Estimate
-from infer.optimizer import (
-    INTERRUPTED,
-    parse_budget,
-)
+from infer.optimizer import INTERRUPTED, parse_budget
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module
 from infer.optimizer.outcome import Settings
 from infer.optimizer.search import SETTINGS
 from tests.command import infer_command
-from tests.optimizer.planted import (
-    WIDTH,
-    Plant,
-    optimized,
-    why,
-)
+from tests.optimizer.planted import WIDTH, Plant, optimized, why
 
 
 def test_fewer_threads_are_kept_where_they_are_faster(

@@ -14,20 +14,10 @@ import torch
 import converters
 import infer
 from infer.errors import InferError
-from infer.optimizer import (
-    parse_budget,
-)
+from infer.optimizer import parse_budget
 from infer.optimizer.targets import TARGETS
 from tests.command import infer_command
-from tests.optimizer.planted import (
-    WIDTH,
-    Plant,
-    harmless,
-    optimized,
-    rough,
-    shift,
-    why,
-)
+from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, shift, why
 from tests.tiny import edit_manifest, parse
 
 

@@ -18,11 +18,7 @@ import infer
 from infer.artifact import Artifact
 from infer.errors import InputError
 from infer.measure.statistics import Estimate
-from infer.optimizer import (
-    INTERRUPTED,
-    OUT_OF_TIME,
-    parse_budget,
-)
+from infer.optimizer import INTERRUPTED, OUT_OF_TIME, parse_budget
 from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import trial as trial_module

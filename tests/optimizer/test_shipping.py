@@ -17,20 +17,12 @@ import infer
 from infer.compiled import forget, kept
 from infer.errors import IntegrityError
 from infer.measure.statistics import Estimate
-from infer.optimizer import (
-    preparing,
-)
+from infer.optimizer import preparing
 from infer.optimizer.contract import shortfalls
 from infer.optimizer.passes import PassResult
 from infer.optimizer.verdict import Verdict
 from tests.command import infer_command
-from tests.optimizer.planted import (
-    WIDTH,
-    Plant,
-    harmless,
-    optimized,
-    why,
-)
+from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, why
 from tests.tiny import edit_manifest
 
 
