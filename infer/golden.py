@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from infer.parity import TOLERANCES, Difference, compare
+from infer.parity import Difference, compare
 from infer.session import Session
 from infer.signature import Array
 from infer.warm_up import run_golden
@@ -22,12 +22,7 @@ def prove(
     Outputs are held to the tolerances in the manifest, those of a variant that approximates to the ones in
     its evidence. Raises `ArtifactError` for feeds that do not fit, and what `Session.run` raises.
     """
-    manifest = session.artifact.manifest
-    (variant,) = (each for each in manifest.variants if each.name == session.plan.variant)
-    tolerances = {
-        **(manifest.parity.tolerances if manifest.parity else TOLERANCES),
-        **(variant.evidence.tolerances if variant.evidence else {}),
-    }
+    tolerances = session.artifact.manifest.tolerances(session.plan.variants)
     found = {}
     for name, feeds, expected in session.artifact.golden() if points is None else points:
         absent = [spec.name for spec in session.signature.outputs if spec.name not in expected]

@@ -32,6 +32,11 @@ class Feeds(dict[str, Array]):
     __slots__ = ("shapes",)
     shapes: Shapes
 
+    @property
+    def rows(self) -> int:
+        """The size of the first input's first dim; 1 if it has none."""
+        return self.shapes[0][0] if self.shapes and self.shapes[0] else 1
+
 
 _Input = tuple[str, np.dtype[Any] | None, TensorSpec]
 """An input's name, the dtype of arrays for it that need no look at their values (None: all need one), and

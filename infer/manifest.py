@@ -7,12 +7,13 @@ needs a new `FORMAT_VERSION`, and this release refuses versions it does not know
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 from infer import schema
 from infer.errors import ArtifactError
-from infer.parity import Tolerance
+from infer.parity import TOLERANCES, Tolerance
 from infer.signature import DTYPES, Range, Signature, TensorSpec
 from infer.structure import Structure, tensor_names
 
@@ -30,13 +31,15 @@ class FileRecord:
 @dataclass(frozen=True)
 class Speed:
     """Time over that of the variant, pass or graph called `against`, with its 95 % interval, measured in
-    turns on the machine with this fingerprint."""
+    turns on the machine with this fingerprint; with feeds of so many `rows`, if not with those of the
+    search."""
 
     against: str
     ratio: float
     low: float
     high: float
     machine: str
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class Compiled:
 class Tuned:
     """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
     library and its version, and `prepared` and `compiled` hold for that one alone; `spinning` and
-    `prepacking` are as in `PlanOptions`."""
+    `prepacking` are as in `PlanOptions`. It is for feeds of `rows_from` rows or more, up to where another
+    one begins."""
 
     machine: str
     device: str
@@ -110,6 +114,7 @@ class Tuned:
     compiled: Compiled | None = None
     spinning: bool = True
     prepacking: bool = True
+    rows_from: int = 1
 
 
 @dataclass(frozen=True)
@@ -211,6 +216,18 @@ class Manifest:
     def signature(self) -> Signature:
         return Signature(self.inputs, self.outputs, self.limits)
 
+    def tolerances(self, variants: Collection[str]) -> dict[str, Tolerance]:
+        """What outputs are held to, by dtype or by name, where these variants answer: the conversion's, or
+        the widest of their own."""
+        found = dict(self.parity.tolerances if self.parity else TOLERANCES)
+        own: dict[str, Tolerance] = {}
+        for variant in self.variants:
+            if variant.name in variants and variant.evidence:
+                for output, tolerance in variant.evidence.tolerances.items():
+                    if output not in own or own[output].scaled < tolerance.scaled:
+                        own[output] = tolerance
+        return found | own
+
     def to_json(self) -> str:
         """Raises `ArtifactError` if the task's spec holds what JSON does not have."""
         try:
@@ -272,6 +289,12 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where} has a plan for unknown variants {sorted(unknown)}")
     if any(tuned.num_threads < 1 for tuned in manifest.tuned):
         raise ArtifactError(f"{where} has a plan for less than one thread")
+    for place in {(tuned.machine, tuned.device) for tuned in manifest.tuned}:
+        begins = sorted(t.rows_from for t in manifest.tuned if (t.machine, t.device) == place)
+        if begins[0] != 1 or len(begins) > 2 or len(set(begins)) < len(begins):
+            raise ArtifactError(f"{where} has plans for {place[1]} that begin at {begins} rows")
+        if len(begins) > 1 and not isinstance(next(iter(manifest.inputs[0].dims), None), str):
+            raise ArtifactError(f"{where} has a plan from {begins[1]} rows on, but its rows are fixed")
     named = [v.graph for v in manifest.variants]
     named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
     named += [tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared]

@@ -28,11 +28,31 @@ class Plan:
     """Whether the threads are those that all sessions of this process share."""
     arena: bool = True
     shrink_above_bytes: int = SHRINK_ABOVE_BYTES
+    rows_from: int = 1
+    """The fewest rows of feeds that it is for."""
+    larger: Plan | None = None
+    """How feeds of more rows are run, if otherwise: from its `rows_from` on."""
     reasons: tuple[str, ...] = ()
     """Why, one sentence each, for `--explain`."""
 
+    def at(self, rows: int) -> Plan:
+        """The one for feeds of so many rows."""
+        return self.larger if self.larger is not None and rows >= self.larger.rows_from else self
+
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """The names of those that answer, once each."""
+        return tuple(dict.fromkeys((self.variant, self.larger.variant if self.larger else self.variant)))
+
     def to_dict(self) -> dict[str, object]:
-        return {**asdict(self), "reasons": list(self.reasons)}
+        larger = self.larger.to_dict() if self.larger else None
+        return {**asdict(self), "larger": larger, "reasons": list(self.reasons)}
+
+    @property
+    def summary(self) -> str:
+        """In a few words."""
+        here = f"{self.variant} on {self.backend}, {self.device}, threads {self.num_threads}"
+        return f"{here}; from {self.larger.rows_from} rows {self.larger.summary}" if self.larger else here
 
     @property
     def _arena(self) -> str:
@@ -52,5 +72,7 @@ class Plan:
             ("prepacking", "on" if self.prepacking else "off"),
             ("arena", self._arena),
         ]
+        if self.larger:
+            rows.append((f"from {self.larger.rows_from} rows", self.larger.summary))
         lines = [f"{name:<12}{value}" for name, value in rows]
         return "\n".join(lines + [f"  - {reason}" for reason in self.reasons])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from infer.backends import BACKENDS, Backend, load_backend
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
@@ -10,6 +11,9 @@ from infer.machine import Machine
 from infer.manifest import Manifest, Tuned, Variant
 from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, SHRINK_ABOVE_BYTES, PlanOptions
 from infer.plan import Plan
+
+_WEIGHTS_MOST = 0.25
+"""Two plans for one artifact may take so much of the memory for their weights."""
 
 
 def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Plan:
@@ -21,7 +25,31 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
     _check(options)
     reasons: list[str] = []
     backend, device = _backend_and_device(machine, options, reasons)
-    tuned = _tuned(manifest, machine, device, options, reasons)
+    found = _tuned(manifest, machine, device, options, reasons)
+    plan = _planned(manifest, machine, options, found[0] if found else None, backend, device, reasons)
+    for other in found[1:]:
+        larger = _planned(manifest, machine, options, other, backend, device, [])
+        if _memory_for_both(manifest, machine, plan, larger):
+            plan = replace(plan, larger=replace(larger, rows_from=other.rows_from))
+            reasons.append(f"from {other.rows_from} rows on {larger.summary}: measured to be faster here")
+        else:
+            reasons.append(
+                f"{plan.variant} for all rows: from {other.rows_from} on {larger.variant} is faster, but"
+                f" the weights of both take too much of this machine's memory"
+            )
+    return replace(plan, reasons=tuple(reasons))
+
+
+def _planned(
+    manifest: Manifest,
+    machine: Machine,
+    options: PlanOptions,
+    tuned: Tuned | None,
+    backend: Backend,
+    device: str,
+    reasons: list[str],
+) -> Plan:
+    """The plan by what was measured, if anything was, for as many rows as that holds for."""
     variant = _variant(manifest, tuned.variant if tuned else options.variant)
     if options.backend is None and variant.backend is not None:
         backend = load_backend(variant.backend)
@@ -81,7 +109,6 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
         shrink_above_bytes=SHRINK_ABOVE_BYTES
         if options.shrink_above_bytes is None
         else options.shrink_above_bytes,
-        reasons=tuple(reasons),
     )
 
 
@@ -137,35 +164,42 @@ def _settings(
 
 def _tuned(
     manifest: Manifest, machine: Machine, device: str, options: PlanOptions, reasons: list[str]
-) -> Tuned | None:
-    """What was measured to be fastest on machines like this one, unless a variant or a backend is asked
-    for, or its backend is not installed."""
+) -> list[Tuned]:
+    """What was measured to be fastest on machines like this one, for few rows first; nothing if a variant
+    or a backend is asked for, or a backend is not installed."""
     if options.variant is not None or not manifest.tuned:
-        return None
+        return []
     reference = manifest.variants[0].name
     if options.backend is not None:
         reasons.append(
             f"{reference}, the reference: what is fastest was not measured for a backend as asked"
         )
-        return None
-    for tuned in manifest.tuned:
-        if (tuned.machine, tuned.device) != (machine.fingerprint, device):
-            continue
+        return []
+    here = [t for t in manifest.tuned if (t.machine, t.device) == (machine.fingerprint, device)]
+    here.sort(key=lambda tuned: tuned.rows_from)
+    for tuned in here:
         try:
             load_backend(_variant(manifest, tuned.variant).backend or next(iter(BACKENDS)))
         except MissingPackageError as error:
             reasons.append(f"{reference}, the reference: {tuned.variant} is the fastest here, but {error}")
-            return None
+            return []
+    if here:
         reasons.append(
-            f"{tuned.variant}: measured to be the fastest on this kind of machine,"
-            f" {tuned.created[:10]}, with {tuned.runtime}"
+            f"{here[0].variant}: measured to be the fastest on this kind of machine,"
+            f" {here[0].created[:10]}, with {here[0].runtime}"
         )
-        return tuned
-    reasons.append(
-        f"{reference}, the reference: the artifact was tuned for other machines or devices;"
-        f" tune it for this one with: infer optimize ARTIFACT -o OUT"
-    )
-    return None
+    else:
+        reasons.append(
+            f"{reference}, the reference: the artifact was tuned for other machines or devices;"
+            f" tune it for this one with: infer optimize ARTIFACT -o OUT"
+        )
+    return here
+
+
+def _memory_for_both(manifest: Manifest, machine: Machine, plan: Plan, larger: Plan) -> bool:
+    """Whether the weights of two plans leave most of the memory free."""
+    sizes = {variant.name: variant.size_bytes for variant in manifest.variants}
+    return sizes[plan.variant] + sizes[larger.variant] <= machine.memory_bytes * _WEIGHTS_MOST
 
 
 def _instead(

@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from infer.artifact import Artifact
-from infer.backends import Executable, Switch, load_backend
+from infer.backends import Executable, Switch
 from infer.bare_graph import artifact_of_graph
 from infer.errors import FeedError, InferError, SessionClosedError
+from infer.executables import prepare
 from infer.guard import Feeds, Guard
-from infer.integrity import Verification, check_graph
+from infer.integrity import Verification
 from infer.machine import this_machine
 from infer.manifest import Variant
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
@@ -102,14 +103,13 @@ def open_session(
     """Plan, unless there is a plan, load, check and warm up. Raises as `load` does."""
     source = plan or plan_options
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
-    graph = artifact.file(plan.prepared or plan.graph)
     if not options.verify:
-        executable = _prepare(artifact, plan, graph)
+        executable = prepare(artifact, plan)
     else:
         # hashing and loading each keep one core busy and let go of the interpreter
         verification = Verification(artifact)
         try:
-            executable = _prepare(artifact, plan, graph)
+            executable = prepare(artifact, plan)
         finally:
             verification.result()  # damage explains a failure to load, and goes first
     session = Session(artifact, plan, executable, options, source)
@@ -118,7 +118,7 @@ def open_session(
             session.check_answers(options.shadow)
         if options.encode or options.decode:
             session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
-        warm_up(artifact, session.run, options.warm_up)
+        warm_up(artifact, plan, session.run, options.warm_up)
     except BaseException:
         session.close()
         raise
@@ -141,11 +141,6 @@ def _open_from(source: PlanOptions | Plan, artifact: Artifact, options: SessionO
     if isinstance(source, Plan):
         return open_session(artifact, options=options, plan=source)
     return open_session(artifact, source, options)
-
-
-def _prepare(artifact: Artifact, plan: Plan, graph: Path) -> Executable:
-    check_graph(artifact, graph)
-    return load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
 
 
 class Session:
@@ -215,6 +210,10 @@ class Session:
         """`feeds` as `run` would hand them on. Raises `FeedError`."""
         return self._guard.admit(feeds)
 
+    def plan_for(self, feeds: Mapping[str, object]) -> Plan:
+        """The part of the plan that answers `feeds`. Raises `FeedError`."""
+        return self.plan.at(self.admit(feeds).rows)
+
     def wanted(self, outputs: Iterable[str] | None) -> tuple[str, ...]:
         """The names of the outputs that are asked for, all by default. Raises `FeedError`."""
         if outputs is None:
@@ -281,24 +280,27 @@ class Session:
         from infer.batching.proof import proved_layout
 
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
-        layout = proved_layout(self.artifact, self._variant(), padding, self.admit, self.run)
+        layout = proved_layout(self.artifact, self.plan, padding, self.admit, self.run)
         return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes)
 
     def check_answers(self, options: ShadowOptions) -> None:
         """Check a share of the answers from now on, unless the reference itself answers. Raises
         `InputError`, and what loading the reference raises."""
-        variant = self._variant()
+        variants = {variant.name: variant for variant in self.artifact.manifest.variants}
         reference = self.artifact.manifest.variants[0]
-        if variant is reference:
+        if self.plan.variants == (reference.name,):
             return
         plan_options = PlanOptions(device=self.plan.device, variant=reference.name)
         plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
 
         def open_reference(num_threads: int = 1, spinning: bool = False) -> Executable:
-            graph = self.artifact.file(plan.prepared or plan.graph)
             own = replace(plan, num_threads=num_threads, spinning=spinning)
             # threads that all sessions share stay as they are
-            return _prepare(self.artifact, plan if plan.shared_threads else own, graph)
+            return prepare(self.artifact, plan if plan.shared_threads else own)
+
+        def answering(feeds: Feeds) -> Variant | None:
+            name = self.plan.at(feeds.rows).variant
+            return None if name == reference.name else variants[name]
 
         def fall_back() -> None:
             executable = open_reference(self.plan.num_threads, self.plan.spinning)
@@ -306,10 +308,7 @@ class Session:
 
         parity = self.artifact.manifest.parity
         tolerances = parity.tolerances if parity else TOLERANCES
-        self.shadow = Shadow(variant, tolerances, open_reference, fall_back, options)
-
-    def _variant(self) -> Variant:
-        return next(v for v in self.artifact.manifest.variants if v.name == self.plan.variant)
+        self.shadow = Shadow(answering, tolerances, open_reference, fall_back, options)
 
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see

@@ -67,24 +67,25 @@ class Shadow:
 
     def __init__(
         self,
-        variant: Variant,
+        answering: Callable[[Feeds], Variant | None],
         tolerances: Mapping[str, Tolerance],
         open_reference: Callable[[], Executable],
         fall_back: Callable[[], None],
         options: ShadowOptions,
     ) -> None:
-        """`open_reference` loads the reference; `fall_back` makes it answer.
+        """`answering` says which variant answers feeds, None for the reference itself; `open_reference`
+        loads that; `fall_back` makes it answer.
 
         Raises `InputError` for options that are none, and what opening raises.
         """
         _check(options)
-        self._variant, self._tolerances, self._options = variant, tolerances, options
+        self._answering, self._tolerances, self._options = answering, tolerances, options
         self._fall_back = fall_back
         self._reference = open_reference()
         self._stats = ShadowStats()
         self._latest: deque[bool] = deque(maxlen=options.window)
         self._lock = threading.Lock()
-        self._queue: queue.Queue[tuple[Feeds, dict[str, Array]] | None] = queue.Queue()
+        self._queue: queue.Queue[tuple[Variant, Feeds, dict[str, Array]] | None] = queue.Queue()
         self._thread = threading.Thread(target=self._check_all, name="infer-shadow", daemon=True)
         self._thread.start()
 
@@ -92,13 +93,16 @@ class Shadow:
         """Check this answer, if it is one of the share and few others wait. Takes no time to speak of."""
         if random.random() >= self._options.share or self._stats.fell_back:
             return
+        variant = self._answering(feeds)
+        if variant is None:
+            return
         if self._queue.qsize() >= _WAITING:
             with self._lock:
                 self._stats.skipped += 1
             return
         kept = Feeds({name: array.copy() for name, array in feeds.items()})
         kept.shapes = feeds.shapes
-        self._queue.put((kept, {name: array.copy() for name, array in outputs.items()}))
+        self._queue.put((variant, kept, {name: array.copy() for name, array in outputs.items()}))
 
     def stats(self) -> ShadowStats:
         """What was found so far."""
@@ -118,19 +122,19 @@ class Shadow:
         while (taken := self._queue.get()) is not _END:
             if self._stats.fell_back:
                 continue
-            feeds, outputs = taken
+            variant, feeds, outputs = taken
             try:
                 expected = self._reference.run(feeds, tuple(outputs))
-                distance, off = self._distance(expected, outputs)
+                distance, off = self._distance(variant, expected, outputs)
             except InferError as error:
-                _log.warning("an answer of %s could not be checked: %s", self._variant.name, error)
+                _log.warning("an answer of %s could not be checked: %s", variant.name, error)
                 with self._lock:
                     self._stats.failed += 1
                 continue
-            self._note(distance, off)
+            self._note(variant, distance, off)
         self._reference.close()
 
-    def _note(self, distance: float, off: bool) -> None:
+    def _note(self, variant: Variant, distance: float, off: bool) -> None:
         stats, limit, window = self._stats, self._options.limit, self._options.window
         with self._lock:
             stats.checked, stats.off = stats.checked + 1, stats.off + off
@@ -140,7 +144,7 @@ class Shadow:
         if len(self._latest) < window or found <= limit * window:
             return
         why = (
-            f"{found} of the last {window} answers of {self._variant.name} that were checked were too far"
+            f"{found} of the last {window} answers of {variant.name} that were checked were too far"
             f" from the reference's, more than {limit:.0%}"
         )
         try:
@@ -153,10 +157,12 @@ class Shadow:
             stats.fell_back = why
         _log.warning("the reference answers from now on: %s", why)
 
-    def _distance(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> tuple[float, bool]:
+    def _distance(
+        self, variant: Variant, expected: Mapping[str, Array], found: Mapping[str, Array]
+    ) -> tuple[float, bool]:
         """The largest 1 - cosine of the outputs, and whether that is too much; where the variant was made
         to be equal, whether it is not."""
-        evidence = self._variant.evidence
+        evidence = variant.evidence
         floats = [name for name, array in expected.items() if array.dtype.kind == "f"]
         distance = max((_apart(expected[name], found[name]) for name in floats), default=0.0)
         if evidence is None or evidence.figures.get("equal") == 1.0:

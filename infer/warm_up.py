@@ -6,22 +6,28 @@ from collections.abc import Mapping, Sequence
 
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, FeedError, InferError, InputError
-from infer.feeds import example_feeds, resized
+from infer.feeds import BATCH, example_feeds, resized
+from infer.plan import Plan
 from infer.signature import Array
 from infer.tasks import Run
 
 
-def warm_up(artifact: Artifact, run: Run, wish: bool | Sequence[Mapping[str, int]]) -> None:
-    """One golden point, or example feeds at each of the sizes that are wished for. Raises `InputError` for
-    sizes that the model cannot take, `ArtifactError`, and what `run` raises."""
+def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapping[str, int]]) -> None:
+    """One golden point, and its rows again for where the plan is another; or example feeds at each of the
+    sizes that are wished for. Raises `InputError` for sizes that the model cannot take, `ArtifactError`,
+    and what `run` raises."""
+    signature = artifact.manifest.signature
     if wish is True:
         for name, feeds, _ in artifact.golden():
             run_golden(artifact, run, name, feeds)
+            if plan.larger:
+                run(resized(signature, feeds, {BATCH: 1}))
+                run(resized(signature, feeds, {BATCH: plan.larger.rows_from}))
             break
     elif wish is not False:
         for sizes in _checked_sizes(wish):
             try:
-                run(resized(artifact.manifest.signature, example_feeds(artifact), sizes))
+                run(resized(signature, example_feeds(artifact), sizes))
             except InferError as error:
                 raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
 

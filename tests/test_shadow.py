@@ -230,7 +230,7 @@ def shadow(
     evidence = Evidence({}, "", figures, "", Speed("fp32", 0.5, 0.4, 0.6, "m"), 0.0)
     variant = Variant("other", "graphs/other.onnx", "int8", 21, 9, evidence)
     options = ShadowOptions(share=share, limit=0.5, window=window)
-    return Shadow(variant, TOLERANCES, lambda: reference, fall_back, options)
+    return Shadow(lambda _: variant, TOLERANCES, lambda: reference, fall_back, options)
 
 
 def test_a_caller_may_reuse_its_arrays() -> None:

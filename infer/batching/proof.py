@@ -8,26 +8,35 @@ from infer.artifact import Artifact
 from infer.batching.joining import Layout, layout_of
 from infer.errors import InferError
 from infer.guard import Feeds
-from infer.manifest import Variant
-from infer.parity import TOLERANCES, Tolerance, compare
+from infer.parity import Tolerance, compare
+from infer.plan import Plan
 from infer.signature import Array
 from infer.tasks import Padding, Run
 
 NEIGHBOURLY = 1e-4
 """An answer that moves with its neighbours by more of its largest value than this is not its own."""
 
+_MOST_ROWS = 32
+"""Not more golden rows are run together to prove it."""
+
 Admit = Callable[[Mapping[str, object]], Feeds]
 """`Session.admit`."""
 
 
 def proved_layout(
-    artifact: Artifact, variant: Variant, padding: Padding | None, admit: Admit, run: Run
+    artifact: Artifact, plan: Plan, padding: Padding | None, admit: Admit, run: Run
 ) -> Layout | str:
     """The layout with which golden rows answer together as they do alone, or why there is none. It pads
-    only if padded rows do, too."""
-    evidence = variant.evidence
-    if evidence is not None and evidence.neighbours > NEIGHBOURLY:
-        return f"an answer of {variant.name} moves by up to {evidence.neighbours:.1%} with its neighbours"
+    only if padded rows do, too.
+
+    Where another variant answers many rows than few, an answer may be as far off as either may be.
+    """
+    for variant in artifact.manifest.variants:
+        evidence = variant.evidence if variant.name in plan.variants else None
+        if evidence is not None and evidence.neighbours > NEIGHBOURLY:
+            return (
+                f"an answer of {variant.name} moves by up to {evidence.neighbours:.1%} with its neighbours"
+            )
     signature = artifact.manifest.signature
     layout = layout_of(signature, padding)
     if isinstance(layout, str):
@@ -37,13 +46,13 @@ def proved_layout(
         return "there are no golden feeds to prove it with"
     golden = max(points, key=lambda feeds: sum(array.size for array in feeds.values()))
     rows = [layout.cut(golden, row, row + 1) for row in range(layout.rows(golden))]
-    parity = artifact.manifest.parity
-    tolerances = parity.tolerances if parity else TOLERANCES
+    tolerances = artifact.manifest.tolerances(plan.variants if len(plan.variants) > 1 else ())
+    least = min(plan.larger.rows_from, _MOST_ROWS) if plan.larger else 2
     try:
         if layout.length and not _alike(layout, run, [rows[0], layout.half(rows[-1])], tolerances):
             layout = layout_of(signature, None)
             assert isinstance(layout, Layout)
-        if not _alike(layout, run, rows if len(rows) > 1 else rows * 2, tolerances):
+        if not _alike(layout, run, rows * max(1, -(-least // len(rows))), tolerances):
             return "golden rows answer otherwise beside others than alone"
     except InferError as error:
         return f"golden rows fail beside others: {error}"

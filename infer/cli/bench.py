@@ -255,7 +255,8 @@ def command(
                     if profiled:
                         progress(f"profiling {candidate.name}")
                         at = one_sample(candidate, opened.feeds, asked.points()[0])
-                        profiles.append(profile(session.artifact, session.plan, at, candidate.name))
+                        plan = session.plan_for(at)
+                        profiles.append(profile(session.artifact, plan, at, candidate.name))
                     if example is not None:
                         progress(f"following one input through {candidate.name}")
                         waterfalls.append(waterfall(session, _example(session, example), candidate.name))
@@ -313,7 +314,7 @@ class _Limits:
             return None
         key = (candidate.name, *(array.shape for array in feeds.values()))
         if key not in self._counted:
-            self._counted[key] = count_work(session.artifact, session.plan, feeds)
+            self._counted[key] = count_work(session.artifact, session.plan_for(feeds), feeds)
         return limit_of(self._counted[key], self.peaks, median_ms)
 
 

@@ -55,7 +55,8 @@ def _evidence(variant: Variant) -> Iterator[str]:
     figures = ", ".join(f"{name} {value:.5g}" for name, value in found.figures.items())
     yield f"budget {found.budget}: {figures}, on {found.data}"
     speed = found.speed
-    yield f"time ×{speed.ratio:.3f} ({speed.low:.3f}–{speed.high:.3f}) of {speed.against}'s"
+    at = "" if speed.rows is None else f", with {speed.rows} rows"
+    yield f"time ×{speed.ratio:.3f} ({speed.low:.3f}–{speed.high:.3f}) of {speed.against}'s{at}"
     if found.neighbours > NEIGHBOURLY:
         yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
 
@@ -105,7 +106,8 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
                     tuned.variant,
                     f"{tuned.runtime}, {tuned.num_threads} threads on {tuned.device} of {tuned.machine}"
                     f"{'' if tuned.spinning else ', no spinning'}"
-                    f"{'' if tuned.prepacking else ', weights as they are'}",
+                    f"{'' if tuned.prepacking else ', weights as they are'}"
+                    f"{'' if tuned.rows_from == 1 else f', from {tuned.rows_from} rows on'}",
                 )
                 for tuned in manifest.tuned
             ]

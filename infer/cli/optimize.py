@@ -16,7 +16,7 @@ from infer.session import open_artifact
 from infer.wording import shown, size
 
 if TYPE_CHECKING:
-    from infer.optimizer import Optimized, Verdict
+    from infer.optimizer import Optimized, OtherRows, Verdict
 
 
 @click.command("optimize")
@@ -149,6 +149,7 @@ def _seconds(text: str) -> float:
 
 
 def _document(found: Optimized) -> dict[str, Any]:
+    other = found.outcome.other
     return {
         "artifact": str(found.artifact.path),
         "best": found.best,
@@ -156,11 +157,24 @@ def _document(found: Optimized) -> dict[str, Any]:
         "spinning": found.outcome.settings.spinning,
         "prepacking": found.outcome.settings.prepacking,
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
+        "other_rows": None if other is None else _other_rows(other),
         "data": found.data,
         "unfinished": found.unfinished,
         "elsewhere": found.elsewhere,
         "shortfalls": found.shortfalls,
         "verdicts": [{**asdict(verdict), "changed": verdict.changed} for verdict in found.verdicts],
+    }
+
+
+def _other_rows(other: OtherRows) -> dict[str, Any]:
+    return {
+        "variant": other.variant,
+        "runtime": other.runtime,
+        **asdict(other.settings),
+        "rows": other.rows,
+        "ratio": asdict(other.ratio),
+        "rows_from": other.rows_from,
+        "larger": other.larger,
     }
 
 
@@ -185,6 +199,12 @@ def _report(found: Optimized, output: Path) -> None:
     else:
         said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
         facts.insert(0, ("time", said))
+    if other := found.outcome.other:
+        at = f"from {other.rows_from} rows" if other.larger else f"below {other.rows_from} rows"
+        said = f"{other.variant} on {other.runtime}, threads {other.settings.num_threads}"
+        facts.insert(
+            3, (at, f"{said}: ×{other.ratio.value:.3f} of the time of {found.best} with {other.rows}")
+        )
     if found.elsewhere:
         facts.append(("elsewhere", found.elsewhere))
     facts += [("not fused", said) for said in found.shortfalls]

@@ -66,10 +66,9 @@ def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterato
     """An artifact, or a plain `.onnx` file, in a session. Raises as `infer.load` does."""
     artifact = open_artifact(path)
     with open_session(artifact, options) as session:
-        plan = session.plan
         yield Local(
             name or path.name,
-            f"{plan.variant} on {plan.backend}, {plan.device}, threads {plan.num_threads}",
+            session.plan.summary,
             session.signature,
             session.run,
             session,

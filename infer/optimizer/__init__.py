@@ -4,7 +4,8 @@ An artifact is rewritten pass by pass, and quantized where its budget allows tha
 two gates: its answers (`gates.Judge`), and its time beside the best so far (`gates.time_ratio`). What
 passes becomes a variant of the output, with its evidence, and the plan for machines like this one.
 
-Reading order: `search`, `outcome`, `trial`, `gates`, `targets`, `passes/`, `quantization/`, `material`.
+Reading order: `search`, `outcome`, `trial`, `gates`, `by_rows`, `targets`, `passes/`, `quantization/`,
+`material`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from infer.optimizer.outcome import (
     OUT_OF_TIME,
     Optimized,
     OptimizeOptions,
+    OtherRows,
 )
 from infer.optimizer.search import optimize
 from infer.optimizer.verdict import Verdict
@@ -27,6 +29,7 @@ __all__ = [
     "Budget",
     "OptimizeOptions",
     "Optimized",
+    "OtherRows",
     "Verdict",
     "optimize",
     "parse_budget",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infer.artifact import Artifact
+from infer.backends import load_backend
 from infer.measure.statistics import Estimate
 from infer.optimizer.budget import Budget
 from infer.optimizer.contract import shortfalls
@@ -13,6 +14,9 @@ from infer.optimizer.verdict import Verdict
 
 OBJECTIVES = {"latency": 1, "throughput": 8, "size": 1}
 """What is to become better → the rows of a feed that is timed."""
+
+REFERENCE = "reference"
+"""What the graph that it began with is called."""
 
 INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"
 
@@ -45,6 +49,11 @@ class OptimizeOptions:
     overwrite: bool = False
 
 
+def runtime_of(backend: str) -> str:
+    """A library and its version. Raises `MissingPackageError`."""
+    return f"{backend} {load_backend(backend).version}"
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a graph is run, as in `PlanOptions`."""
@@ -52,6 +61,36 @@ class Settings:
     num_threads: int
     spinning: bool = True
     prepacking: bool = True
+
+
+@dataclass(frozen=True)
+class OtherRows:
+    """What answers feeds of other sizes sooner than the best.
+
+    Attributes:
+        variant, found: its name, and the verdict that says where its graph is.
+        change: what was done to that.
+        settings, runtime: as for the best.
+        rows: at how many it was measured, and took `ratio` of the best's time.
+        rows_from: where feeds begin to be large.
+        larger: whether it is for these, and the best for smaller ones; or the other way round.
+    """
+
+    variant: str
+    found: Verdict
+    change: str
+    settings: Settings
+    runtime: str
+    rows: int
+    ratio: Estimate
+    rows_from: int
+    larger: bool
+
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        where = f"{'from' if self.larger else 'below'} {self.rows_from} rows"
+        return f"{where} {self.variant} on {self.found.backend}, threads {self.settings.num_threads}"
 
 
 @dataclass
@@ -64,6 +103,7 @@ class Outcome:
         settings: of the best.
         runtime: the library that runs the best, and its version.
         ratio: time of the best over the reference's.
+        other: for feeds of other sizes, if that pays.
     """
 
     settings: Settings
@@ -71,6 +111,7 @@ class Outcome:
     changes: dict[str, dict[str, str]] = field(default_factory=dict)
     runtime: str = ""
     ratio: Estimate | None = None
+    other: OtherRows | None = None
 
     @property
     def best(self) -> Verdict | None:

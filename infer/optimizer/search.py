@@ -28,6 +28,7 @@ from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL
+from infer.optimizer.by_rows import faster_at, other_rows
 from infer.optimizer.contract import whole
 from infer.optimizer.gates import Contender
 from infer.optimizer.making import Making
@@ -36,10 +37,12 @@ from infer.optimizer.outcome import (
     INTERRUPTED,
     OBJECTIVES,
     OUT_OF_TIME,
+    REFERENCE,
     Optimized,
     OptimizeOptions,
     Outcome,
     Settings,
+    runtime_of,
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
@@ -53,7 +56,7 @@ from infer.session import Session, open_session
 
 Progress = Callable[[str], None]
 
-REFERENCE, WHOLE = "reference", "all together"
+WHOLE = "all together"
 FUSED = "fp32-fused"
 
 SETTINGS = {
@@ -187,7 +190,7 @@ def _key(artifact: Artifact, options: OptimizeOptions, targets: Collection[str])
         options.device,
         options.num_threads,
         this_machine().fingerprint,
-        [_runtime(name) for name in targets],
+        [runtime_of(name) for name in targets],
         [version(package) for package in ("infer-onnx", "onnx-ir", "numpy")],
     ]
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()
@@ -199,10 +202,6 @@ def _digest(data: object) -> str:
         return hashlib.sha256(pickle.dumps(data)).hexdigest()
     except Exception:  # any object may refuse, in any way
         return uuid.uuid4().hex
-
-
-def _runtime(backend: str) -> str:
-    return f"{backend} {load_backend(backend).version}"
 
 
 class _Search:
@@ -224,7 +223,7 @@ class _Search:
             graph=graph.graph,
             size_bytes=graph.size_bytes,
         )
-        self.outcome = Outcome(Settings(plan.num_threads), runtime=_runtime(plan.backend))
+        self.outcome = Outcome(Settings(plan.num_threads), runtime=runtime_of(plan.backend))
 
     def run(self) -> str:
         """Do all steps; why not all of them were, or ""."""
@@ -241,6 +240,7 @@ class _Search:
                         self._try_recipes(target)
                 self._try_threads()
                 self._try_settings()
+                self._try_other_rows()
             except _OutOfTimeError:
                 unfinished = OUT_OF_TIME
             self._compare_with_reference()
@@ -366,6 +366,21 @@ class _Search:
         if found.kept:
             self.outcome.settings = settings
 
+    def _try_other_rows(self) -> None:
+        """Something else, for feeds of another size than those of the search."""
+        trial = self._trial
+        rows = None if self._options.objective == "size" else other_rows(trial)
+        if rows is None:
+            return
+        self._check_time()
+        best = self._best
+        self.outcome.other = found = faster_at(trial, self._start, self.outcome, rows)
+        why = f"nothing is surely faster than {best.name}, by enough" if found is None else found.said
+        noted = Verdict(f"{rows} row{'s' * (rows > 1)}", found is not None, why, best.precision, best.exact)
+        if found is not None:
+            noted = replace(noted, ratio=found.ratio, against=best.name)
+        trial.workshop.note(noted)
+
     def _compare_with_reference(self) -> None:
         """The best, beside where it began; what is slower as a whole is not kept."""
         before = Settings(self._trial.reference.plan.num_threads)
@@ -377,12 +392,12 @@ class _Search:
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
             )
-            self.outcome = Outcome(before, runtime=_runtime(self._start.backend))
+            self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
         else:
             self.outcome.ratio = ratio
 
     def _keep(self, variant: str, found: Verdict, change: str) -> None:
-        self.outcome.keep(variant, found, change, _runtime(found.backend))
+        self.outcome.keep(variant, found, change, runtime_of(found.backend))
 
     @property
     def _best(self) -> Verdict:

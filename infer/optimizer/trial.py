@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.errors import InferError
-from infer.feeds import Feeds
+from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node
@@ -82,6 +83,7 @@ class Trial:
         parity = reference.artifact.manifest.parity
         self._tolerances = parity.tolerances if parity else TOLERANCES
         self._timed = _short(material.timed, reference)
+        self._resized: dict[int, Sequence[Feeds]] = {}
         self._judge: Judge | None = None
         self._rehearsal: Judge | None = None
 
@@ -104,9 +106,10 @@ class Trial:
             found = self._built_and_gated(attempt, found, best, best_bytes)
         except InferError as error:
             found = replace(found, kept=False, why=f"it fails: {error}")
-        if not found.kept:
+        if not found.kept and (attempt.exact or not found.within):
+            # what approximates and is within the budget may be faster for other sizes
             self.workshop.discard(graph_of(attempt.name))
-            found = replace(found, graph=None)
+            found = replace(found, graph=found.graph if found.within and attempt.build is None else None)
         return self.workshop.note(found)
 
     def _built_and_gated(
@@ -145,7 +148,7 @@ class Trial:
             return replace(found, why=f"{judged.broken}{where}", broken=True)
         ratio = self.ratio(contender, best)
         kept, why = self._worth(ratio, found.size_bytes, best_bytes)
-        return replace(found, kept=kept, why=why, ratio=ratio, against=best.name)
+        return replace(found, kept=kept, why=why, within=True, ratio=ratio, against=best.name)
 
     def _worth(self, ratio: Estimate, size_bytes: int, best_bytes: int) -> tuple[bool, str]:
         if self.options.objective != "size":
@@ -208,25 +211,48 @@ class Trial:
         finally:
             self.workshop.discard(graph)
 
-    def ratio(self, contender: Contender, against: Contender) -> Estimate:
-        """Its time over the other's. A glance is enough to drop what is much slower; what is undecided is
-        measured again, for three times as long."""
-        ratio = self.glance(contender, against)
+    def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
+        """Its time over the other's, for so many rows, by default for those that the search is for. A
+        glance is enough to drop what is much slower; what is undecided is measured again, for three times
+        as long."""
+        ratio = self.glance(contender, against, rows)
         if much_slower(ratio):
             return ratio
-        ratio = self._look(contender, against, 1.0, _STARTS)
-        return self._look(contender, against, 3.0, _STARTS) if verdict(ratio) == "undecided" else ratio
+        ratio = self._look(contender, against, 1.0, _STARTS, rows)
+        return (
+            self._look(contender, against, 3.0, _STARTS, rows) if verdict(ratio) == "undecided" else ratio
+        )
 
-    def glance(self, contender: Contender, against: Contender) -> Estimate:
+    def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """The same, of one start each and in a part of the time."""
-        return self._look(contender, against, _GLANCE, 1)
+        return self._look(contender, against, _GLANCE, 1, rows)
 
-    def _look(self, contender: Contender, against: Contender, part: float, starts: int) -> Estimate:
+    def _look(
+        self, contender: Contender, against: Contender, part: float, starts: int, rows: int | None
+    ) -> Estimate:
         def told(said: str) -> None:
-            self.progress(f"{contender.name}: timing, {said}")
+            at = "" if rows is None else f" with {rows} rows"
+            self.progress(f"{contender.name}: timing{at}, {said}")
 
-        seconds = part * self.options.gate_s
-        return time_ratio(contender, against, self._timed, seconds, told, starts)
+        timed = self._timed if rows is None else self._timed_with(rows)
+        return time_ratio(contender, against, timed, part * self.options.gate_s, told, starts)
+
+    @property
+    def rows(self) -> int:
+        """How many rows feeds have that the search is for."""
+        dim = batch_dim(self.reference.signature)
+        if dim is None:
+            return 1
+        return round(
+            statistics.median(sizes_of(self.reference.signature, feeds)[dim] for feeds in self._timed)
+        )
+
+    def _timed_with(self, rows: int) -> Sequence[Feeds]:
+        signature = self.reference.signature
+        if rows not in self._resized:
+            feeds = [resized(signature, feeds, {BATCH: rows}) for feeds in self.material.timed]
+            self._resized[rows] = _short(feeds, self.reference)
+        return self._resized[rows]
 
     def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
         """A verdict's graph on its backend, with the reference's settings, or those that are given."""

@@ -22,6 +22,7 @@ class Verdict:
         neighbours: how far an answer moves with its neighbours in a batch.
         graph: its file, if it has one.
         may_saturate: channels of int8 weights whose products can overflow on x86 without VNNI.
+        within: whether its answers are within the budget.
         broken: whether it was dropped because of the budget.
     """
 
@@ -41,6 +42,7 @@ class Verdict:
     graph: str | None = None
     size_bytes: int = 0
     may_saturate: int = 0
+    within: bool = False
     broken: bool = False
 
     @property

@@ -65,8 +65,8 @@ class Workshop:
         return next((verdict for verdict in self.verdicts if verdict.name == name), None)
 
     def note(self, verdict: Verdict) -> Verdict:
-        """Keep a verdict, whatever happens next."""
-        self.verdicts.append(verdict)
+        """Keep a verdict, whatever happens next, in the place of one reached before."""
+        self.verdicts = [each for each in self.verdicts if each.name != verdict.name] + [verdict]
         with file_draft(self.folder / _STATE) as draft:
             data = {"key": self._key, "verdicts": [schema.encode(each) for each in self.verdicts]}
             draft.write_text(json.dumps(data), encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,14 +13,14 @@ import onnx_ir as ir
 
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
-from infer.feeds import Feeds
+from infer.feeds import BATCH, Feeds, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
 from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
 from infer.npz import save_npz
 from infer.optimizer.budget import EQUAL
-from infer.optimizer.outcome import Outcome
+from infer.optimizer.outcome import REFERENCE, Outcome, Settings
 from infer.optimizer.preparing import compile_ahead, files_of, prepare
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
@@ -53,38 +53,33 @@ def write_output(
         for name in _still_needed(artifact.manifest, kept):
             _copy(artifact.file(name), draft / name)
         points = artifact.manifest.golden or _golden(draft, reference, golden)
-        added = []
-        for verdict_name, verdict in outcome.variants.items():
+        added: dict[str, Variant] = {}
+        for verdict_name, (verdict, evidence) in _chosen(outcome, budget, data, machine).items():
             name = _free(verdict_name, [variant.name for variant in kept.variants])
             graph, size_bytes = _write_graph(workshop, verdict, name, draft)
-            added.append(
-                Variant(
-                    name,
-                    graph,
-                    verdict.precision,
-                    read_graph_file(draft / graph).opset,
-                    size_bytes,
-                    _evidence(verdict, outcome.changes[verdict_name], budget, data, machine),
-                    verdict.backend,
-                )
+            opset = read_graph_file(draft / graph).opset
+            added[verdict_name] = Variant(
+                name, graph, verdict.precision, opset, size_bytes, evidence, verdict.backend
             )
-        variants = (*kept.variants, *added)
-        plan = _tuned(outcome, (added or kept.variants)[-1 if added else 0].name, machine, device)
+        variants = (*kept.variants, *added.values())
+        names = {verdict_name: variant.name for verdict_name, variant in added.items()}
+        plans = _tuned(outcome, names, variants[0].name, machine, device)
         manifest = replace(
-            kept, variants=variants, tuned=(*kept.tuned, plan), golden=points, files=record_files(draft)
+            kept, variants=variants, tuned=(*kept.tuned, *plans), golden=points, files=record_files(draft)
         )
         opened = _written(manifest, draft)
-        proved = {variant.name: _proved(opened, variant, device) for variant in added}
+        proved = {variant.name: _proved(opened, variant, device) for variant in added.values()}
         variants = tuple(replace(v, evidence=proved.get(v.name, v.evidence)) for v in variants)
         manifest = replace(manifest, variants=variants)
-        best = variants[-1] if added else variants[0]
         if prepared and device == "cpu":
-            if best.backend in (None, "onnxruntime"):
-                plan, files = _prepared(opened, plan, golden)
-                manifest = replace(manifest, files={**manifest.files, **files})
-            elif best.backend == "openvino":
-                plan = _compiled(opened, plan)
-            manifest = replace(manifest, tuned=(*kept.tuned, plan))
+            runs_on = {variant.name: variant.backend for variant in variants}
+            for place, plan in enumerate(plans):
+                if runs_on[plan.variant] == "openvino":
+                    plans[place] = _compiled(opened, plan, len(plans) > 1)
+                elif runs_on[plan.variant] in (None, "onnxruntime"):
+                    plans[place], files = _prepared(opened, plan, golden)
+                    manifest = replace(manifest, files={**manifest.files, **files})
+            manifest = replace(manifest, tuned=(*kept.tuned, *plans))
         _written(manifest, draft)
     return Artifact.open(output)
 
@@ -126,10 +121,43 @@ def _free(name: str, taken: Sequence[str]) -> str:
     return free
 
 
-def _tuned(outcome: Outcome, variant: str, machine: str, device: str) -> Tuned:
+def _chosen(outcome: Outcome, budget: str, data: str, machine: str) -> dict[str, tuple[Verdict, Evidence]]:
+    """The new variants, by what they are called in the search."""
+    found = {
+        name: (verdict, _evidence(verdict, outcome.changes[name], budget, data, machine))
+        for name, verdict in outcome.variants.items()
+    }
+    other = outcome.other
+    if other is not None and other.variant not in (*found, REFERENCE):
+        verdict = replace(other.found, ratio=other.ratio, against=_best(outcome))
+        evidence = _evidence(verdict, {verdict.name: other.change}, budget, data, machine)
+        evidence = replace(evidence, speed=replace(evidence.speed, rows=other.rows))
+        found = {other.variant: (verdict, evidence), **found}  # the best comes last
+    return found
+
+
+def _best(outcome: Outcome) -> str:
+    return next(reversed(outcome.variants), REFERENCE)
+
+
+def _tuned(
+    outcome: Outcome, names: Mapping[str, str], reference: str, machine: str, device: str
+) -> list[Tuned]:
+    """The plan for the best, and the one for feeds of other sizes if there is one; those for few rows
+    first. `names` are those of new variants in the artifact."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    settings = asdict(outcome.settings)
-    return Tuned(machine, device, variant, runtime=outcome.runtime, created=created, **settings)
+
+    def plan(variant: str, runtime: str, settings: Settings) -> Tuned:
+        name = names.get(variant, reference)
+        return Tuned(machine, device, name, runtime=runtime, created=created, **asdict(settings))
+
+    best = plan(_best(outcome), outcome.runtime, outcome.settings)
+    other = outcome.other
+    if other is None:
+        return [best]
+    beside = plan(other.variant, other.runtime, other.settings)
+    few, many = (best, beside) if other.larger else (beside, best)
+    return [few, replace(many, rows_from=other.rows_from)]
 
 
 def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dict[str, FileRecord]]:
@@ -154,11 +182,13 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
     return replace(plan, prepared=found), files
 
 
-def _compiled(artifact: Artifact, plan: Tuned) -> Tuned:
+def _compiled(artifact: Artifact, plan: Tuned, one_of_two: bool) -> Tuned:
     """The plan with its model as the backend compiles it here for the feeds that warm a session up, if the
     first answer comes sooner with it."""
     options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
     _, feeds, _ = next(artifact.golden())
+    if one_of_two:
+        feeds = resized(artifact.manifest.signature, feeds, {BATCH: plan.rows_from})
     return replace(plan, compiled=compile_ahead(artifact, options, feeds))
 
 

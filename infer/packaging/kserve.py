@@ -104,7 +104,8 @@ class Kserve:
         from infer.planner import make_plan
 
         asked = PlanOptions(device="cpu", num_threads=self.num_threads)
-        return make_plan(artifact.manifest, this_machine(), asked).num_threads
+        plan = make_plan(artifact.manifest, this_machine(), asked)
+        return max(plan.num_threads, plan.larger.num_threads if plan.larger else 0)
 
     def _documents(self, name: str, served: str, cpus: int, memory: str) -> dict[str, str]:
         """File → its text, in the order in which they are applied."""

@@ -57,13 +57,14 @@ class Triton:
         asked = PlanOptions(
             device="cpu", variant=self.variant, num_threads=self.num_threads, spinning=False
         )
-        # a graph prepared here is for this release of the library alone
-        plan = replace(make_plan(manifest, this_machine(), asked), prepared=None, compiled=None)
+        # Triton loads one graph, and what was prepared here is for this release of the library alone
+        plan = make_plan(manifest, this_machine(), asked)
+        plan = replace(plan, prepared=None, compiled=None, larger=None)
         variant = next(each for each in manifest.variants if each.name == plan.variant)
         if plan.backend != _BACKEND:
             raise ArtifactError(_other_backend(variant, plan.backend, manifest.variants))
         with open_session(artifact, options=SessionOptions(warm_up=False), plan=plan) as session:
-            layout = proved_layout(artifact, variant, None, session.admit, session.run)
+            layout = proved_layout(artifact, plan, None, session.admit, session.run)
         most, why = 0, f"no: {layout}"
         if isinstance(layout, Layout):
             limit = manifest.limits.get(layout.batch, Range()).most

@@ -344,7 +344,8 @@ def _checked(name: str, path: Path) -> str:
 
 
 def _weights_bytes(artifact: Artifact, plan: Plan) -> int:
-    return next(v.size_bytes for v in artifact.manifest.variants if v.name == plan.variant)
+    sizes = {variant.name: variant.size_bytes for variant in artifact.manifest.variants}
+    return sizes[plan.variant] + (sizes[plan.larger.variant] if plan.larger else 0)
 
 
 def _stamp(artifact: Artifact) -> object:

@@ -46,9 +46,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the tests about settings spend time on them."""
+def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the tests about settings, and about other rows, spend time on them."""
     monkeypatch.setattr(search_module, "SETTINGS", {})
+    monkeypatch.setattr(search_module, "other_rows", lambda trial: None)
 
 
 @pytest.fixture
@@ -63,8 +64,15 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
         if speeds is None:
             return
 
-        def told(candidate: Any, against: Any, *_: Any) -> Estimate:
-            found = speeds.get(f"{candidate.name} beside {against.name}", speeds.get(candidate.name, 1.0))
+        def told(candidate: Any, against: Any, timed: Any, *_: Any) -> Estimate:
+            at = f", {len(next(iter(timed[0].values())))} rows"
+            keys = (
+                f"{candidate.name} beside {against.name}{at}",
+                f"{candidate.name}{at}",
+                f"{candidate.name} beside {against.name}",
+                candidate.name,
+            )
+            found = next((speeds[key] for key in keys if key in speeds), 1.0)
             return Estimate(found, found * 0.99, found * 1.01)
 
         monkeypatch.setattr(trial_module, "time_ratio", told)

@@ -1,0 +1,116 @@
+"""What is faster for many rows than for few, and the other way round, is found and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import infer
+from infer.artifact import Artifact
+from infer.optimizer import by_rows, parse_budget
+from infer.optimizer import search as search_module
+from tests.command import infer_command
+from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, why
+
+BUDGET = (parse_budget("cosine>=0.999"),)
+
+
+@pytest.fixture(autouse=True)
+def _rows(_no_settings_nor_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "other_rows", by_rows.other_rows)
+
+
+def plans(artifact: Artifact) -> list[tuple[str, int, int]]:
+    return [(tuned.variant, tuned.num_threads, tuned.rows_from) for tuned in artifact.manifest.tuned]
+
+
+def test_what_was_dropped_for_one_row_is_kept_for_many(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """From as many rows on as it was seen to be faster; its evidence says at how many it was measured."""
+    speeds = {"rough": 1.05}
+    speeds |= {f"rough, threads-1{at}": ratio for at, ratio in ((", 8 rows", 0.5), (", 4 rows", 0.7))}
+    plant({"good": harmless}, (rough(),), {"good": 0.8, **speeds})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET)
+    assert why(found)["rough"] == (False, "slower")
+    assert why(found)["8 rows"] == (True, "from 4 rows rough on onnxruntime, threads 1")
+    assert plans(found.artifact) == [("fp32-fused", 1, 1), ("rough", 1, 4)]
+    assert found.best == "fp32-fused"
+    (many,) = (variant for variant in found.artifact.manifest.variants if variant.name == "rough")
+    assert many.evidence is not None
+    speed = many.evidence.speed
+    assert (many.name, speed.against, speed.ratio, speed.rows) == ("rough", "fp32-fused", 0.5, 8)
+    assert many.evidence.budget == "cosine>=0.999"
+    with infer.load(tmp_path / "out.infer") as session:
+        x = np.ones((5, WIDTH), np.float32)
+        assert (session.plan_for({"x": x}).variant, session.plan_for({"x": x[:3]}).variant) == (
+            "rough",
+            "fp32-fused",
+        )
+        assert session.run({"x": x})["logits"].shape == (5, 2)
+    verified = infer_command("verify", tmp_path / "out.infer")
+    assert verified.code == 0, verified.err
+
+
+def test_the_reference_stays_for_few_rows(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Where the search was for many, and what won it is slower for one."""
+    beside = "good, threads-1 beside reference, threads-1"
+    speeds = {f"{beside}, 1 rows": 1.5, f"{beside}, 2 rows": 1.2, f"{beside}, 4 rows": 0.9}
+    speeds |= {"good": 0.8, "reference, threads-1, 1 rows": 0.6}
+    plant({"good": harmless}, speeds=speeds)
+    found = optimized(classifier, tmp_path / "out.infer", objective="throughput")
+    assert why(found)["1 row"] == (True, "below 4 rows reference on onnxruntime, threads 1")
+    assert plans(found.artifact) == [("fp32", 1, 1), ("fp32-fused", 1, 4)]
+    assert [variant.name for variant in found.artifact.manifest.variants] == ["fp32", "fp32-fused"]
+
+
+def test_one_thread_for_few_rows(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """The same graph with fewer threads is another plan, and no other variant."""
+    speeds = {"reference, threads-1 beside reference, threads-2, 1 rows": 0.6}
+    plant({}, speeds={**speeds, "reference, threads-2 beside reference, threads-1": 0.9})
+    found = optimized(classifier, tmp_path / "out.infer", objective="throughput", num_threads=None)
+    assert plans(found.artifact) == [("fp32", 1, 1), ("fp32", 2, 2)]
+    assert [variant.name for variant in found.artifact.manifest.variants] == ["fp32"]
+
+
+def test_a_little_faster_is_not_worth_a_second_graph(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Which would be in memory, too."""
+    plant({}, (rough(),), {"rough": 1.05, "rough, threads-1, 8 rows": 0.95})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET)
+    assert why(found)["8 rows"] == (False, "nothing is surely faster than reference, by enough")
+    assert plans(found.artifact) == [("fp32", 1, 1)]
+
+
+def test_what_breaks_the_budget_is_for_no_rows(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """However fast it is."""
+    plant({}, (rough(0, 1, noise=9.0),), {"rough": 0.5, "rough, threads-1, 8 rows": 0.1})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET)
+    assert not why(found)["8 rows"][0]
+    assert plans(found.artifact) == [("fp32", 1, 1)]
+
+
+def test_smaller_files_have_one_plan(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A second graph would make them larger."""
+    plant({}, (rough(),), {"rough": 1.0, "rough, threads-1, 8 rows": 0.5})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET, objective="size")
+    assert "8 rows" not in why(found)
+
+
+def test_the_command_says_it(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A line among what was tried, and one in the result; the same as JSON."""
+    plant({}, (rough(),), {"rough": 1.05, "rough, threads-1, 8 rows": 0.5})
+    command = ("optimize", classifier, "--budget", "cosine>=0.999", "--threads", "1", "-o")
+    done = infer_command(*command, tmp_path / "a.infer")
+    assert done.code == 0, done.err
+    assert "nothing was faster here" in done.out
+    assert "×0.500 of the time of fp32 with 8" in done.out
+    assert "kept: from 8 rows rough on onnxruntime, threads 1" in done.out
+    told = infer_command("inspect", tmp_path / "a.infer").out
+    assert "of reference's, with 8 rows" in told
+    assert "from 8 rows on" in told
+    done = infer_command(*command, tmp_path / "b.infer", "--json")
+    assert '"rows_from": 8' in done.out
