@@ -165,12 +165,12 @@ def feeds_of(model: ir.Model, batch: int, rows: int, seed: int = 0) -> dict[str,
         assert value.shape is not None
         sizes = {"B": batch, "S": rows}
         shape = [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]
-        if value.dtype == ir.DataType.BOOL:
+        if value.name == "mask":
+            # one place of each row is free: sums near -1e4 have three digits left for the scores
             allowed = rng.random(shape) < 0.7
             allowed[..., 0] = True
-            found[value.name] = allowed
-        elif value.name == "mask":
-            found[value.name] = np.where(rng.random(shape) < 0.7, 0, -1e4).astype(np.float32)
+            bools = value.dtype == ir.DataType.BOOL
+            found[value.name] = allowed if bools else np.where(allowed, 0, -1e4).astype(np.float32)
         else:
             found[value.name] = rng.standard_normal(shape).astype(np.float32)
     return found
