@@ -162,7 +162,9 @@ def test_callers_are_answered_together(make: Make) -> None:
         futures = [session.submit(rows(1)) for _ in range(40)]
         expected = session.run(rows(1))["logits"]
         for future in futures:
-            np.testing.assert_allclose(future.result(20)["logits"], expected, rtol=4e-3)
+            np.testing.assert_allclose(
+                future.result(20)["logits"], expected, rtol=0, atol=5e-3 * np.abs(expected).max()
+            )
 
 
 @pytest.mark.parametrize(

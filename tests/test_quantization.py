@@ -285,6 +285,61 @@ def test_transposed_convolutions_are_quantized_where_it_is_told(tmp_path: Path) 
     assert np.abs(off).max() < 0.2 * np.abs(np.stack(errors)).mean()
 
 
+def joined(last: str) -> ir.Model:
+    """Two convolutions, of which one gives larger values, concatenated twice and halved."""
+    body = (
+        "a = Conv<pads = [1,1,1,1]>(x, w1) b = Conv<pads = [1,1,1,1]>(a, w2) c = Concat<axis = 1>(a, b)"
+        " d = Concat<axis = 1>(c, b) e = MaxPool<kernel_shape = [2,2], strides = [2,2]>(d)"
+    )
+    text = f"g (float[B, 3, H, W] x) => (float[B, 4, P, Q] y) {{ {body} {last} }}"
+    model = parse(text, opset=21, ir_version=10)
+    rng = np.random.default_rng(1)
+    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 12, 1, 1), "s": (1, 12, 1, 1)}
+    for name, shape in shapes.items():
+        array = (rng.standard_normal(shape) * (0.6 if name == "w2" else 0.3)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return loaded(model)
+
+
+@pytest.mark.parametrize(
+    ("last", "step_by_step", "pairs", "scales"),
+    [
+        ("y = Conv(e, w3)", True, 6, 2),
+        ("y = Conv(e, w3)", False, 3, 1),
+        ("f = Mul(e, s) y = Conv(f, w3)", False, 4, 2),
+    ],
+)
+def test_what_is_moved_about_is_rounded_once(
+    last: str, step_by_step: bool, pairs: int, scales: int, tmp_path: Path
+) -> None:
+    """By a library that finds out: tensors that come together into one convolution have the same steps
+    then, and those that come into anything else keep their own. Another is told the steps after each
+    node."""
+    before, after = joined(last), joined(last)
+    result = static.quantize_statically(
+        after,
+        lambda names: observe(after, names, pictures(8, 0)),
+        "extremes",
+        pair_bounded=False,
+        step_by_step=step_by_step,
+    )
+    assert result.rewritten == 3
+    down = [node for node in after.graph if node.op_type == "QuantizeLinear"]
+    moved = [n for n in down if n.inputs[0] is not None and n.inputs[0].name in ("c", "d", "e")]
+    assert (len(down), len(moved)) == (pairs, 3 if step_by_step else 0)
+    steps = {}
+    for node in down:
+        assert node.inputs[0] is not None
+        assert node.inputs[1] is not None
+        assert node.inputs[1].const_value is not None
+        steps[node.inputs[0].name] = float(node.inputs[1].const_value.numpy())
+    assert len({steps["a"], steps["b"]}) == scales
+    for feeds in pictures(8, 0):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
+        assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
+
+
 def test_static_answers_do_not_depend_on_neighbours(tmp_path: Path) -> None:
     """Scales are fixed, so that a picture's answer is the same beside any other."""
     model = convolutions()

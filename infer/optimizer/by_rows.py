@@ -6,13 +6,13 @@ round: int8 repays its conversions with more rows, a library its calls, a second
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from infer.feeds import batch_dim
 from infer.measure.statistics import verdict
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import OtherRows, Outcome, Settings, runtime_of
-from infer.optimizer.trial import Trial
+from infer.optimizer.trial import Choice, Trial
 from infer.optimizer.verdict import Verdict
 
 _MANY = 8
@@ -21,13 +21,9 @@ _MANY = 8
 _WORTH = 0.9
 """What takes more than this part of the time is not worth a second graph in memory."""
 
-
-@dataclass(frozen=True)
-class _Choice:
-    """A verdict's graph, run with these settings."""
-
-    found: Verdict
-    settings: Settings
+_SLOWER = 0.02
+"""Feeds of both sizes in turn may take so much longer. Threads that go on looking for work when a run is
+over keep cores from the other library: for 30 to 90 ms ONNX Runtime's halve OpenVINO's speed."""
 
 
 def other_rows(trial: Trial) -> int | None:
@@ -40,22 +36,29 @@ def other_rows(trial: Trial) -> int | None:
     return other
 
 
-def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> OtherRows | None:
-    """What is surely faster than the best at so many rows, and from how many on, or below how many."""
-    best = _Choice(outcome.best or start, outcome.settings)
+def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> OtherRows | str:
+    """What is surely faster than the best at so many rows, and from how many on, or below how many; or why
+    there is nothing."""
+    best = Choice(outcome.best or start, outcome.settings)
     usual = Settings(trial.reference.plan.num_threads)
     dropped = (v for v in trial.workshop.verdicts if v.within and not v.kept and v.graph is not None)
     leader = best
     for found in (start, *outcome.variants.values(), *dropped):
-        leader = _faster(trial, _Choice(found, usual), leader, rows)
+        leader = _faster(trial, Choice(found, usual), leader, rows)
     if trial.options.num_threads is None and trial.reference.plan.device == "cpu":
         leader = _faster(trial, replace(leader, settings=Settings(1)), leader, rows)
+    nothing = f"nothing is surely faster than {best.found.name}, by enough"
     if leader == best:
-        return None
+        return nothing
     ratio = trial.ratio(_contender(trial, leader), _contender(trial, best), rows)
     if verdict(ratio) != "faster" or ratio.value > _WORTH:
-        return None
+        return nothing
     found, larger = leader.found, rows > trial.rows
+    few, many = (best, leader) if larger else (leader, best)
+    rows_from = _first(trial, few, many, *sorted((rows, trial.rows)))
+    mixed = trial.mixed_ratio(trial.by_rows(few, many, rows_from), _contender(trial, best), rows)
+    if mixed.value > 1 + _SLOWER:
+        return f"{found.name} ×{ratio.value:.2f}, but with feeds of both sizes in turn ×{mixed.value:.2f}"
     return OtherRows(
         variant=next((name for name, each in outcome.variants.items() if each == found), found.name),
         found=found,
@@ -64,14 +67,12 @@ def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> Othe
         runtime=runtime_of(found.backend),
         rows=rows,
         ratio=ratio,
-        rows_from=_first(trial, best, leader, trial.rows, rows)
-        if larger
-        else _first(trial, leader, best, rows, trial.rows),
+        rows_from=rows_from,
         larger=larger,
     )
 
 
-def _faster(trial: Trial, choice: _Choice, leader: _Choice, rows: int) -> _Choice:
+def _faster(trial: Trial, choice: Choice, leader: Choice, rows: int) -> Choice:
     """The one of two that seems to be, at a glance."""
     if choice == leader:
         return leader
@@ -79,19 +80,19 @@ def _faster(trial: Trial, choice: _Choice, leader: _Choice, rows: int) -> _Choic
     return choice if ratio.value < 1 else leader
 
 
-def _first(trial: Trial, smaller: _Choice, larger: _Choice, few: int, many: int) -> int:
-    """From how many rows on `larger` is the faster one: it is at `many`, and is not at `few`."""
-    between = [2**power for power in range(1, many.bit_length()) if few < 2**power < many]
+def _first(trial: Trial, few: Choice, many: Choice, least: int, most: int) -> int:
+    """From how many rows on `many` is the faster one: it is at `most`, and is not at `least`."""
+    between = [2**power for power in range(1, most.bit_length()) if least < 2**power < most]
     while between:
         middle = len(between) // 2
         rows = between[middle]
-        if trial.glance(_contender(trial, larger), _contender(trial, smaller), rows).value < 1:
-            many, between = rows, between[:middle]
+        if trial.glance(_contender(trial, many), _contender(trial, few), rows).value < 1:
+            most, between = rows, between[:middle]
         else:
             between = between[middle + 1 :]
-    return many
+    return most
 
 
-def _contender(trial: Trial, choice: _Choice) -> Contender:
+def _contender(trial: Trial, choice: Choice) -> Contender:
     contender = trial.contender(choice.found, choice.settings)
     return replace(contender, name=f"{contender.name}, threads-{choice.settings.num_threads}")

@@ -173,6 +173,7 @@ def _static(
     *,
     between: bool = True,
     transposed: bool = False,
+    step_by_step: bool = True,
 ) -> PassResult:
     return static.quantize_statically(
         model,
@@ -182,6 +183,7 @@ def _static(
         pair_bounded=given.pair_bounded,
         between=between,
         transposed=transposed,
+        step_by_step=step_by_step,
     )
 
 
@@ -238,15 +240,15 @@ def _few_tables(model: ir.Model) -> str | None:
     return None if share > _MOSTLY else f"tables are {share:.0%} of the weights, and are read the least"
 
 
-def static_recipe(name: str, *, transposed: bool = False) -> Recipe:
+def static_recipe(name: str, *, transposed: bool = False, step_by_step: bool = True) -> Recipe:
     """Convolutions and products in int8, by ranges that calibration found; `transposed` convolutions, too,
-    if there are kernels for them."""
+    if there are kernels for them; `step_by_step` as the library needs it."""
     return Recipe(
         name,
         "int8 (QDQ, per channel, ranges by {})",
         tuple(METHODS),
         partial(static.candidates, transposed=transposed),
-        partial(_static, transposed=transposed),
+        partial(_static, transposed=transposed, step_by_step=step_by_step),
         unfit=_few_convolutions,
     )
 

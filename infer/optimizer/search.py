@@ -374,11 +374,13 @@ class _Search:
             return
         self._check_time()
         best = self._best
-        self.outcome.other = found = faster_at(trial, self._start, self.outcome, rows)
-        why = f"nothing is surely faster than {best.name}, by enough" if found is None else found.said
-        noted = Verdict(f"{rows} row{'s' * (rows > 1)}", found is not None, why, best.precision, best.exact)
-        if found is not None:
-            noted = replace(noted, ratio=found.ratio, against=best.name)
+        name, found = f"{rows} row{'s' * (rows > 1)}", faster_at(trial, self._start, self.outcome, rows)
+        noted = Verdict(name, False, "", best.precision, best.exact)
+        if isinstance(found, str):
+            noted = replace(noted, why=found)
+        else:
+            self.outcome.other = found
+            noted = replace(noted, kept=True, why=found.said, ratio=found.ratio, against=best.name)
         trial.workshop.note(noted)
 
     def _compare_with_reference(self) -> None:

@@ -41,7 +41,7 @@ TARGETS: tuple[Target, ...] = (
         "cpu",
         {},
         (
-            static_recipe("openvino-int8-static", transposed=True),
+            static_recipe("openvino-int8-static", transposed=True, step_by_step=False),
             static_products_recipe("openvino-int8-products"),
         ),
     ),

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from infer.errors import InferError
 from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
+from infer.machine import this_machine
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node
@@ -29,6 +30,7 @@ from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop, graph_of
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES
+from infer.planner import make_plan
 from infer.session import Session, open_session
 
 _REHEARSED = 16
@@ -45,6 +47,8 @@ _GLANCE, _MUCH_SLOWER = 0.25, 1.1
 
 _SLOWER = 0.02
 """A smaller variant may be so much slower, which is less than is noticed."""
+
+_QUICKLY = SessionOptions(verify=False, warm_up=False)
 
 Build = Callable[[ir.Model], PassResult]
 
@@ -64,6 +68,14 @@ class Attempt:
     build: Build | None
     precision: str
     exact: bool
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A verdict's graph, run with these settings."""
+
+    found: Verdict
+    settings: Settings
 
 
 class Trial:
@@ -185,7 +197,7 @@ class Trial:
             model = self.workshop.load()
             attempt.build(model)
             graph, _ = self.workshop.write(model, "rehearsal")
-            with self._opened("rehearsal", graph, attempt.backend, None) as session:
+            with self._opened(graph, attempt.backend, None) as session:
                 return self._rehearsal.judge(session, budgets)
         except InferError as error:
             return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
@@ -204,7 +216,7 @@ class Trial:
         graph, _ = self.workshop.write(self.workshop.load(), "rehearsal")
         feeds = self._timed[len(self._timed) // 2]
         try:
-            with self._opened("rehearsal", graph, "onnxruntime", None) as session:
+            with self._opened(graph, "onnxruntime", None) as session:
                 return operations_by_node(session.artifact, session.plan, feeds)
         except InferError:  # it is no reason not to search that nobody knows what is worth sparing
             return {}
@@ -237,6 +249,16 @@ class Trial:
         timed = self._timed if rows is None else self._timed_with(rows)
         return time_ratio(contender, against, timed, part * self.options.gate_s, told, starts)
 
+    def mixed_ratio(self, contender: Contender, against: Contender, rows: int) -> Estimate:
+        """As `ratio`, where feeds of so many rows and those of the search are asked in turn."""
+        own, other = self._timed, self._timed_with(rows)
+        timed = [feeds for pair in zip(own, other, strict=False) for feeds in pair]
+
+        def told(said: str) -> None:
+            self.progress(f"{contender.name}: timing feeds of both sizes in turn, {said}")
+
+        return time_ratio(contender, against, timed, self.options.gate_s, told, _STARTS)
+
     @property
     def rows(self) -> int:
         """How many rows feeds have that the search is for."""
@@ -257,16 +279,34 @@ class Trial:
     def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
         """A verdict's graph on its backend, with the reference's settings, or those that are given."""
         assert found.graph is not None
+        return Contender(found.name, partial(self._opened, found.graph, found.backend, settings))
+
+    @contextmanager
+    def _opened(self, graph: str, backend: str, settings: Settings | None) -> Iterator[Session]:
+        options = self._plan_options(backend, settings or Settings(self.reference.plan.num_threads))
+        with open_session(self.workshop.artifact(graph), options, _QUICKLY) as session:
+            yield session
+
+    def _plan_options(self, backend: str, settings: Settings) -> PlanOptions:
+        return PlanOptions(device=self.reference.plan.device, backend=backend, **asdict(settings))
+
+    def by_rows(self, few: Choice, many: Choice, rows_from: int) -> Contender:
+        """Two verdicts' graphs in one session, the second for so many rows and more."""
         return Contender(
-            found.name, partial(self._opened, found.name, found.graph, found.backend, settings)
+            f"{few.found.name} and {many.found.name}", partial(self._opened_by_rows, few, many, rows_from)
         )
 
     @contextmanager
-    def _opened(self, name: str, graph: str, backend: str, settings: Settings | None) -> Iterator[Session]:
-        settings = settings or Settings(self.reference.plan.num_threads)
-        plan = PlanOptions(device=self.reference.plan.device, backend=backend, **asdict(settings))
-        options = SessionOptions(verify=False, warm_up=False)
-        with open_session(self.workshop.artifact(name, graph), plan, options) as session:
+    def _opened_by_rows(self, few: Choice, many: Choice, rows_from: int) -> Iterator[Session]:
+        plans = []
+        for choice in (few, many):
+            assert choice.found.graph is not None
+            manifest = self.workshop.artifact(choice.found.graph).manifest
+            options = self._plan_options(choice.found.backend, choice.settings)
+            plans.append(make_plan(manifest, this_machine(), options))
+        plan = replace(plans[0], larger=replace(plans[1], rows_from=rows_from))
+        artifact = self.workshop.artifact(*dict.fromkeys(plan.graph for plan in plans))
+        with open_session(artifact, options=_QUICKLY, plan=plan) as session:
             yield session
 
 

@@ -88,15 +88,16 @@ class Workshop:
         for file in self.folder.glob(f"{graph}*"):
             file.unlink()
 
-    def artifact(self, name: str, graph: str) -> Artifact:
-        """The artifact as if this graph were its only variant."""
-        outline = read_graph_file(self.folder / graph)
-        variant = Variant(name, graph, "", outline.opset, 0)
-        folder = PurePosixPath(graph).parent
-        own = {graph, *(str(folder / location) for location in outline.external_files)}
-        files = {path: FileRecord(None, (self.folder / path).stat().st_size) for path in own}
-        manifest = replace(self._manifest, variants=(variant,), files={**self._manifest.files, **files})
-        return Artifact(self.folder, manifest, None)
+    def artifact(self, *graphs: str) -> Artifact:
+        """The artifact as if these graphs were its only variants, called as they are."""
+        variants, files = [], dict(self._manifest.files)
+        for graph in graphs:
+            outline = read_graph_file(self.folder / graph)
+            variants.append(Variant(graph, graph, "", outline.opset, 0))
+            folder = PurePosixPath(graph).parent
+            for path in {graph, *(str(folder / location) for location in outline.external_files)}:
+                files[path] = FileRecord(None, (self.folder / path).stat().st_size)
+        return Artifact(self.folder, replace(self._manifest, variants=tuple(variants), files=files), None)
 
     def clear(self) -> None:
         """Remove the folder: all that was worth it is in the output."""

@@ -114,3 +114,17 @@ def test_the_command_says_it(classifier: Path, tmp_path: Path, plant: Plant) -> 
     assert "from 8 rows on" in told
     done = infer_command(*command, tmp_path / "b.infer", "--json")
     assert '"rows_from": 8' in done.out
+
+
+def test_what_is_slower_beside_the_other_is_not_kept(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Both sizes are asked in turn, as a service is: one library's threads keep cores from the other's."""
+    speeds = {"rough": 1.05, "rough, threads-1, 8 rows": 0.5, "reference and rough": 1.3}
+    plant({}, (rough(),), speeds)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET)
+    assert why(found)["8 rows"] == (
+        False,
+        "rough ×0.50, but with feeds of both sizes in turn ×1.30",
+    )
+    assert plans(found.artifact) == [("fp32", 1, 1)]
