@@ -4,8 +4,8 @@ An artifact is rewritten pass by pass, and quantized where its budget allows tha
 two gates: its answers (`gates.Judge`), and its time beside the best so far (`gates.time_ratio`). What
 passes becomes a variant of the output, with its evidence, and the plan for machines like this one.
 
-Reading order: `search`, `outcome`, `trial`, `gates`, `by_rows`, `targets`, `passes/`, `quantization/`,
-`material`.
+Reading order: `search`, `outcome`, `trial`, `gates`, `timing`, `by_rows`, `targets`, `passes/`,
+`quantization/`, `material`.
 """
 
 from __future__ import annotations

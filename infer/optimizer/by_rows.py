@@ -12,7 +12,8 @@ from infer.feeds import batch_dim
 from infer.measure.statistics import verdict
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import OtherRows, Outcome, Settings, runtime_of
-from infer.optimizer.trial import Choice, Trial
+from infer.optimizer.timing import Choice, Timing
+from infer.optimizer.trial import Trial
 from infer.optimizer.verdict import Verdict
 
 _MANY = 8
@@ -29,7 +30,7 @@ over keep cores from the other library: for 30 to 90 ms ONNX Runtime's halve Ope
 def other_rows(trial: Trial) -> int | None:
     """The rows to look at beside those that the search is for; None if there are no others."""
     signature = trial.reference.signature
-    dim, own = batch_dim(signature), trial.rows
+    dim, own = batch_dim(signature), trial.timing.rows
     other = 1 if own > 1 else _MANY
     if dim is None or (dim in signature.limits and other not in signature.limits[dim]):
         return None
@@ -40,23 +41,23 @@ def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> Othe
     """What is surely faster than the best at so many rows, and from how many on, or below how many; or why
     there is nothing."""
     best = Choice(outcome.best or start, outcome.settings)
-    usual = Settings(trial.reference.plan.num_threads)
+    timing, usual = trial.timing, trial.timing.usual
     dropped = (v for v in trial.workshop.verdicts if v.within and not v.kept and v.graph is not None)
     leader = best
     for found in (start, *outcome.variants.values(), *dropped):
-        leader = _faster(trial, Choice(found, usual), leader, rows)
+        leader = _faster(timing, Choice(found, usual), leader, rows)
     if trial.options.num_threads is None and trial.reference.plan.device == "cpu":
-        leader = _faster(trial, replace(leader, settings=Settings(1)), leader, rows)
+        leader = _faster(timing, replace(leader, settings=Settings(1)), leader, rows)
     nothing = f"nothing is surely faster than {best.found.name}, by enough"
     if leader == best:
         return nothing
-    ratio = trial.ratio(_contender(trial, leader), _contender(trial, best), rows)
+    ratio = timing.ratio(_contender(timing, leader), _contender(timing, best), rows)
     if verdict(ratio) != "faster" or ratio.value > _WORTH:
         return nothing
-    found, larger = leader.found, rows > trial.rows
+    found, larger = leader.found, rows > timing.rows
     few, many = (best, leader) if larger else (leader, best)
-    rows_from = _first(trial, few, many, *sorted((rows, trial.rows)))
-    mixed = trial.mixed_ratio(trial.by_rows(few, many, rows_from), _contender(trial, best), rows)
+    rows_from = _first(timing, few, many, *sorted((rows, timing.rows)))
+    mixed = timing.mixed_ratio(timing.by_rows(few, many, rows_from), _contender(timing, best), rows)
     if mixed.value > 1 + _SLOWER:
         return f"{found.name} ×{ratio.value:.2f}, but with feeds of both sizes in turn ×{mixed.value:.2f}"
     return OtherRows(
@@ -72,27 +73,27 @@ def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> Othe
     )
 
 
-def _faster(trial: Trial, choice: Choice, leader: Choice, rows: int) -> Choice:
+def _faster(timing: Timing, choice: Choice, leader: Choice, rows: int) -> Choice:
     """The one of two that seems to be, at a glance."""
     if choice == leader:
         return leader
-    ratio = trial.glance(_contender(trial, choice), _contender(trial, leader), rows)
+    ratio = timing.glance(_contender(timing, choice), _contender(timing, leader), rows)
     return choice if ratio.value < 1 else leader
 
 
-def _first(trial: Trial, few: Choice, many: Choice, least: int, most: int) -> int:
+def _first(timing: Timing, few: Choice, many: Choice, least: int, most: int) -> int:
     """From how many rows on `many` is the faster one: it is at `most`, and is not at `least`."""
     between = [2**power for power in range(1, most.bit_length()) if least < 2**power < most]
     while between:
         middle = len(between) // 2
         rows = between[middle]
-        if trial.glance(_contender(trial, many), _contender(trial, few), rows).value < 1:
+        if timing.glance(_contender(timing, many), _contender(timing, few), rows).value < 1:
             most, between = rows, between[:middle]
         else:
             between = between[middle + 1 :]
     return most
 
 
-def _contender(trial: Trial, choice: Choice) -> Contender:
-    contender = trial.contender(choice.found, choice.settings)
+def _contender(timing: Timing, choice: Choice) -> Contender:
+    contender = timing.contender(choice.found, choice.settings)
     return replace(contender, name=f"{contender.name}, threads-{choice.settings.num_threads}")

@@ -47,7 +47,8 @@ from infer.optimizer.outcome import (
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
-from infer.optimizer.trial import Attempt, Trial, much_slower, speed_said
+from infer.optimizer.timing import much_slower, speed_said
+from infer.optimizer.trial import Attempt, Trial
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.optimizer.writing import write_output
@@ -349,8 +350,8 @@ class _Search:
         if found is None:
             self._check_time()
             best = self._best
-            contender = replace(self._trial.contender(best, settings), name=f"{best.name}, {name}")
-            ratio = self._trial.ratio(contender, self._contender)
+            contender = replace(self._trial.timing.contender(best, settings), name=f"{best.name}, {name}")
+            ratio = self._trial.timing.ratio(contender, self._contender)
             found = self._trial.workshop.note(
                 Verdict(
                     name,
@@ -389,7 +390,7 @@ class _Search:
         if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
-        ratio = self._trial.ratio(self._contender, self._trial.contender(self._start))
+        ratio = self._trial.timing.ratio(self._contender, self._trial.timing.contender(self._start))
         if verdict(ratio) == "slower":
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
@@ -408,7 +409,7 @@ class _Search:
     @property
     def _contender(self) -> Contender:
         """The best so far, with its settings."""
-        return self._trial.contender(self._best, self.outcome.settings)
+        return self._trial.timing.contender(self._best, self.outcome.settings)
 
     def _try(self, attempt: Attempt) -> Verdict:
         """Try one thing, unless the time is over. Raises `_OutOfTimeError`."""

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx_ir as ir
 
 from infer.errors import InferError
-from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
-from infer.machine import this_machine
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node
 from infer.optimizer.budget import Budget
 from infer.optimizer.divergence import diverges
-from infer.optimizer.gates import Contender, Judge, Judged, time_ratio
+from infer.optimizer.gates import Contender, Judge, Judged
 from infer.optimizer.material import Material
-from infer.optimizer.outcome import OptimizeOptions, Settings
+from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import channels_that_may_saturate
 from infer.optimizer.rewriting import constant
+from infer.optimizer.timing import Timing, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop, graph_of
-from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES
-from infer.planner import make_plan
-from infer.session import Session, open_session
+from infer.session import Session
 
 _REHEARSED = 16
 """Calibration feeds that a sensitivity search asks again and again."""
 
-_STARTS = 4
-"""How often contenders are opened for a ratio that decides."""
-
-_QUERY_S = 0.4
-"""How long the feeds that are timed may take together."""
-
-_GLANCE, _MUCH_SLOWER = 0.25, 1.1
-"""How much of the time a first look takes, and what it is enough for: one start may be 6 % off."""
-
 _SLOWER = 0.02
 """A smaller variant may be so much slower, which is less than is noticed."""
-
-_QUICKLY = SessionOptions(verify=False, warm_up=False)
 
 Build = Callable[[ir.Model], PassResult]
 
@@ -70,14 +51,6 @@ class Attempt:
     exact: bool
 
 
-@dataclass(frozen=True)
-class Choice:
-    """A verdict's graph, run with these settings."""
-
-    found: Verdict
-    settings: Settings
-
-
 class Trial:
     """All that it takes to try things on one artifact. Each verdict is kept as soon as it is reached, and
     reached once."""
@@ -94,8 +67,7 @@ class Trial:
         self.options, self.progress = options, progress
         parity = reference.artifact.manifest.parity
         self._tolerances = parity.tolerances if parity else TOLERANCES
-        self._timed = _short(material.timed, reference)
-        self._resized: dict[int, Sequence[Feeds]] = {}
+        self.timing = Timing(workshop, reference, material.timed, options.gate_s, progress)
         self._judge: Judge | None = None
         self._rehearsal: Judge | None = None
 
@@ -146,19 +118,19 @@ class Trial:
         if self.options.objective == "size" and found.size_bytes >= best_bytes:
             return replace(found, why="it is not smaller")
         budgets = (Budget(),) if found.exact else self.options.budgets
-        contender = self.contender(found)
+        contender = self.timing.contender(found)
         with contender.opening() as session:
             self.progress(f"{found.name}: judging")
             judged = self.judge.judge(session, budgets)
         found = replace(found, figures=judged.figures, neighbours=judged.neighbours)
         if judged.broken is not None:
-            if not found.exact and much_slower(glance := self.glance(contender, best)):
+            if not found.exact and much_slower(glance := self.timing.glance(contender, best)):
                 # with some of its nodes in float, it would be slower still
                 why = f"{judged.broken}, and it is slower"
                 return replace(found, why=why, ratio=glance, against=best.name)
             where = "" if model is None or not found.exact else self._first_difference(model)
             return replace(found, why=f"{judged.broken}{where}", broken=True)
-        ratio = self.ratio(contender, best)
+        ratio = self.timing.ratio(contender, best)
         kept, why = self._worth(ratio, found.size_bytes, best_bytes)
         return replace(found, kept=kept, why=why, within=True, ratio=ratio, against=best.name)
 
@@ -197,7 +169,7 @@ class Trial:
             model = self.workshop.load()
             attempt.build(model)
             graph, _ = self.workshop.write(model, "rehearsal")
-            with self._opened(graph, attempt.backend, None) as session:
+            with self.timing.opened(graph, attempt.backend) as session:
                 return self._rehearsal.judge(session, budgets)
         except InferError as error:
             return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
@@ -214,135 +186,16 @@ class Trial:
 
     def _operations(self) -> dict[str, float]:
         graph, _ = self.workshop.write(self.workshop.load(), "rehearsal")
-        feeds = self._timed[len(self._timed) // 2]
+        feeds = self.timing.typical
         try:
-            with self._opened(graph, "onnxruntime", None) as session:
+            with self.timing.opened(graph, "onnxruntime") as session:
                 return operations_by_node(session.artifact, session.plan, feeds)
         except InferError:  # it is no reason not to search that nobody knows what is worth sparing
             return {}
         finally:
             self.workshop.discard(graph)
 
-    def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
-        """Its time over the other's, for so many rows, by default for those that the search is for. A
-        glance is enough to drop what is much slower; what is undecided is measured again, for three times
-        as long."""
-        ratio = self.glance(contender, against, rows)
-        if much_slower(ratio):
-            return ratio
-        ratio = self._look(contender, against, 1.0, _STARTS, rows)
-        return (
-            self._look(contender, against, 3.0, _STARTS, rows) if verdict(ratio) == "undecided" else ratio
-        )
-
-    def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
-        """The same, of one start each and in a part of the time."""
-        return self._look(contender, against, _GLANCE, 1, rows)
-
-    def _look(
-        self, contender: Contender, against: Contender, part: float, starts: int, rows: int | None
-    ) -> Estimate:
-        def told(said: str) -> None:
-            at = "" if rows is None else f" with {rows} rows"
-            self.progress(f"{contender.name}: timing{at}, {said}")
-
-        timed = self._timed if rows is None else self._timed_with(rows)
-        return time_ratio(contender, against, timed, part * self.options.gate_s, told, starts)
-
-    def mixed_ratio(self, contender: Contender, against: Contender, rows: int) -> Estimate:
-        """As `ratio`, where feeds of so many rows and those of the search are asked in turn."""
-        own, other = self._timed, self._timed_with(rows)
-        timed = [feeds for pair in zip(own, other, strict=False) for feeds in pair]
-
-        def told(said: str) -> None:
-            self.progress(f"{contender.name}: timing feeds of both sizes in turn, {said}")
-
-        return time_ratio(contender, against, timed, self.options.gate_s, told, _STARTS)
-
-    @property
-    def rows(self) -> int:
-        """How many rows feeds have that the search is for."""
-        dim = batch_dim(self.reference.signature)
-        if dim is None:
-            return 1
-        return round(
-            statistics.median(sizes_of(self.reference.signature, feeds)[dim] for feeds in self._timed)
-        )
-
-    def _timed_with(self, rows: int) -> Sequence[Feeds]:
-        signature = self.reference.signature
-        if rows not in self._resized:
-            feeds = [resized(signature, feeds, {BATCH: rows}) for feeds in self.material.timed]
-            self._resized[rows] = _short(feeds, self.reference)
-        return self._resized[rows]
-
-    def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
-        """A verdict's graph on its backend, with the reference's settings, or those that are given."""
-        assert found.graph is not None
-        return Contender(found.name, partial(self._opened, found.graph, found.backend, settings))
-
-    @contextmanager
-    def _opened(self, graph: str, backend: str, settings: Settings | None) -> Iterator[Session]:
-        options = self._plan_options(backend, settings or Settings(self.reference.plan.num_threads))
-        with open_session(self.workshop.artifact(graph), options, _QUICKLY) as session:
-            yield session
-
-    def _plan_options(self, backend: str, settings: Settings) -> PlanOptions:
-        return PlanOptions(device=self.reference.plan.device, backend=backend, **asdict(settings))
-
-    def by_rows(self, few: Choice, many: Choice, rows_from: int) -> Contender:
-        """Two verdicts' graphs in one session, the second for so many rows and more."""
-        return Contender(
-            f"{few.found.name} and {many.found.name}", partial(self._opened_by_rows, few, many, rows_from)
-        )
-
-    @contextmanager
-    def _opened_by_rows(self, few: Choice, many: Choice, rows_from: int) -> Iterator[Session]:
-        plans = []
-        for choice in (few, many):
-            assert choice.found.graph is not None
-            manifest = self.workshop.artifact(choice.found.graph).manifest
-            options = self._plan_options(choice.found.backend, choice.settings)
-            plans.append(make_plan(manifest, this_machine(), options))
-        plan = replace(plans[0], larger=replace(plans[1], rows_from=rows_from))
-        artifact = self.workshop.artifact(*dict.fromkeys(plan.graph for plan in plans))
-        with open_session(artifact, options=_QUICKLY, plan=plan) as session:
-            yield session
-
-
-def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
-    """Feeds, from the smallest to the largest, that the reference answers in `_QUERY_S` together: a gate
-    asks them some thirty times."""
-    taken = []
-    for feeds in timed:
-        reference.run(feeds)
-        start = time.perf_counter()
-        reference.run(feeds)
-        taken.append(time.perf_counter() - start)
-    count = len(timed)
-    while count > 1:
-        places = np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()
-        if sum(taken[place] for place in places) <= _QUERY_S:
-            return [timed[place] for place in places]
-        count -= 1
-    return [timed[len(timed) // 2]]
-
 
 def _weights(node: ir.Node) -> float:
     found = [array.size for value in node.inputs if (array := constant(value)) is not None]
     return float(max(found, default=0))
-
-
-def much_slower(ratio: Estimate | None) -> bool:
-    """Surely, after no more than a glance."""
-    return ratio is not None and ratio.low > _MUCH_SLOWER
-
-
-def speed_said(ratio: Estimate) -> str:
-    """A ratio of times as a word."""
-    return {
-        "faster": "faster",
-        "slower": "slower",
-        "alike": "not faster",
-        "undecided": "not surely faster",
-    }[verdict(ratio)]

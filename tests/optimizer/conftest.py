@@ -15,7 +15,7 @@ import converters
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
 from infer.optimizer import search as search_module
-from infer.optimizer import trial as trial_module
+from infer.optimizer import timing as timing_module
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.targets import Target
 from tests.optimizer.planted import WIDTH, Classifier, Plant, harmless, rough
@@ -75,7 +75,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
             found = next((speeds[key] for key in keys if key in speeds), 1.0)
             return Estimate(found, found * 0.99, found * 1.01)
 
-        monkeypatch.setattr(trial_module, "time_ratio", told)
+        monkeypatch.setattr(timing_module, "time_ratio", told)
 
     return plant
 
@@ -93,6 +93,6 @@ def two_backends(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float]]
             found = speeds.get(candidate.name, 1.0)
             return Estimate(found, found * 0.99, found * 1.01)
 
-        monkeypatch.setattr(trial_module, "time_ratio", told)
+        monkeypatch.setattr(timing_module, "time_ratio", told)
 
     return put

@@ -18,7 +18,7 @@ from infer.errors import InputError, MissingPackageError
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, parse_budget
 from infer.optimizer import search as search_module
-from infer.optimizer import trial as trial_module
+from infer.optimizer import timing as timing_module
 from infer.optimizer.outcome import Settings
 from infer.optimizer.search import SETTINGS
 from tests.command import infer_command
@@ -126,14 +126,14 @@ def test_an_interrupt_after_another_backend_took_over(
 ) -> None:
     """The plan names the library that was measured, and nothing is prepared by another one."""
     two_backends({"good": 0.9, "openvino": 0.5})
-    told = trial_module.time_ratio
+    told = timing_module.time_ratio
 
     def stop(candidate: Any, against: Any, *rest: Any) -> Estimate:
         if (candidate.name, against.name) == ("openvino", "reference"):
             raise KeyboardInterrupt
         return told(candidate, against, *rest)
 
-    monkeypatch.setattr(trial_module, "time_ratio", stop)
+    monkeypatch.setattr(timing_module, "time_ratio", stop)
     found = optimized(classifier, tmp_path / "out.infer")
     assert found.unfinished == INTERRUPTED
     (tuned,) = found.artifact.manifest.tuned

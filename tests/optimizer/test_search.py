@@ -21,7 +21,7 @@ from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, OUT_OF_TIME, parse_budget
 from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
-from infer.optimizer import trial as trial_module
+from infer.optimizer import timing as timing_module
 from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import constant, take_place, tidy
@@ -304,19 +304,19 @@ def test_an_interrupt_keeps_the_best_and_goes_on_later(
         {"first": counted("first", harmless), "second": counted("second", harmless)},
         speeds={"first": 0.8, "second": 0.8},
     )
-    told = trial_module.time_ratio
+    told = timing_module.time_ratio
 
     def stop(candidate: Any, *rest: Any) -> Estimate:
         if candidate.name == "second":
             raise KeyboardInterrupt
         return told(candidate, *rest)
 
-    monkeypatch.setattr(trial_module, "time_ratio", stop)
+    monkeypatch.setattr(timing_module, "time_ratio", stop)
     found = optimized(classifier, tmp_path / "out.infer")
     assert found.unfinished == INTERRUPTED
     assert why(found) == {"first": (True, "faster")}
     assert Artifact.open(tmp_path / "out.infer").manifest.variants[1].name == "fp32-fused"
-    monkeypatch.setattr(trial_module, "time_ratio", told)
+    monkeypatch.setattr(timing_module, "time_ratio", told)
     before = tried.count("first")
     found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
     assert found.unfinished == ""

@@ -1,0 +1,186 @@
+"""How contenders are timed: variants of one artifact, opened as they would be run, asked in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
+from infer.machine import this_machine
+from infer.measure.rounds import Progress
+from infer.measure.statistics import Estimate, verdict
+from infer.optimizer.gates import Contender, time_ratio
+from infer.optimizer.outcome import Settings
+from infer.optimizer.verdict import Verdict
+from infer.optimizer.workshop import Workshop
+from infer.options import PlanOptions, SessionOptions
+from infer.planner import make_plan
+from infer.session import Session, open_session
+
+_STARTS = 4
+"""How often contenders are opened for a ratio that decides."""
+
+_QUERY_S = 0.4
+"""How long the feeds that are timed may take together."""
+
+_GLANCE, _MUCH_SLOWER = 0.25, 1.1
+"""How much of the time a first look takes, and what it is enough for: one start may be 6 % off."""
+
+_QUICKLY = SessionOptions(verify=False, warm_up=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A verdict's graph, run with these settings."""
+
+    found: Verdict
+    settings: Settings
+
+
+class Timing:
+    """Opens contenders and measures how many times as long one takes as another.
+
+    Attributes:
+        usual: the reference's settings.
+        rows: how many a feed has that is timed, unless others are asked for.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        reference: Session,
+        timed: Sequence[Feeds],
+        gate_s: float,
+        progress: Progress,
+    ) -> None:
+        self._workshop, self._reference = workshop, reference
+        self._gate_s, self._progress = gate_s, progress
+        self._device = reference.plan.device
+        self._all = timed
+        self._timed = _short(timed, reference)
+        self._resized: dict[int, Sequence[Feeds]] = {}
+        self.usual = Settings(reference.plan.num_threads)
+        dim = batch_dim(reference.signature)
+        sizes = [sizes_of(reference.signature, feeds).get(dim or "", 1) for feeds in self._timed]
+        self.rows = round(statistics.median(sizes))
+
+    @property
+    def typical(self) -> Feeds:
+        """The feeds of middle size among those that are timed."""
+        return self._timed[len(self._timed) // 2]
+
+    def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
+        """Its time over the other's, for so many rows, by default for those that the search is for. A
+        glance is enough to drop what is much slower; what is undecided is measured again, for three times
+        as long."""
+        ratio = self.glance(contender, against, rows)
+        if much_slower(ratio):
+            return ratio
+        ratio = self._look(contender, against, 1.0, _STARTS, rows)
+        return (
+            self._look(contender, against, 3.0, _STARTS, rows) if verdict(ratio) == "undecided" else ratio
+        )
+
+    def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
+        """The same, of one start each and in a part of the time."""
+        return self._look(contender, against, _GLANCE, 1, rows)
+
+    def _look(
+        self, contender: Contender, against: Contender, part: float, starts: int, rows: int | None
+    ) -> Estimate:
+        def told(said: str) -> None:
+            at = "" if rows is None else f" with {rows} rows"
+            self._progress(f"{contender.name}: timing{at}, {said}")
+
+        timed = self._timed if rows is None else self._timed_with(rows)
+        return time_ratio(contender, against, timed, part * self._gate_s, told, starts)
+
+    def mixed_ratio(self, contender: Contender, against: Contender, rows: int) -> Estimate:
+        """As `ratio`, where feeds of so many rows and those of the search are asked in turn."""
+        own, other = self._timed, self._timed_with(rows)
+        timed = [feeds for pair in zip(own, other, strict=False) for feeds in pair]
+
+        def told(said: str) -> None:
+            self._progress(f"{contender.name}: timing feeds of both sizes in turn, {said}")
+
+        return time_ratio(contender, against, timed, self._gate_s, told, _STARTS)
+
+    def _timed_with(self, rows: int) -> Sequence[Feeds]:
+        signature = self._reference.signature
+        if rows not in self._resized:
+            feeds = [resized(signature, feeds, {BATCH: rows}) for feeds in self._all]
+            self._resized[rows] = _short(feeds, self._reference)
+        return self._resized[rows]
+
+    def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
+        """A verdict's graph on its backend, with the reference's settings, or those that are given."""
+        assert found.graph is not None
+        return Contender(found.name, partial(self.opened, found.graph, found.backend, settings))
+
+    @contextmanager
+    def opened(self, graph: str, backend: str, settings: Settings | None = None) -> Iterator[Session]:
+        """A session on a graph of the workshop."""
+        options = self._plan_options(backend, settings or self.usual)
+        with open_session(self._workshop.artifact(graph), options, _QUICKLY) as session:
+            yield session
+
+    def _plan_options(self, backend: str, settings: Settings) -> PlanOptions:
+        return PlanOptions(device=self._device, backend=backend, **asdict(settings))
+
+    def by_rows(self, few: Choice, many: Choice, rows_from: int) -> Contender:
+        """Two verdicts' graphs in one session, the second for so many rows and more."""
+        return Contender(
+            f"{few.found.name} and {many.found.name}", partial(self._opened_by_rows, few, many, rows_from)
+        )
+
+    @contextmanager
+    def _opened_by_rows(self, few: Choice, many: Choice, rows_from: int) -> Iterator[Session]:
+        plans = []
+        for choice in (few, many):
+            assert choice.found.graph is not None
+            manifest = self._workshop.artifact(choice.found.graph).manifest
+            options = self._plan_options(choice.found.backend, choice.settings)
+            plans.append(make_plan(manifest, this_machine(), options))
+        plan = replace(plans[0], larger=replace(plans[1], rows_from=rows_from))
+        artifact = self._workshop.artifact(*dict.fromkeys(plan.graph for plan in plans))
+        with open_session(artifact, options=_QUICKLY, plan=plan) as session:
+            yield session
+
+
+def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
+    """Feeds, from the smallest to the largest, that the reference answers in `_QUERY_S` together: a gate
+    asks them some thirty times."""
+    taken = []
+    for feeds in timed:
+        reference.run(feeds)
+        start = time.perf_counter()
+        reference.run(feeds)
+        taken.append(time.perf_counter() - start)
+    count = len(timed)
+    while count > 1:
+        places = np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()
+        if sum(taken[place] for place in places) <= _QUERY_S:
+            return [timed[place] for place in places]
+        count -= 1
+    return [timed[len(timed) // 2]]
+
+
+def much_slower(ratio: Estimate | None) -> bool:
+    """Surely, after no more than a glance."""
+    return ratio is not None and ratio.low > _MUCH_SLOWER
+
+
+def speed_said(ratio: Estimate) -> str:
+    """A ratio of times as a word."""
+    return {
+        "faster": "faster",
+        "slower": "slower",
+        "alike": "not faster",
+        "undecided": "not surely faster",
+    }[verdict(ratio)]
