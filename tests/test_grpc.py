@@ -19,12 +19,13 @@ from tritonclient import grpc as triton
 from tritonclient.utils import np_to_triton_dtype
 
 from infer.errors import InputError
+from infer.server.grpc_api import _told
 from infer.server.grpc_messages import MESSAGES, SERVICE
 from infer.server.grpc_tensors import _CONTENTS, dump, parse, read
 from infer.server.oip import InferRequest
 from tests.command import infer_command
 from tests.serving import DTYPES, Served, identities, serving, slow, wait_until_waiting
-from tests.tiny import identity, write
+from tests.tiny import edit_manifest, identity, make_artifact, write
 from tests.waiting import until
 
 TOKEN = "a-token-that-is-long"
@@ -255,6 +256,53 @@ def test_tokens_workers_and_the_end(tmp_path: Path) -> None:
             wait_until_waiting(served, 4)
             assert served.stop() == 0
             assert {each.result().outputs[0].name for each in asked} == {"y"}
+
+
+def test_what_cannot_answer_now_and_what_nobody_foresaw(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model that cannot be loaded is UNAVAILABLE, the others answer; an error of ours is INTERNAL, and
+    what it was stays in the log."""
+    bad = make_artifact(tmp_path / "bad.infer")
+    edit_manifest(bad, lambda data: data["inputs"][0].update(name="other"))
+    net = write(tmp_path, identity("float32"), "net.onnx")
+    with (
+        serving(tmp_path, bad, net, "--lazy", "--grpc-port", "0") as served,
+        grpc.insecure_channel(served.grpc) as channel,
+    ):
+        other = {"name": "other", "datatype": "FP32", "shape": [1, 10]}
+        with pytest.raises(grpc.RpcError) as caught:
+            call(channel, "ModelInfer", request("bad", other, raw=(bytes(40),)))
+        assert caught.value.code().name == "UNAVAILABLE"
+        assert caught.value.details() == "the model 'bad' could not be loaded; the server's log says why"
+        assert call(channel, "ModelInfer", request("net", {**X}, raw=(TWO,))).outputs[0].name == "y"
+        asked = MESSAGES["ModelReadyRequest"](name="bad")
+        assert not call(channel, "ModelReady", asked).ready
+    with caplog.at_level("ERROR", logger="infer.server"):
+        code, text = _told(RuntimeError("a path and a secret"), "mine-2")
+    assert (code.name, text) == ("INTERNAL", "the server failed; its log says more under mine-2")
+    assert "a path and a secret" in caplog.text
+
+
+@pytest.mark.slow
+def test_each_worker_takes_calls(tmp_path: Path) -> None:
+    """The system deals connections out to all that listen at the port."""
+    net = write(tmp_path, identity("float32"), "net.onnx")
+    own = (("grpc.use_local_subchannel_pool", 1),)  # a connection for each channel
+    with (
+        serving(tmp_path, net, "--grpc-port", "0", "--workers", "2") as served,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(32):
+            channel = stack.enter_context(grpc.insecure_channel(served.grpc, options=own))
+            call(channel, "ModelInfer", request("net", {**X}, raw=(TWO,)))
+        port = int(served.grpc.rpartition(":")[2])
+        taken = [
+            sum(each.status == "ESTABLISHED" and each.laddr.port == port for each in found)
+            for worker in psutil.Process(served.process.pid).children()
+            if (found := worker.net_connections())
+        ]
+        assert (sum(taken), sum(count > 0 for count in taken)) == (32, 2)
 
 
 @given(

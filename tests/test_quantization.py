@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from infer.errors import InputError
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import METHODS, ActivationRange, Observed, observe
+from infer.optimizer.quantization.folding import fold_scales
 from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import channel_maxima, smooth
 from infer.optimizer.quantization.weights import (
@@ -338,6 +339,39 @@ def test_what_is_moved_about_is_rounded_once(
         expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
         found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
         assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "left"),
+    [
+        ("y = Mul(a, s)", 0),
+        ("y = Mul(c, a)", 0),
+        ("m = Mul(a, s) y = Add(m, a)", 1),
+        ("y = Mul(a, w)", 1),
+        ("y = Mul(a, a)", 1),
+    ],
+)
+def test_scales_behind_a_convolution_become_its_weights(scaling: str, left: int, tmp_path: Path) -> None:
+    """One number, or one for each channel, on either side; not where the product is also used unscaled, nor
+    by numbers of another kind. The answer keeps its name."""
+
+    def model() -> ir.Model:
+        body = f"a = Conv<pads = [1,1,1,1]>(x, k, b) {scaling}"
+        found = parse(f"g (float[B, 3, 6, 6] x) => (float[B, 4, 6, 6] y) {{ {body} }}", opset=21)
+        rng = np.random.default_rng(1)
+        shapes = {"k": (4, 3, 3, 3), "b": (4,), "s": (), "c": (1, 4, 1, 1), "w": (6,)}
+        for name, shape in shapes.items():
+            array = np.asarray(rng.standard_normal(shape), np.float32)
+            found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return loaded(found)
+
+    before, after = model(), model()
+    fold_scales(after)
+    assert sum(node.op_type == "Mul" for node in after.graph) == left
+    feeds = {"x": np.random.default_rng(2).standard_normal((2, 3, 6, 6)).astype(np.float32)}
+    expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
+    found = answers(after, tmp_path / "b.onnx", feeds)["y"]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
 def test_static_answers_do_not_depend_on_neighbours(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 import infer
 from bench.peers.model import Feeds, Given, Loaded, versions
+from infer.plan import Plan
 from infer.signature import Array
 
 SENTENCES = "sentences"
@@ -18,7 +19,6 @@ SENTENCES = "sentences"
 def load(given: Given) -> Loaded:
     """The artifact in a session."""
     session = infer.load(given.path, num_threads=given.threads)
-    plan = session.plan
 
     def prepare(feeds: Feeds) -> Callable[[], Any]:
         if SENTENCES in feeds:
@@ -29,5 +29,10 @@ def load(given: Given) -> Loaded:
     def answers(found: Any) -> dict[str, Array]:
         return dict(found) if isinstance(found, dict) else {"vector": np.stack(found)}
 
-    described = f"{plan.variant} on {versions(plan.backend)}, threads {plan.num_threads}"
-    return Loaded(described, prepare, answers)
+    return Loaded(_described(session.plan), prepare, answers)
+
+
+def _described(plan: Plan) -> str:
+    here = f"{plan.variant} on {versions(plan.backend)}, threads {plan.num_threads}"
+    larger = plan.larger
+    return f"{here}, from {larger.rows_from} rows on {_described(larger)}" if larger else here

@@ -26,6 +26,7 @@ import onnx_ir as ir
 
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.calibration import ActivationRange, Observed
+from infer.optimizer.quantization.folding import fold_scales
 from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.rewriting import constant, maker, only_user, put, tidy, weight
 from infer.signature import Array
@@ -64,6 +65,7 @@ def quantize_statically(
     """Quantize the `candidates` but those whose nodes are called as `keep` says, and what lies `between`
     them, unless told otherwise; ranges are chosen by one of `calibration.METHODS`. `step_by_step`: whether
     what moves values about says the steps of what it gives."""
+    fold_scales(model)
     result = PassResult()
     heavy: list[ir.Node] = []
     for node in candidates(model, transposed=transposed):
