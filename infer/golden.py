@@ -22,13 +22,13 @@ def prove(
     Outputs are held to the tolerances in the manifest, those of a variant that approximates to the ones in
     its evidence. Raises `ArtifactError` for feeds that do not fit, and what `Session.run` raises.
     """
-    tolerances = session.artifact.manifest.tolerances(session.plan.variants)
+    manifest = session.artifact.manifest
     found = {}
     for name, feeds, expected in session.artifact.golden() if points is None else points:
         absent = [spec.name for spec in session.signature.outputs if spec.name not in expected]
-        found[name] = compare(
-            expected, run_golden(session.artifact, session.run, name, feeds), tolerances
-        ) + tuple(
+        answer = run_golden(session.artifact, session.run, name, feeds)
+        tolerances = manifest.tolerances((session.plan_for(feeds).variant,))
+        found[name] = compare(expected, answer, tolerances) + tuple(
             Difference(output, None, None, None, "the golden point does not hold it") for output in absent
         )
     return found

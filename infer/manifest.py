@@ -293,8 +293,12 @@ def _check(manifest: Manifest, where: str) -> None:
         begins = sorted(t.rows_from for t in manifest.tuned if (t.machine, t.device) == place)
         if begins[0] != 1 or len(begins) > 2 or len(set(begins)) < len(begins):
             raise ArtifactError(f"{where} has plans for {place[1]} that begin at {begins} rows")
-        if len(begins) > 1 and not isinstance(next(iter(manifest.inputs[0].dims), None), str):
+        first = manifest.inputs[0].dims if manifest.inputs else ()
+        rows = first[0] if first else None
+        if len(begins) > 1 and not isinstance(rows, str):
             raise ArtifactError(f"{where} has a plan from {begins[1]} rows on, but its rows are fixed")
+        if len(begins) > 1 and rows in manifest.limits and begins[1] not in manifest.limits[str(rows)]:
+            raise ArtifactError(f"{where} has a plan from {begins[1]} rows on, which there cannot be")
     named = [v.graph for v in manifest.variants]
     named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
     named += [tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared]

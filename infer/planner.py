@@ -29,6 +29,8 @@ def make_plan(manifest: Manifest, machine: Machine, options: PlanOptions) -> Pla
     plan = _planned(manifest, machine, options, found[0] if found else None, backend, device, reasons)
     for other in found[1:]:
         larger = _planned(manifest, machine, options, other, backend, device, [])
+        if _alike(plan, larger):  # with as many threads as asked for
+            continue
         if _memory_for_both(manifest, machine, plan, larger):
             plan = replace(plan, larger=replace(larger, rows_from=other.rows_from))
             reasons.append(f"from {other.rows_from} rows on {larger.summary}: measured to be faster here")
@@ -194,6 +196,11 @@ def _tuned(
             f" tune it for this one with: infer optimize ARTIFACT -o OUT"
         )
     return here
+
+
+def _alike(plan: Plan, larger: Plan) -> bool:
+    """Whether both run the same graph in the same way."""
+    return replace(larger, prepared=plan.prepared, compiled=plan.compiled) == plan
 
 
 def _memory_for_both(manifest: Manifest, machine: Machine, plan: Plan, larger: Plan) -> bool:

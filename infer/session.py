@@ -303,7 +303,8 @@ class Session:
             return None if name == reference.name else variants[name]
 
         def fall_back() -> None:
-            executable = open_reference(self.plan.num_threads, self.plan.spinning)
+            larger = self.plan.larger or self.plan
+            executable = open_reference(max(self.plan.num_threads, larger.num_threads), self.plan.spinning)
             self._fallen_back, self._executable = self._executable, executable
 
         parity = self.artifact.manifest.parity

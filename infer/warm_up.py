@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, FeedError, InferError, InputError
-from infer.feeds import BATCH, example_feeds, resized
+from infer.feeds import batch_dim, example_feeds, resized
 from infer.plan import Plan
-from infer.signature import Array
+from infer.signature import Array, Signature
 from infer.tasks import Run
+
+_MOST_BYTES = 2**28
+"""Feeds for many rows that have more of them are not made only to warm up."""
 
 
 def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapping[str, int]]) -> None:
@@ -20,9 +24,8 @@ def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapp
     if wish is True:
         for name, feeds, _ in artifact.golden():
             run_golden(artifact, run, name, feeds)
-            if plan.larger:
-                run(resized(signature, feeds, {BATCH: 1}))
-                run(resized(signature, feeds, {BATCH: plan.larger.rows_from}))
+            for rows in (1, plan.larger.rows_from) if plan.larger else ():
+                _run_with(signature, run, feeds, rows)
             break
     elif wish is not False:
         for sizes in _checked_sizes(wish):
@@ -30,6 +33,15 @@ def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapp
                 run(resized(signature, example_feeds(artifact), sizes))
             except InferError as error:
                 raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
+
+
+def _run_with(signature: Signature, run: Run, feeds: Mapping[str, Array], rows: int) -> None:
+    """So many rows, unless they are too many to be worth it, or more than the session takes."""
+    dim = batch_dim(signature)
+    if dim is None or rows * sum(array.nbytes for array in feeds.values()) > _MOST_BYTES:
+        return
+    with suppress(FeedError):
+        run(resized(signature, feeds, {dim: rows}))
 
 
 def run_golden(artifact: Artifact, run: Run, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:

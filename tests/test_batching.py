@@ -274,6 +274,26 @@ def test_a_caller_is_answered_at_the_deadline_while_its_run_goes_on(
     assert other.result(WAIT_S) == 6
 
 
+def test_a_lone_caller_with_time_to_spare_runs_in_its_own_thread(served: Served) -> None:
+    """Waking another one takes longer than a small run. One in a hurry has it, so as to hear in time."""
+    with _opened(served, seconds=lambda cost: 1.0) as batcher:
+        assert batcher.submit([5], timeout_s=60).result(WAIT_S) == 5
+        assert batcher.submit([6], timeout_s=9).result(WAIT_S) == 6
+        assert [name.partition("_")[0] for name in served.threads] == ["infer-caller", "infer-batcher"]
+
+
+def test_a_run_that_takes_longer_than_any_before_is_late_all_the_same(served: Served) -> None:
+    """Where it runs in its caller's thread: the answer is of no use any more."""
+    with _opened(served, seconds=lambda cost: 0.001) as batcher:
+        served.free.clear()
+        late = batcher.submit([5], timeout_s=0.05)
+        assert served.begun.acquire(timeout=WAIT_S)
+        time.sleep(0.1)
+        served.free.set()
+        with pytest.raises(DeadlineError):
+            late.result(WAIT_S)
+
+
 def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> None:
     """A future that waits can be cancelled, and its row is in no run."""
     with Held(served, batcher):

@@ -14,6 +14,7 @@ import pytest
 
 import infer
 from infer.artifact import Artifact
+from infer.backends import load_backend
 from infer.batching.joining import Layout
 from infer.errors import ArtifactError, BackendError
 from infer.executables import ByRows, prepare
@@ -143,15 +144,52 @@ def test_what_is_said_of_the_plan(make: Make) -> None:
     )
 
 
-def test_golden_points_hold_whichever_answers(make: Make) -> None:
-    """The variant that approximates may be as far off as when it was made, and no farther."""
+def test_golden_points_hold_each_to_its_own(make: Make) -> None:
+    """The variant that approximates may be as far off as when it was made, and no farther; the other one
+    may not, though it is the same session."""
     with infer.load(make()) as session:
-        points = [(str(n), rows(n), {"logits": session.run(rows(n))["logits"] * 1.002}) for n in (1, 50)]
-        assert all(each.within for differences in prove(session, points).values() for each in differences)
-        wrong = [(str(n), rows(n), {"logits": session.run(rows(n))["logits"] * 1.02}) for n in (1, 50)]
-        assert not any(
-            each.within for differences in prove(session, wrong).values() for each in differences
-        )
+        for factor, within in ((1.0, [True, True]), (1.002, [False, True]), (1.02, [False, False])):
+            points = [
+                (str(n), rows(n), {"logits": session.run(rows(n))["logits"] * np.float32(factor)})
+                for n in (1, 50)
+            ]
+            found = [difference.within for (difference,) in prove(session, points).values()]
+            assert found == within
+
+
+def test_verify_looks_at_what_is_prepared_for_many_rows(make: Make) -> None:
+    """A wrong graph in its place is found, though golden points have few rows."""
+    path = make()
+    graph = path / "prepared" / "near.onnx"
+    graph.parent.mkdir()
+    onnx.save(close(onnx.load(path / "graphs" / "near.onnx"), 0.1), graph)
+    reseal(path)
+    prepared = {"graph": "prepared/near.onnx", "load_ratio": 0.5}
+    here = f"onnxruntime {load_backend('onnxruntime').version}"
+    edit_manifest(path, lambda data: data["tuned"][0].update(prepared=prepared, runtime=here))
+    done = infer_command("verify", path)
+    assert done.code == 1
+    assert "variant 'near, prepared'" in done.err
+
+
+def test_as_many_threads_as_asked_for_make_one_plan(make: Make) -> None:
+    """Where two plans differ in nothing else, the graph is loaded once."""
+    path = make()
+
+    def edit(data: Any) -> None:
+        for tuned, threads in zip(data["tuned"], (2, 1), strict=True):
+            tuned.update(variant=data["variants"][0]["name"], num_threads=threads)
+
+    edit_manifest(path, edit)
+    with infer.load(path, num_threads=1) as session:
+        assert session.plan.larger is None
+        assert not any("rows" in reason for reason in session.plan.reasons)
+
+
+def test_feeds_that_a_session_refuses_do_not_keep_it_from_opening(make: Make) -> None:
+    """As many rows as the larger plan begins with may be more than one run may be fed with."""
+    with infer.load(make(), max_feed_bytes=(FROM - 1) * 40) as session:
+        assert session.run(rows(1))["logits"].shape == (1, 2)
 
 
 def test_callers_are_answered_together(make: Make) -> None:
@@ -159,12 +197,15 @@ def test_callers_are_answered_together(make: Make) -> None:
     path = make()
     with infer.load(path) as session:
         assert isinstance(session.batcher.layout, Layout)
-        futures = [session.submit(rows(1)) for _ in range(40)]
-        expected = session.run(rows(1))["logits"]
-        for future in futures:
-            np.testing.assert_allclose(
-                future.result(20)["logits"], expected, rtol=0, atol=5e-3 * np.abs(expected).max()
-            )
+        futures = [session.submit(rows(1)) for _ in range(400)]
+        found = [future.result(20)["logits"] for future in futures]
+        assert session.batcher.stats().runs < 400
+        few = session.run(rows(1))["logits"]
+    with infer.load(path, variant="near") as session:
+        many = session.run(rows(1))["logits"]
+    assert any(np.abs(each - many).max() < np.abs(each - few).max() for each in found)
+    for each in found:
+        assert min(np.abs(each - many).max(), np.abs(each - few).max()) < 1e-5 * np.abs(few).max()
 
 
 @pytest.mark.parametrize(
@@ -246,11 +287,19 @@ def test_plans_that_leave_rows_open_are_refused(make: Make, begins: tuple[int, .
         Artifact.open(path)
 
 
-def test_a_plan_for_many_rows_needs_rows(make: Make) -> None:
-    """Of a model whose batch is fixed there is nothing to tell apart."""
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda data: data["inputs"][0].update(dims=[3, 10]), "its rows are fixed"),
+        (lambda data: data.update(inputs=[]), "its rows are fixed"),
+        (lambda data: data.update(limits={"batch": {"least": 1, "most": 3}}), "which there cannot be"),
+    ],
+)
+def test_a_plan_for_many_rows_needs_rows(make: Make, change: Callable[[Any], None], why: str) -> None:
+    """Of a model whose batch is fixed, or ends before, there is nothing to tell apart."""
     path = make()
-    edit_manifest(path, lambda data: data["inputs"][0].update(dims=[3, 10]))
-    with pytest.raises(ArtifactError, match="its rows are fixed"):
+    edit_manifest(path, change)
+    with pytest.raises(ArtifactError, match=why):
         Artifact.open(path)
 
 

@@ -117,7 +117,7 @@ def example() -> Manifest:
 def test_a_plan_without_later_settings_is_read() -> None:
     """It means what a backend does by default, and that nothing is kept compiled."""
     data = json.loads(example().to_json())
-    for name in ("compiled", "spinning", "prepacking"):
+    for name in ("compiled", "spinning", "prepacking", "rows_from"):
         del data["tuned"][0][name]
     (tuned,) = Manifest.from_json(json.dumps(data), "an older one").tuned
     assert (tuned.compiled, tuned.spinning, tuned.prepacking) == (None, True, True)

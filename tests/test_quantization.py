@@ -341,6 +341,39 @@ def test_what_is_moved_about_is_rounded_once(
         assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
 
 
+def test_a_clip_that_ends_below_the_common_range_stays(tmp_path: Path) -> None:
+    """What comes together with larger values has their range, which does not end where it clips."""
+
+    def model() -> ir.Model:
+        body = (
+            "a = Conv<pads = [1,1,1,1]>(x, w1) low = Constant<value = float {0.0}>()"
+            " high = Constant<value = float {0.5}>() b = Clip(a, low, high)"
+            " c = Conv<pads = [1,1,1,1]>(x, w2) d = Relu(c) e = Concat<axis = 1>(b, d) y = Conv(e, w3)"
+        )
+        text = f"g (float[B, 3, H, W] x) => (float[B, 4, P, Q] y) {{ {body} }}"
+        found = parse(text, opset=21, ir_version=10)
+        rng = np.random.default_rng(1)
+        for name, shape in (("w1", (4, 3, 3, 3)), ("w2", (4, 3, 3, 3)), ("w3", (4, 8, 1, 1))):
+            array = rng.standard_normal(shape).astype(np.float32)
+            found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return loaded(found)
+
+    for step_by_step, clips in ((True, 0), (False, 1)):
+        before, after = model(), model()
+        static.quantize_statically(
+            after,
+            lambda names, after=after: observe(after, names, pictures(8, 0)),
+            "extremes",
+            pair_bounded=False,
+            step_by_step=step_by_step,
+        )
+        assert sum(node.op_type == "Clip" for node in after.graph) == clips
+        for feeds in pictures(8, 0):
+            expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
+            found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
+            assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
+
+
 @pytest.mark.parametrize(
     ("scaling", "left"),
     [
@@ -349,6 +382,8 @@ def test_what_is_moved_about_is_rounded_once(
         ("m = Mul(a, s) y = Add(m, a)", 1),
         ("y = Mul(a, w)", 1),
         ("y = Mul(a, a)", 1),
+        ("y = Mul(a, d)", 1),
+        ("z = Mul(a, e) f = Constant<value = int64[4] {-1, 4, 6, 6}>() y = Reshape(z, f)", 1),
     ],
 )
 def test_scales_behind_a_convolution_become_its_weights(scaling: str, left: int, tmp_path: Path) -> None:
@@ -360,6 +395,7 @@ def test_scales_behind_a_convolution_become_its_weights(scaling: str, left: int,
         found = parse(f"g (float[B, 3, 6, 6] x) => (float[B, 4, 6, 6] y) {{ {body} }}", opset=21)
         rng = np.random.default_rng(1)
         shapes = {"k": (4, 3, 3, 3), "b": (4,), "s": (), "c": (1, 4, 1, 1), "w": (6,)}
+        shapes |= {"d": (2, 4, 1, 1), "e": (1, 1, 4, 1, 1)}
         for name, shape in shapes.items():
             array = np.asarray(rng.standard_normal(shape), np.float32)
             found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))

@@ -27,6 +27,9 @@ from infer.signature import Array, Signature
 from infer.tasks import Run, Task
 
 _CLOSED = "the session is closed; open the artifact again"
+_LATE = "there was no answer in the time that the caller gave"
+_SURELY = 10
+"""A run ends in time, as far as one can tell, if its caller waits so many times as long as it takes."""
 _LONGEST_S, _MOST_ROWS, _MOST_WAITING = 60, 65536, 4096
 
 
@@ -239,8 +242,9 @@ class Batcher:
         self, asked: Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
     ) -> dict[str, Array]:
         names, admitted = self._session.wanted(outputs), self._session.admit(feeds)
-        if self._may_run_at_once(asked, admitted):
-            return self._run_at_once(asked, admitted, names)
+        rows, cost = (1, 1) if self._joins is None else self._joins.work(admitted)
+        if self._may_run_at_once(asked, rows, cost):
+            return self._run_at_once(asked, admitted, names, rows, cost)
         requests = self._requests(asked, admitted, names)
         with self._changed:
             if self._closed:
@@ -267,12 +271,15 @@ class Batcher:
             for part in (layout.cut(feeds, start, start + most) for start in range(0, rows, most))
         ]
 
-    def _may_run_at_once(self, asked: Asked, feeds: Feeds) -> bool:
-        """Whether nothing runs and nothing waits; then it is this request that runs from now on."""
-        if asked.deadline is not None or self.options.max_delay_s:
+    def _may_run_at_once(self, asked: Asked, rows: int, cost: int) -> bool:
+        """Whether nothing runs and nothing waits, and it will surely end in time; then it is this request
+        that runs from now on."""
+        if self.options.max_delay_s or rows > self.options.max_rows:
             return False
-        if self._joins is not None and self._joins.rows(feeds) > self.options.max_rows:
-            return False
+        if (left_s := asked.left_s()) is not None:
+            expected_s = self._pace.seconds(cost)
+            if expected_s is None or left_s < _SURELY * expected_s:
+                return False
         with self._changed:
             if self._closed:
                 raise SessionClosedError(self._closed)
@@ -281,13 +288,17 @@ class Batcher:
             self._running = True
             return True
 
-    def _run_at_once(self, asked: Asked, feeds: Feeds, names: tuple[str, ...]) -> dict[str, Array]:
+    def _run_at_once(
+        self, asked: Asked, feeds: Feeds, names: tuple[str, ...], rows: int, cost: int
+    ) -> dict[str, Array]:
         """The answer of a lone caller; nothing joins it and no thread is woken, so it is no `Request`."""
         try:
             if not asked.begin():
                 raise CancelledError
-            rows, cost = (1, 1) if self._joins is None else self._joins.work(feeds)
-            return self._timed(feeds, names, rows, cost, 0)
+            answer = self._timed(feeds, names, rows, cost, 0)
+            if asked.left_s() == 0:
+                raise DeadlineError(_LATE)
+            return answer
         finally:
             with self._changed:
                 self._running = False
@@ -299,8 +310,8 @@ class Batcher:
         answers = []
         try:
             for request in requests:
-                if not request.done.wait(request.left_s()):
-                    raise DeadlineError("there was no answer in the time that the caller gave")
+                if not request.done.wait(request.asked.left_s()):
+                    raise DeadlineError(_LATE)
                 if request.error is not None:
                     raise request.error
                 assert request.answer is not None

@@ -16,7 +16,7 @@ from infer.tasks import Padding, Run
 NEIGHBOURLY = 1e-4
 """An answer that moves with its neighbours by more of its largest value than this is not its own."""
 
-_MOST_ROWS = 32
+_MOST_ROWS = 1024
 """Not more golden rows are run together to prove it."""
 
 Admit = Callable[[Mapping[str, object]], Feeds]
@@ -46,14 +46,20 @@ def proved_layout(
         return "there are no golden feeds to prove it with"
     golden = max(points, key=lambda feeds: sum(array.size for array in feeds.values()))
     rows = [layout.cut(golden, row, row + 1) for row in range(layout.rows(golden))]
-    tolerances = artifact.manifest.tolerances(plan.variants if len(plan.variants) > 1 else ())
-    least = min(plan.larger.rows_from, _MOST_ROWS) if plan.larger else 2
+    close = artifact.manifest.tolerances(())
+    far = artifact.manifest.tolerances(plan.variants) if len(plan.variants) > 1 else close
+    counts = {2, max(2, len(rows)), plan.larger.rows_from if plan.larger else 2}
+    if max(counts) > _MOST_ROWS:
+        return f"from {max(counts)} rows on another plan answers, and so many are not run to prove it"
     try:
-        if layout.length and not _alike(layout, run, [rows[0], layout.half(rows[-1])], tolerances):
-            layout = layout_of(signature, None)
-            assert isinstance(layout, Layout)
-        if not _alike(layout, run, rows * max(1, -(-least // len(rows))), tolerances):
-            return "golden rows answer otherwise beside others than alone"
+        for count in sorted(counts):
+            tolerances = close if plan.at(count) == plan else far
+            half = [rows[0], layout.half(rows[-1])] * -(-count // 2) if layout.length else []
+            if half and not _alike(layout, run, half, tolerances):
+                layout = layout_of(signature, None)
+                assert isinstance(layout, Layout)
+            if not _alike(layout, run, [rows[i % len(rows)] for i in range(count)], tolerances):
+                return "golden rows answer otherwise beside others than alone"
     except InferError as error:
         return f"golden rows fail beside others: {error}"
     return layout
@@ -62,8 +68,9 @@ def proved_layout(
 def _alike(layout: Layout, run: Run, rows: Sequence[Feeds], tolerances: Mapping[str, Tolerance]) -> bool:
     """Whether each row answers among the others as it does alone."""
     among: list[dict[str, Array]] = layout.split(run(layout.join(rows)), rows)
+    alone = {id(row): run(row) for row in {id(row): row for row in rows}.values()}
     return all(
         difference.within
         for row, answer in zip(rows, among, strict=True)
-        for difference in compare(run(row), answer, tolerances)
+        for difference in compare(alone[id(row)], answer, tolerances)
     )

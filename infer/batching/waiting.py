@@ -37,6 +37,10 @@ class Asked:
         self._future = future
         self._begun: bool | None = True if future is None else None
 
+    def left_s(self) -> float | None:
+        """The time until its deadline, None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
     def begin(self) -> bool:
         """Say that its turn has come; False if it was cancelled before."""
         if self._begun is None:
@@ -79,11 +83,6 @@ class Request:
     def bytes_of_cost(self) -> float:
         """The bytes of its feeds for each unit of work."""
         return sum(map(size_bytes, self.feeds.values())) / self.cost
-
-    def left_s(self) -> float | None:
-        """The time until its deadline, None without one."""
-        deadline = self.asked.deadline
-        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     def finish(self, answer: dict[str, Array] | None, error: BaseException | None = None) -> None:
         """Wake who waits for it."""
@@ -172,7 +171,7 @@ class Waiting:
         while self._requests:
             urgent = [request for request in self._requests if self._is_urgent(request)]
             if urgent:
-                chosen = min(urgent, key=lambda request: request.left_s() or 0.0)
+                chosen = min(urgent, key=lambda request: request.asked.left_s() or 0.0)
             else:
                 chosen = min(self._requests, key=lambda request: request.turn)
             if self._claimed(chosen):
@@ -180,7 +179,7 @@ class Waiting:
         return None
 
     def _is_urgent(self, request: Request) -> bool:
-        left = request.left_s()
+        left = request.asked.left_s()
         if left is None:
             return False
         run, longest = (self._pace.seconds(cost) or 0.0 for cost in (request.cost, self._pace.enough))
@@ -189,7 +188,7 @@ class Waiting:
     def _claimed(self, request: Request) -> bool:
         """Take it out of the queue; whether somebody still waits for it. If not, it is finished."""
         self._requests.remove(request)
-        if request.left_s() == 0.0:
+        if request.asked.left_s() == 0.0:
             request.finish(None, DeadlineError("the deadline passed while the request waited for its turn"))
         elif not request.asked.begin():
             request.finish(None, CancelledError())

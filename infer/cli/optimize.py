@@ -195,7 +195,10 @@ def _report(found: Optimized, output: Path) -> None:
         ("artifact", str(output)),
     ]
     if ratio is None:
-        facts.insert(0, ("time", "nothing was faster here; the output runs as the original does"))
+        as_before = "nothing was faster here; the output runs as the original does"
+        if found.outcome.other:
+            as_before = "as the original's, but for what follows"
+        facts.insert(0, ("time", as_before))
     else:
         said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
         facts.insert(0, ("time", said))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import click
@@ -13,9 +13,15 @@ from infer.cli.progress import Progress
 from infer.compiled import kept
 from infer.errors import MissingPackageError, ParityError
 from infer.golden import prove
+from infer.machine import this_machine
+from infer.manifest import Manifest
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import Difference
+from infer.plan import Plan
+from infer.planner import make_plan
 from infer.session import open_session
+
+_AS_IT_IS = SessionOptions(verify=False, warm_up=False)
 
 
 @click.command("verify")
@@ -41,25 +47,24 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
         opened.verify_files()
         found: dict[str, dict[str, tuple[Difference, ...]]] = {}
         absent: dict[str, str] = {}  # variants that cannot be run here
-        wanted: list[str | None] = [variant.name for variant in manifest.variants]
-        if any(tuned.prepared or tuned.compiled for tuned in manifest.tuned):
-            wanted.append(None)  # as it is run here
+        wanted: list[str | Plan] = [variant.name for variant in manifest.variants]
+        wanted += _ahead(manifest, device)
         for wish in wanted:
-            options = PlanOptions(device=device, variant=wish)
+            options = PlanOptions(device=device, variant=wish if isinstance(wish, str) else None)
+            given = wish if isinstance(wish, Plan) else None
             try:
-                opening = open_session(opened, options, SessionOptions(verify=False, warm_up=False))
+                opening = open_session(opened, options, _AS_IT_IS, given)
             except MissingPackageError as error:
-                if wish in (None, manifest.variants[0].name):
+                if given or wish == manifest.variants[0].name:
                     raise
                 absent[str(wish)] = str(error)
                 continue
             with opening as session:
                 plan = session.plan
-                compiled = plan.compiled is not None and kept(plan.compiled) is not None
-                if wish is None and plan.prepared is None and not compiled:
-                    continue
-                ahead = "prepared" if plan.prepared else "compiled before" if compiled else ""
+                ahead = "prepared" if plan.prepared else "compiled before" if given else ""
                 told = f"{plan.variant}, {ahead}" if ahead else plan.variant
+                if told in found:  # another number of threads
+                    told = f"{told}, threads {plan.num_threads}"
                 progress(f"running the golden points of {told}")
                 found[told] = prove(session)
     _report(opened, found, absent, as_json)
@@ -72,6 +77,15 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
     ]
     if wrong:
         raise ParityError(f"'{artifact}' does not answer here as it was proved to: {'; '.join(wrong[:3])}")
+
+
+def _ahead(manifest: Manifest, device: str) -> list[Plan]:
+    """The parts of the plan here that load what was prepared or compiled before."""
+    if not any(tuned.prepared or tuned.compiled for tuned in manifest.tuned):
+        return []
+    plan = make_plan(manifest, this_machine(), PlanOptions(device=device))
+    parts = [replace(plan, larger=None), *([plan.larger] if plan.larger else [])]
+    return [part for part in parts if part.prepared or (part.compiled and kept(part.compiled) is not None)]
 
 
 def _report(

@@ -6,6 +6,7 @@ round: int8 repays its conversions with more rows, a library its calls, a second
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from infer.feeds import batch_dim
@@ -37,26 +38,31 @@ def other_rows(trial: Trial) -> int | None:
     return other
 
 
-def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> OtherRows | str:
+def faster_at(
+    trial: Trial, start: Verdict, outcome: Outcome, rows: int, check_time: Callable[[], None]
+) -> OtherRows | str:
     """What is surely faster than the best at so many rows, and from how many on, or below how many; or why
-    there is nothing."""
+    there is nothing. `check_time` is called before each step, and may raise. Raises `InferError` if the
+    reference or the best cannot be run so."""
     best = Choice(outcome.best or start, outcome.settings)
     timing, usual = trial.timing, trial.timing.usual
-    dropped = (v for v in trial.workshop.verdicts if v.within and not v.kept and v.graph is not None)
     leader = best
-    for found in (start, *outcome.variants.values(), *dropped):
+    for found in _candidates(trial, start, outcome):
+        check_time()
         leader = _faster(timing, Choice(found, usual), leader, rows)
     if trial.options.num_threads is None and trial.reference.plan.device == "cpu":
         leader = _faster(timing, replace(leader, settings=Settings(1)), leader, rows)
     nothing = f"nothing is surely faster than {best.found.name}, by enough"
     if leader == best:
         return nothing
+    check_time()
     ratio = timing.ratio(_contender(timing, leader), _contender(timing, best), rows)
     if verdict(ratio) != "faster" or ratio.value > _WORTH:
         return nothing
     found, larger = leader.found, rows > timing.rows
     few, many = (best, leader) if larger else (leader, best)
     rows_from = _first(timing, few, many, *sorted((rows, timing.rows)))
+    check_time()
     mixed = timing.mixed_ratio(timing.by_rows(few, many, rows_from), _contender(timing, best), rows)
     if mixed.value > 1 + _SLOWER:
         return f"{found.name} ×{ratio.value:.2f}, but with feeds of both sizes in turn ×{mixed.value:.2f}"
@@ -71,6 +77,17 @@ def faster_at(trial: Trial, start: Verdict, outcome: Outcome, rows: int) -> Othe
         rows_from=rows_from,
         larger=larger,
     )
+
+
+def _candidates(trial: Trial, start: Verdict, outcome: Outcome) -> list[Verdict]:
+    """All that answers within the budget and has a graph: what was kept, what approximates, and other
+    backends as they are; of the passes, which build on each other, the last one kept."""
+    found = [start, *outcome.variants.values()]
+    for each in trial.workshop.verdicts:
+        whole = not each.exact or each.name == each.backend
+        if whole and each.within and each.graph is not None and each not in found:
+            found.append(each)
+    return found
 
 
 def _faster(timing: Timing, choice: Choice, leader: Choice, rows: int) -> Choice:

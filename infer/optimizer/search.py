@@ -2,7 +2,8 @@
 
 material → the reference answers → backends as they are, and passes, one at a time: kept if equal and faster
          → recipes that approximate, each kept if within the budget and faster
-         → threads and other settings → the output: the reference, what was kept, and the evidence
+         → threads and other settings → all of these for many rows, or for one
+         → the output: the reference, what was kept, and the evidence
 """
 
 from __future__ import annotations
@@ -375,7 +376,11 @@ class _Search:
             return
         self._check_time()
         best = self._best
-        name, found = f"{rows} row{'s' * (rows > 1)}", faster_at(trial, self._start, self.outcome, rows)
+        name = f"{rows} row{'s' * (rows > 1)}"
+        try:
+            found = faster_at(trial, self._start, self.outcome, rows, self._check_time)
+        except InferError as error:
+            found = f"it fails: {error}"
         noted = Verdict(name, False, "", best.precision, best.exact)
         if isinstance(found, str):
             noted = replace(noted, why=found)
@@ -395,6 +400,9 @@ class _Search:
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
             )
+            if self.outcome.other is not None:
+                row = self._trial.workshop.verdicts[-2]
+                self._trial.workshop.note(replace(row, kept=False, why=f"{best.name} is not kept"))
             self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
         else:
             self.outcome.ratio = ratio

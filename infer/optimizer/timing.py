@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from infer.feeds import BATCH, Feeds, batch_dim, resized, sizes_of
+from infer.feeds import Feeds, batch_dim, resized, sizes_of
 from infer.machine import this_machine
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
@@ -114,7 +114,8 @@ class Timing:
     def _timed_with(self, rows: int) -> Sequence[Feeds]:
         signature = self._reference.signature
         if rows not in self._resized:
-            feeds = [resized(signature, feeds, {BATCH: rows}) for feeds in self._all]
+            sizes = {dim: rows} if (dim := batch_dim(signature)) else {}
+            feeds = [resized(signature, feeds, sizes) for feeds in self._all]
             self._resized[rows] = _short(feeds, self._reference)
         return self._resized[rows]
 

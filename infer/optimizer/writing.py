@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
-from infer.feeds import BATCH, Feeds, resized
+from infer.feeds import Feeds, batch_dim, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
@@ -170,7 +170,8 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
         spinning=plan.spinning,
         prepacking=plan.prepacking,
     )
-    taken = [path.stem for path in (artifact.path / "prepared").glob("*.onnx")]
+    # each of them may be written with its weights packed, too, under a name of its own
+    taken = [path.stem.removesuffix("-packed") for path in (artifact.path / "prepared").glob("*.onnx")]
     name = _free(f"{plan.variant}-{where}", taken)
     found = prepare(artifact, options, f"prepared/{name}", feeds)
     if found is None:
@@ -187,8 +188,9 @@ def _compiled(artifact: Artifact, plan: Tuned, one_of_two: bool) -> Tuned:
     first answer comes sooner with it."""
     options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
     _, feeds, _ = next(artifact.golden())
-    if one_of_two:
-        feeds = resized(artifact.manifest.signature, feeds, {BATCH: plan.rows_from})
+    dim = batch_dim(artifact.manifest.signature)
+    if one_of_two and dim is not None:
+        feeds = resized(artifact.manifest.signature, feeds, {dim: plan.rows_from})
     return replace(plan, compiled=compile_ahead(artifact, options, feeds))
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import infer
 from infer.artifact import Artifact
-from infer.optimizer import by_rows, parse_budget
+from infer.errors import BackendError
+from infer.measure.statistics import Estimate
+from infer.optimizer import by_rows, parse_budget, preparing
 from infer.optimizer import search as search_module
+from infer.optimizer import timing as timing_module
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, why
 
@@ -106,7 +110,7 @@ def test_the_command_says_it(classifier: Path, tmp_path: Path, plant: Plant) -> 
     command = ("optimize", classifier, "--budget", "cosine>=0.999", "--threads", "1", "-o")
     done = infer_command(*command, tmp_path / "a.infer")
     assert done.code == 0, done.err
-    assert "nothing was faster here" in done.out
+    assert "as the original's, but for what follows" in done.out
     assert "×0.500 of the time of fp32 with 8" in done.out
     assert "kept: from 8 rows rough on onnxruntime, threads 1" in done.out
     told = infer_command("inspect", tmp_path / "a.infer").out
@@ -127,4 +131,60 @@ def test_what_is_slower_beside_the_other_is_not_kept(
         False,
         "rough ×0.50, but with feeds of both sizes in turn ×1.30",
     )
+    assert plans(found.artifact) == [("fp32", 1, 1)]
+
+
+def test_what_fails_with_other_rows_loses_nothing(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that works for few rows alone, or too little memory for many: the rest is written."""
+
+    def fails(*_: object) -> None:
+        raise BackendError("no memory for 8 rows")
+
+    monkeypatch.setattr(search_module, "faster_at", fails)
+    plant({"good": harmless}, speeds={"good": 0.8})
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found)["8 rows"] == (False, "it fails: no memory for 8 rows")
+    assert plans(found.artifact) == [("fp32-fused", 1, 1)]
+
+
+def test_what_is_prepared_for_one_plan_is_not_the_other_s(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both run one graph; packed weights of the first stay when those of the second are not worth it."""
+    taken = iter((1.0, 0.5, 0.1, 1.0, 0.95, 0.95))
+    monkeypatch.setattr(preparing, "_load_s", lambda opening: next(taken))
+    plant({}, speeds={"reference, threads-1 beside reference, threads-2, 1 rows": 0.6})
+    path = tmp_path / "out.infer"
+    found = optimized(classifier, path, objective="throughput", num_threads=None)
+    few, many = found.artifact.manifest.tuned
+    assert few.prepared is not None
+    assert (few.prepared.graph.endswith("-packed.onnx"), many.prepared) == (True, None)
+    for name in found.artifact.manifest.files:
+        assert (path / name).is_file()
+    with infer.load(path) as session:
+        assert session.plan.prepared == few.prepared.graph
+
+
+def test_a_second_plan_goes_with_the_first(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """If that is slower as a whole, nothing of it is kept, and the table says so."""
+    speeds = {"good": 0.8, "fp32-fused": 0.8, "good beside reference": 0.8}
+    speeds |= {"rough": 1.05, "rough, threads-1, 8 rows": 0.5}
+    plant({"good": harmless}, (rough(),), speeds)
+    seen = {"good": 0}
+
+    def told(candidate: Any, against: Any, timed: Any, *rest: Any) -> Estimate:
+        found = given(candidate, against, timed, *rest)
+        if candidate.name == "good" and against.name == "reference":
+            seen["good"] += 1
+            if seen["good"] > 2:  # a glance and a look found it faster before
+                return Estimate(1.2, 1.19, 1.21)
+        return found
+
+    given = timing_module.time_ratio
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing_module, "time_ratio", told)
+        found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET)
+    assert why(found)["8 rows"] == (False, "good is not kept")
     assert plans(found.artifact) == [("fp32", 1, 1)]

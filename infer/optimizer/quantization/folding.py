@@ -43,7 +43,10 @@ def _scaled(graph: ir.Graph, convolution: ir.Node, scale: Array) -> bool:
     weights = values[0]
     assert weights is not None
     channels = len(weights)
-    if scale.size != 1 and scale.shape[-3:] != (channels, *[1] * (weights.ndim - 2)):
+    if scale.ndim > weights.ndim:  # the product would have more dims than the convolution
+        return False
+    shape = (*[1] * (weights.ndim - scale.ndim), *scale.shape)
+    if scale.size != 1 and shape != (1, channels, *[1] * (weights.ndim - 2)):
         return False
     factors = np.broadcast_to(scale.reshape(-1), channels)
     for place, value in enumerate(values, 1):

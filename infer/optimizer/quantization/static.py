@@ -94,7 +94,7 @@ def quantize_statically(
         for place, value in enumerate(node.inputs):
             if value in quantized:
                 node.replace_input_with(place, quantized[value])
-    _drop_clipping(quantized)
+    _drop_clipping(quantized, ranges)
     tidy(model)
     return result
 
@@ -269,8 +269,11 @@ def _mean_of_products(node: ir.Node, lost: Array, means: Array) -> Array:
     return np.asarray((rows * of_group).sum(axis=1))
 
 
-def _drop_clipping(quantized: Mapping[ir.Value, ir.Value]) -> None:
-    """A Relu, or Clip from 0, of which nothing but its quantized form is used: quantizing clips as well."""
+def _drop_clipping(
+    quantized: Mapping[ir.Value, ir.Value], ranges: Mapping[ir.Value, ActivationRange]
+) -> None:
+    """A Relu, or Clip from 0, of which nothing but its quantized form is used: quantizing clips as well, if
+    the range ends where it clips."""
     for value in quantized:
         clipping = maker(value, *_CLIPPING)
         down = only_user(value, "QuantizeLinear")
@@ -281,5 +284,8 @@ def _drop_clipping(quantized: Mapping[ir.Value, ir.Value]) -> None:
         if clipping.op_type == "Clip":
             low = constant(clipping.inputs[1]) if len(clipping.inputs) > 1 else None
             starts_at_zero = starts_at_zero and low is not None and float(low) == 0.0
+            high = constant(clipping.inputs[2]) if len(clipping.inputs) > 2 else None
+            if high is not None and float(high) < ranges[value].high:
+                continue
         if starts_at_zero:
             down.replace_input_with(0, clipping.inputs[0])
