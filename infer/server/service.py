@@ -22,6 +22,9 @@ from infer.server.options import ServerOptions
 T = TypeVar("T")
 
 # what takes longer to read than a thread takes to be asked
+_EARLY_S = 0.02
+"""A client whose deadline comes goes away up to so long before it, by our clock."""
+
 _SMALL_BYTES = 16 * 1024
 _PARSERS, _LOADERS = 4, 16
 
@@ -120,7 +123,7 @@ class Service:
             outcome = "late"
             raise
         except (ClientDisconnect, asyncio.CancelledError):
-            late = timeout_s is not None and time.perf_counter() - start >= timeout_s
+            late = timeout_s is not None and time.perf_counter() - start >= timeout_s - _EARLY_S
             outcome = "late" if late else "gone"
             raise
         finally:
