@@ -48,7 +48,7 @@ def proved_layout(
     rows = [layout.cut(golden, row, row + 1) for row in range(layout.rows(golden))]
     close = artifact.manifest.tolerances(())
     far = artifact.manifest.tolerances(plan.variants) if len(plan.variants) > 1 else close
-    counts = {2, max(2, len(rows)), plan.larger.rows_from if plan.larger else 2}
+    counts = {max(2, len(rows))} | ({2, plan.larger.rows_from} if plan.larger else set())
     if max(counts) > _MOST_ROWS:
         return f"from {max(counts)} rows on another plan answers, and so many are not run to prove it"
     try:

@@ -22,10 +22,9 @@ from infer.server.options import ServerOptions
 T = TypeVar("T")
 
 # what takes longer to read than a thread takes to be asked
-_EARLY_S = 0.02
-"""A client whose deadline comes goes away up to so long before it, by our clock."""
-
 _SMALL_BYTES = 16 * 1024
+# a client whose deadline comes goes away up to so long before it, by our clock
+_EARLY_S = 0.02
 _PARSERS, _LOADERS = 4, 16
 
 
