@@ -20,7 +20,7 @@ from infer.errors import ArtifactError, BackendError
 from infer.executables import ByRows, prepare
 from infer.golden import prove
 from infer.machine import this_machine
-from infer.options import PlanOptions, ShadowOptions
+from infer.options import BatchOptions, PlanOptions, ShadowOptions
 from infer.planner import make_plan
 from infer.session import open_session
 from infer.signature import Array
@@ -195,7 +195,7 @@ def test_feeds_that_a_session_refuses_do_not_keep_it_from_opening(make: Make) ->
 def test_callers_are_answered_together(make: Make) -> None:
     """Rows of many callers by the one for many rows, within what that may be off."""
     path = make()
-    with infer.load(path) as session:
+    with infer.load(path, batching=BatchOptions(max_delay_s=0.2)) as session:
         assert isinstance(session.batcher.layout, Layout)
         futures = [session.submit(rows(1)) for _ in range(400)]
         found = [future.result(20)["logits"] for future in futures]
