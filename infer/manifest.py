@@ -69,7 +69,7 @@ class Evidence:
 class Variant:
     """One graph that answers the signature. `graph` is its path; external data lies beside it. The
     reference needs no `evidence`: it was converted, and has its parity. `backend` runs it, if it was made
-    for one."""
+    for one, and computes in `compute_dtype` what is float32 in the graph, if that is another."""
 
     name: str
     graph: str
@@ -78,6 +78,7 @@ class Variant:
     size_bytes: int
     evidence: Evidence | None = None
     backend: str | None = None
+    compute_dtype: str | None = None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ class Plan:
     device: str
     num_threads: int
     spinning: bool
+    compute_dtype: str | None = None
+    """What the backend computes in where the graph has float32; None: float32."""
     graph_optimization: str = "all"
     prepacking: bool = True
     prepared: str | None = None
@@ -64,7 +66,7 @@ class Plan:
         rows = [
             ("variant", f"{self.variant} ({self.precision})"),
             ("graph", f"{self.graph}, prepared as {self.prepared}" if self.prepared else self.graph),
-            ("backend", self.backend),
+            ("backend", f"{self.backend}, in {self.compute_dtype}" if self.compute_dtype else self.backend),
             ("device", self.device),
             ("threads", f"{self.num_threads}, shared" if self.shared_threads else str(self.num_threads)),
             ("spinning", "on" if self.spinning else "off"),

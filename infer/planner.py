@@ -57,6 +57,10 @@ def _planned(
         backend = load_backend(variant.backend)
         if device.partition(":")[0] not in backend.device_kinds():
             device = _instead(variant, backend, device, options, reasons)
+    compute_dtype = variant.compute_dtype
+    if compute_dtype is not None and compute_dtype not in backend.compute_dtypes(machine):
+        reasons.append(f"in float32: {backend.name} has no faster {compute_dtype} on this machine")
+        compute_dtype = None
     spinning, prepacking = _settings(tuned, backend, options, reasons)
     shared = _shared_threads(backend, options)
     if shared is not None:
@@ -102,6 +106,7 @@ def _planned(
         device=device,
         num_threads=threads,
         spinning=spinning,
+        compute_dtype=compute_dtype,
         graph_optimization=options.graph_optimization,
         prepacking=prepacking,
         prepared=prepared,

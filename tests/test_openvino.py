@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 import infer
 from infer.backends import load_backend
 from infer.errors import BackendError, SessionClosedError
+from infer.machine import this_machine
 from infer.measure.waterfall import waterfall
 from infer.options import PlanOptions
 from infer.session import open_artifact, open_session
@@ -253,3 +255,30 @@ def test_it_is_loaded_when_it_is_needed(net: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
     assert load_backend("openvino").device_kinds() == ("cpu",)
+
+
+def test_it_computes_in_bfloat16_as_the_plan_says(tmp_path: Path) -> None:
+    """Products of values with more than eight bits are rounded, where the processor has such kernels."""
+    text = "g (float[N, 256] x, float[256, 256] w) => (float[N, 256] y) { y = MatMul(x, w) }"
+    rng = np.random.default_rng(0)
+    feeds = {
+        "x": rng.standard_normal((64, 256)).astype(np.float32),
+        "w": rng.standard_normal((256, 256)).astype(np.float32),
+    }
+    artifact = open_artifact(write(tmp_path, text))
+    with open_session(artifact, PlanOptions(backend="openvino")) as session:
+        plan, exact = replace(session.plan, compute_dtype="bfloat16"), session.run(feeds)["y"]
+    with open_session(artifact, plan=plan) as session:
+        rounded = session.run(feeds)["y"]
+    off = float(np.abs(rounded - exact).max() / np.abs(exact).max())
+    has = "bfloat16" in load_backend("openvino").compute_dtypes(this_machine())
+    assert 1e-4 < off < 2e-2 if has else off < 1e-5
+
+
+def test_bfloat16_is_for_processors_that_have_it() -> None:
+    """Others would take longer for it."""
+    machine, backend = this_machine(), load_backend("openvino")
+    assert backend.compute_dtypes(replace(machine, isa=("avx2", "avx512_vnni"))) == ()
+    for flag in ("avx512_bf16", "amx_bf16"):
+        assert backend.compute_dtypes(replace(machine, isa=("avx2", flag))) == ("bfloat16",)
+    assert load_backend("onnxruntime").compute_dtypes(machine) == ()

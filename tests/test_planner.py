@@ -35,6 +35,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             has_arena=True,
             shared_threads=None,
             device_kinds=lambda: tuple(found),
+            compute_dtypes=lambda machine: (),
         ),
         "other": SimpleNamespace(
             name="other",
@@ -43,6 +44,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             has_arena=False,
             shared_threads=None,
             device_kinds=lambda: ("cpu",),
+            compute_dtypes=lambda machine: ("bfloat16",) if "avx512_bf16" in machine.isa else (),
         ),
     }
 
@@ -293,3 +295,17 @@ def test_without_a_backend_the_error_is_its_install_command(monkeypatch: pytest.
     monkeypatch.setattr(planner, "load_backend", absent)
     with pytest.raises(MissingPackageError, match="infer-onnx"):
         make_plan(MANIFEST, MACHINE, PlanOptions())
+
+
+def test_a_variant_computes_in_another_type_where_there_are_kernels(kinds: list[str]) -> None:
+    """Elsewhere, or on a backend without, it computes in float32, and the plan says so."""
+    variants = (FP32, replace(FP32, name="fast", backend="other", compute_dtype="bfloat16"))
+    manifest, wish = replace(MANIFEST, variants=variants), PlanOptions(variant="fast")
+    plan = make_plan(manifest, replace(MACHINE, isa=("avx2", "avx512_bf16")), wish)
+    assert (plan.compute_dtype, plan.to_dict()["compute_dtype"]) == ("bfloat16", "bfloat16")
+    assert not any("float32" in reason for reason in plan.reasons)
+    plan = make_plan(manifest, MACHINE, wish)
+    assert plan.compute_dtype is None
+    assert "in float32: other has no faster bfloat16 on this machine" in plan.reasons
+    plan = make_plan(manifest, MACHINE, replace(wish, backend="pretend"))
+    assert "in float32: pretend has no faster bfloat16 on this machine" in plan.reasons

@@ -88,6 +88,7 @@ _SBERT = "https://sbert.net/docs/sentence_transformer/usage/efficiency.html"
 _OPTIMIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/optimization"
 _QUANTIZATION = "https://huggingface.co/docs/optimum-onnx/onnxruntime/usage_guides/quantization"
 _PTQ = "https://docs.openvino.ai/2025/openvino-workflow/model-optimization-guide/quantizing-models-post-training/basic-quantization-flow.html"
+_PRECISION = "https://docs.openvino.ai/2025/openvino-workflow/running-inference/optimize-inference/precision-control.html"
 
 # from PyTorch's tuning guide; only where torch is alone, as it would hold other threads to one core, too
 _BOUND = {"OMP_PROC_BIND": "close"}
@@ -126,6 +127,17 @@ PEERS: tuple[Peer, ...] = (
         OPENVINO,
     ),
     Peer(
+        "openvino-bf16",
+        "the same in bfloat16, which is its default where there are kernels",
+        "bench.peers.openvino",
+        "graph",
+        _PRECISION,
+        {"precision": "float32", "hint": "bf16"},
+        OPENVINO,
+        exact=False,
+        isa="avx512_bf16",
+    ),
+    Peer(
         "openvino-int8",
         "OpenVINO on the plain export, quantized after training by NNCF",
         "bench.peers.openvino",
@@ -134,6 +146,17 @@ PEERS: tuple[Peer, ...] = (
         {"precision": "int8"},
         OPENVINO,
         exact=False,
+    ),
+    Peer(
+        "openvino-int8-bf16",
+        "the same, and in bfloat16 what is not quantized, which is its default where there are kernels",
+        "bench.peers.openvino",
+        "graph",
+        _PRECISION,
+        {"precision": "int8", "hint": "bf16"},
+        OPENVINO,
+        exact=False,
+        isa="avx512_bf16",
     ),
     Peer(
         "optimum-O3",

@@ -20,7 +20,8 @@ from infer.measure.statistics import Estimate, paired_ratio
 _EQUAL, _BUDGET = "infer-optimized", "infer-budget"
 _PLAIN = "onnxruntime"
 _FLOAT32 = tuple(peer.name for peer in PEERS if peer.exact)
-_INT8 = tuple(peer.name for peer in PEERS if not peer.exact and "optimization" not in peer.settings)
+_INT8 = tuple(peer.name for peer in PEERS if "int8" in peer.name)
+_BFLOAT16 = ("openvino-bf16",)
 _CLOSE = 0.999
 """The cosine of answers that a budget asks for where a family has no labels."""
 
@@ -39,6 +40,7 @@ _COLUMNS = (
     _Column("equal answers, over ONNX Runtime on the plain export", _EQUAL, (_PLAIN,)),
     _Column("equal answers, over the best in float32", _EQUAL, _FLOAT32),
     _Column("within the budget, over the best in float32", _BUDGET, _FLOAT32),
+    _Column("within the budget, over OpenVINO in bfloat16", _BUDGET, _BFLOAT16),
     _Column(f"within the budget, over the best in int8 of cosine {_CLOSE}", _BUDGET, _INT8, _CLOSE),
     _Column("within the budget, over the best in int8 of any cosine", _BUDGET, _INT8),
 )

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from infer.errors import MissingPackageError
 from infer.guard import Feeds
+from infer.machine import Machine
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
@@ -54,6 +55,10 @@ class Backend(Protocol):
 
     def device_kinds(self) -> tuple[str, ...]:
         """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""
+        ...
+
+    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
+        """What it can compute in where a graph has float32, in less time, on such a machine."""
         ...
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> Executable:

@@ -1,8 +1,9 @@
 """The OpenVINO backend, for CPUs. The only file that imports openvino.
 
-It computes in float32 where the graph does: by default it would take bfloat16 or float16 where the
-processor has them. Of float64 it would make float32, so graphs that take or give it are refused. Integers
-of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph makes inside may wrap.
+It computes in float32 where the graph does, unless the plan says bfloat16: by default it would take that
+or float16 wherever the processor has them. Of float64 it would make float32, so graphs that take or give
+it are refused. Integers of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph
+makes inside may wrap.
 
 Small feeds take a shortcut, as with ONNX Runtime: making tensors takes longer than a small model does, so
 they are copied into buffers that stay bound to a request.
@@ -24,6 +25,7 @@ from infer.backends import Switch, told
 from infer.compiled import kept
 from infer.errors import BackendError, missing_package
 from infer.guard import Feeds, Shapes
+from infer.machine import Machine
 from infer.plan import Plan
 from infer.signature import Array, Signature
 
@@ -44,6 +46,9 @@ finally:
 
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4
+
+_HINTS = {None: "f32", "bfloat16": "bf16"}
+_BFLOAT16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
 
 _PICTURE_RANK = 4  # batch, channels, height, width
 
@@ -81,6 +86,9 @@ class OpenvinoBackend:
     def device_kinds(self) -> tuple[str, ...]:
         return ("cpu",)
 
+    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
+        return ("bfloat16",) if _BFLOAT16_ISA & set(machine.isa) else ()
+
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OpenvinoExecutable:
         if plan.graph_optimization != "all":
             raise BackendError("OpenVINO cannot run a graph as it is written; use the backend onnxruntime")
@@ -94,7 +102,7 @@ class OpenvinoBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": plan.num_threads,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": _HINTS[plan.compute_dtype],
             # sessions that share cores would be pinned to the same ones
             "ENABLE_CPU_PINNING": False,
         }

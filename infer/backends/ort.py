@@ -20,7 +20,7 @@ import numpy as np
 from infer.backends import Switch, told
 from infer.errors import BackendError, DeviceError, missing_package
 from infer.guard import Feeds, Shapes
-from infer.machine import this_machine
+from infer.machine import Machine, this_machine
 from infer.options import MAX_THREADS
 from infer.plan import Plan
 from infer.signature import Array, Signature
@@ -126,6 +126,9 @@ class OrtBackend:
     def device_kinds(self) -> tuple[str, ...]:
         available = ort.get_available_providers()
         return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
+
+    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
+        return ()
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
         session = _open(graph, plan, _options(plan))

@@ -21,7 +21,7 @@ class Making:
     """A recipe, for which target, and with what.
 
     Attributes:
-        passes: those that were kept for the target, on top of which it works.
+        passes, compute_dtype: those that were kept for the target, on top of which it works.
         best: ways of recipes → the best of them, as far as was found; recipes that can be made in the same
             ways share it.
     """
@@ -30,6 +30,7 @@ class Making:
     target: Target
     given: Given
     passes: Mapping[str, Pass]
+    compute_dtype: str | None
     trial: Trial
     best: dict[tuple[str, ...], str]
 
@@ -43,7 +44,12 @@ class Making:
                 rewrite(model)
             return result
 
-        return Attempt(name, self.target.backend, build, self.recipe.precision.format(way), exact=False)
+        precision = self.recipe.precision.format(way)
+        if self.compute_dtype:
+            precision += f", the rest computed in {self.compute_dtype}"
+        return Attempt(
+            name, self.target.backend, build, precision, exact=False, compute_dtype=self.compute_dtype
+        )
 
     def spared(self, name: str, out_of_time: Callable[[], bool]) -> Iterator[list[str]]:
         """Nodes to leave as they are so that the budgets hold; see `sensitivity.kept_in_float`."""

@@ -214,6 +214,7 @@ class _Search:
         self._options = trial.options
         self._until = time.monotonic() + trial.options.time_s
         self._passes: dict[str, dict[str, Pass]] = {name: {} for name in targets}
+        self._dtypes: dict[str, str] = {}
         self._ways: dict[tuple[str, ...], str] = {}
         plan, graph = trial.reference.plan, trial.workshop.reference
         self._start = Verdict(
@@ -239,6 +240,7 @@ class _Search:
                     self._try_passes(target)
                 if any(budget.metric != EQUAL for budget in self._options.budgets):
                     for target in self._targets.values():
+                        self._try_dtypes(target)
                         self._try_recipes(target)
                 self._try_threads()
                 self._try_settings()
@@ -274,6 +276,19 @@ class _Search:
                 self._passes[target.backend] = passes
                 self._keep(FUSED, found, found.changed)
 
+    def _try_dtypes(self, target: Target) -> None:
+        """The graph as it is, computed in what there are kernels for; recipes build on what is kept."""
+        if self._options.objective == "size":
+            return
+        for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
+            name, precision = f"{target.backend}-{dtype}", f"{self._start.precision}, computed in {dtype}"
+            found = self._try(
+                Attempt(name, target.backend, None, precision, exact=False, compute_dtype=dtype)
+            )
+            if found.kept:
+                self._dtypes[target.backend] = dtype
+                self._keep(name, found, "as it is")
+
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
         for recipe in target.recipes:
@@ -285,8 +300,8 @@ class _Search:
                         Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
                     )
                 continue
-            passes = self._passes[target.backend]
-            making = Making(recipe, target, given, passes, self._trial, self._ways)
+            passes, dtype = self._passes[target.backend], self._dtypes.get(target.backend)
+            making = Making(recipe, target, given, passes, dtype, self._trial, self._ways)
             found = self._try_recipe(making)
             if found.broken:
                 found = self._with_some_in_float(making)

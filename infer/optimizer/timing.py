@@ -20,6 +20,7 @@ from infer.optimizer.outcome import Settings
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions, SessionOptions
+from infer.plan import Plan
 from infer.planner import make_plan
 from infer.session import Session, open_session
 
@@ -122,17 +123,31 @@ class Timing:
     def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
         """A verdict's graph on its backend, with the reference's settings, or those that are given."""
         assert found.graph is not None
-        return Contender(found.name, partial(self.opened, found.graph, found.backend, settings))
+        opening = partial(self.opened, found.graph, found.backend, found.compute_dtype, settings)
+        return Contender(found.name, opening)
 
     @contextmanager
-    def opened(self, graph: str, backend: str, settings: Settings | None = None) -> Iterator[Session]:
+    def opened(
+        self,
+        graph: str,
+        backend: str,
+        compute_dtype: str | None = None,
+        settings: Settings | None = None,
+    ) -> Iterator[Session]:
         """A session on a graph of the workshop."""
-        options = self._plan_options(backend, settings or self.usual)
-        with open_session(self._workshop.artifact(graph), options, _QUICKLY) as session:
+        with self._on(self._plan(graph, backend, compute_dtype, settings or self.usual)) as session:
             yield session
 
-    def _plan_options(self, backend: str, settings: Settings) -> PlanOptions:
-        return PlanOptions(device=self._device, backend=backend, **asdict(settings))
+    def _plan(self, graph: str, backend: str, compute_dtype: str | None, settings: Settings) -> Plan:
+        options = PlanOptions(device=self._device, backend=backend, **asdict(settings))
+        plan = make_plan(self._workshop.artifact(graph).manifest, this_machine(), options)
+        return replace(plan, compute_dtype=compute_dtype)
+
+    @contextmanager
+    def _on(self, plan: Plan) -> Iterator[Session]:
+        graphs = {plan.graph, plan.larger.graph if plan.larger else plan.graph}
+        with open_session(self._workshop.artifact(*graphs), options=_QUICKLY, plan=plan) as session:
+            yield session
 
     def by_rows(self, few: Choice, many: Choice, rows_from: int) -> Contender:
         """Two verdicts' graphs in one session, the second for so many rows and more."""
@@ -144,13 +159,10 @@ class Timing:
     def _opened_by_rows(self, few: Choice, many: Choice, rows_from: int) -> Iterator[Session]:
         plans = []
         for choice in (few, many):
-            assert choice.found.graph is not None
-            manifest = self._workshop.artifact(choice.found.graph).manifest
-            options = self._plan_options(choice.found.backend, choice.settings)
-            plans.append(make_plan(manifest, this_machine(), options))
-        plan = replace(plans[0], larger=replace(plans[1], rows_from=rows_from))
-        artifact = self._workshop.artifact(*dict.fromkeys(plan.graph for plan in plans))
-        with open_session(artifact, options=_QUICKLY, plan=plan) as session:
+            found = choice.found
+            assert found.graph is not None
+            plans.append(self._plan(found.graph, found.backend, found.compute_dtype, choice.settings))
+        with self._on(replace(plans[0], larger=replace(plans[1], rows_from=rows_from))) as session:
             yield session
 
 

@@ -42,6 +42,7 @@ class Attempt:
         backend: what is to run it.
         build: changes the reference's graph; None: nothing, it is the backend that is tried.
         precision, exact: of what comes of it, and whether that is to keep the numbers.
+        compute_dtype: what is computed in where the graph has float32, if that is another.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Attempt:
     build: Build | None
     precision: str
     exact: bool
+    compute_dtype: str | None = None
 
 
 class Trial:
@@ -83,6 +85,7 @@ class Trial:
             precision=attempt.precision,
             exact=attempt.exact,
             backend=attempt.backend,
+            compute_dtype=attempt.compute_dtype,
             graph=self.workshop.reference.graph,
             size_bytes=self.workshop.reference.size_bytes,
         )
@@ -169,7 +172,7 @@ class Trial:
             model = self.workshop.load()
             attempt.build(model)
             graph, _ = self.workshop.write(model, "rehearsal")
-            with self.timing.opened(graph, attempt.backend) as session:
+            with self.timing.opened(graph, attempt.backend, attempt.compute_dtype) as session:
                 return self._rehearsal.judge(session, budgets)
         except InferError as error:
             return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)

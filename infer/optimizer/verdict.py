@@ -15,6 +15,7 @@ class Verdict:
         why: in one sentence.
         precision, exact: of its graph, and whether that keeps the numbers.
         backend: what runs it.
+        compute_dtype: what it computes in where the graph has float32, if that is another.
         found, rewritten: how often its pattern was found in the graph, and rewritten.
         declined: why it was not elsewhere → how often.
         figures: how near its answers are, see `infer.optimizer.budget`; empty if it was not judged.
@@ -32,6 +33,7 @@ class Verdict:
     precision: str = ""
     exact: bool = True
     backend: str = ""
+    compute_dtype: str | None = None
     found: int = 0
     rewritten: int = 0
     declined: dict[str, int] = field(default_factory=dict)

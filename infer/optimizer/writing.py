@@ -59,7 +59,14 @@ def write_output(
             graph, size_bytes = _write_graph(workshop, verdict, name, draft)
             opset = read_graph_file(draft / graph).opset
             added[verdict_name] = Variant(
-                name, graph, verdict.precision, opset, size_bytes, evidence, verdict.backend
+                name,
+                graph,
+                verdict.precision,
+                opset,
+                size_bytes,
+                evidence,
+                verdict.backend,
+                verdict.compute_dtype,
             )
         variants = (*kept.variants, *added.values())
         names = {verdict_name: variant.name for verdict_name, variant in added.items()}

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import converters
+from infer.backends.openvino import OpenvinoBackend
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
 from infer.optimizer import search as search_module
@@ -47,9 +48,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the tests about settings, and about other rows, spend time on them."""
+    """Only the tests about settings, about other rows, and about other types, spend time on them."""
     monkeypatch.setattr(search_module, "SETTINGS", {})
     monkeypatch.setattr(search_module, "other_rows", lambda trial: None)
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ())
 
 
 @pytest.fixture

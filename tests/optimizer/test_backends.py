@@ -14,6 +14,7 @@ import pytest
 import infer
 from infer import planner
 from infer.artifact import Artifact
+from infer.backends.openvino import OpenvinoBackend
 from infer.errors import InputError, MissingPackageError
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, parse_budget
@@ -116,6 +117,58 @@ def test_another_backend_takes_over_where_it_is_faster(
     assert "openvino" in infer_command("inspect", output).out
     again = optimized(output, tmp_path / "again.infer").artifact.manifest
     assert [v.name for v in again.variants] == ["fp32", "openvino"]
+
+
+def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever this machine has: without kernels of its own OpenVINO computes in float32."""
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ("bfloat16",))
+
+
+def test_a_type_that_computes_sooner_needs_a_budget(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reference's own graph in bfloat16 is kept within a budget, and is what recipes build on; where
+    answers must be equal it is not tried."""
+    computes_in_bfloat16(monkeypatch)
+    two_backends({"openvino-bfloat16": 0.5})
+    output, budgets = tmp_path / "out.infer", (parse_budget("cosine>=0.99"),)
+    found = optimized(classifier, output, budgets=budgets)
+    tried = {verdict.name: verdict for verdict in found.verdicts}
+    assert tried["openvino-rough"].compute_dtype == "bfloat16"
+    assert tried["openvino-rough"].precision.endswith(", the rest computed in bfloat16")
+    reference, variant = found.artifact.manifest.variants
+    assert (variant.name, variant.compute_dtype, variant.graph) == (
+        "openvino-bfloat16", "bfloat16", reference.graph,
+    )  # fmt: skip
+    assert variant.precision == "float32, computed in bfloat16"
+    with infer.load(output) as fast, infer.load(output, variant="fp32") as slow:
+        assert (fast.plan.compute_dtype, slow.plan.compute_dtype) == ("bfloat16", None)
+        assert "openvino, in bfloat16" in str(fast.plan)
+        x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+        for name, answer in slow.run(x).items():
+            np.testing.assert_allclose(fast.run(x)[name], answer, rtol=0.03, atol=0.03)
+    assert infer_command("verify", output).code == 0
+    assert "openvino-bfloat16" not in why(optimized(classifier, tmp_path / "equal.infer"))
+
+
+def test_a_type_that_does_not_help_is_not_kept(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Recipes then compute in float32 what they do not quantize."""
+    computes_in_bfloat16(monkeypatch)
+    two_backends({"openvino-rough": 0.5})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.99"),))
+    tried = {verdict.name: verdict for verdict in found.verdicts}
+    assert (tried["openvino-bfloat16"].kept, tried["openvino-bfloat16"].why) == (False, "not faster")
+    assert tried["openvino-rough"].compute_dtype is None
+    assert found.best == "openvino-rough"
+    assert found.artifact.manifest.variants[-1].compute_dtype is None
 
 
 def test_an_interrupt_after_another_backend_took_over(
