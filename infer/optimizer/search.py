@@ -26,6 +26,7 @@ from infer.backends import BACKENDS, load_backend
 from infer.drafts import check_target
 from infer.errors import DeviceError, InferError, InputError, MissingPackageError
 from infer.evaluation import EVALUATORS
+from infer.feeds import batch_dim
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL
@@ -46,6 +47,7 @@ from infer.optimizer.outcome import (
     runtime_of,
 )
 from infer.optimizer.passes import Pass, PassResult
+from infer.optimizer.positions import inexact_positions
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
 from infer.optimizer.timing import much_slower, speed_said
@@ -282,12 +284,22 @@ class _Search:
             return
         for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
             name, precision = f"{target.backend}-{dtype}", f"{self._start.precision}, computed in {dtype}"
+            if reason := self._unfit_for_few_bits():
+                self._trial.workshop.note(Verdict(name, False, reason, precision, False, target.backend))
+                continue
             found = self._try(
                 Attempt(name, target.backend, None, precision, exact=False, compute_dtype=dtype)
             )
             if found.kept:
                 self._dtypes[target.backend] = dtype
                 self._keep(name, found, "as it is")
+
+    def _unfit_for_few_bits(self) -> str | None:
+        """Why answers to feeds of other lengths than the data's could not be trusted, or None."""
+        signature = self._trial.reference.signature
+        if set(signature.dims) <= {batch_dim(signature)}:
+            return None
+        return inexact_positions(self._trial.workshop.load())
 
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
@@ -391,7 +403,7 @@ class _Search:
             return
         self._check_time()
         best = self._best
-        name = f"{rows} row{'s' * (rows > 1)}"
+        name = _at(rows)
         try:
             found = faster_at(trial, self._start, self.outcome, rows, self._check_time)
         except InferError as error:
@@ -416,7 +428,8 @@ class _Search:
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
             )
             if self.outcome.other is not None:
-                row = self._trial.workshop.verdicts[-2]
+                row = self._trial.workshop.known(_at(self.outcome.other.rows))
+                assert row is not None
                 self._trial.workshop.note(replace(row, kept=False, why=f"{best.name} is not kept"))
             self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
         else:
@@ -443,6 +456,11 @@ class _Search:
     def _check_time(self) -> None:
         if time.monotonic() > self._until:
             raise _OutOfTimeError
+
+
+def _at(rows: int) -> str:
+    """What the verdict about feeds of so many rows is called."""
+    return f"{rows} row{'s' * (rows > 1)}"
 
 
 class _OutOfTimeError(Exception):

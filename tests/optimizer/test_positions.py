@@ -1,0 +1,120 @@
+"""Graphs that bfloat16 would break at lengths that nobody judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import infer
+from infer.backends.openvino import OpenvinoBackend
+from infer.machine import this_machine
+from infer.optimizer import parse_budget
+from infer.optimizer.positions import inexact_positions
+from infer.session import open_session
+from tests.optimizer.planted import optimized, why
+from tests.tiny import parse
+
+WIDTH = 64
+COUNT = "s = Shape(ids) l = Gather<axis = 0>(s, one) ls = Squeeze(l)"
+FLOATS = (
+    f"{COUNT} lf = Cast<to = 1>(ls) none = Constant<value_float = 0.0>()"
+    " each = Constant<value_float = 1.0>() r = Range(none, lf, each)"
+)
+INTS = (
+    f"{COUNT} none = Constant<value_int = 0>() each = Constant<value_int = 1>() i = Range(none, ls, each)"
+)
+FED = "f = Cast<to = 1>(ids)"
+PHASES = "rr = Unsqueeze(r, one) a = MatMul(rr, freq)"
+
+
+def graph(steps: str, x: str = "float[N, L, 64] x") -> onnx.ModelProto:
+    """Values x and integers ids, of any length; `one`, `freq` and `w` are weights."""
+    model = parse(f"g (int64[N, L] ids, {x}) => (float[N, L, 64] y) {{ {steps} }}")
+    frequencies = (1 / 10000 ** (np.arange(WIDTH) / WIDTH)).astype(np.float32)[None]
+    square = np.random.default_rng(0).standard_normal((WIDTH, WIDTH)).astype(np.float32) / 8
+    for name, array in (
+        ("one", np.array([1])),
+        ("two", np.array([2])),
+        ("freq", frequencies),
+        ("w", square),
+    ):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return model
+
+
+SINES = graph(f"{FLOATS} {PHASES} p = Sin(a) e = Mul(x, p) y = MatMul(e, w)")
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (SINES, "Sin"),
+        (graph(f"{INTS} f = Cast<to = 1>(i) g = Mul(f, freq) p = Cos(g) y = Add(x, p)"), "Cos"),
+        (graph(f"{FED} u = Unsqueeze(f, two) g = Mul(u, freq) p = Sin(g) y = Add(x, p)"), "Sin"),
+        (graph(f"{FLOATS} rr = Unsqueeze(r, one) slope = Mul(rr, freq) y = Add(x, slope)"), "Add"),
+        (graph(f"{FLOATS} u = Unsqueeze(r, one) m = Less(r, u) b = Cast<to = 1>(m) y = Mul(x, b)"), "Less"),
+        (graph(f"{FED} c = CumSum(f, one) n = Cast<to = 7>(c) y = Gather<axis = 0>(w, n)"), "Cast"),
+    ],
+)  # fmt: skip
+def test_what_computes_with_positions_is_found(model: onnx.ModelProto, found: str) -> None:
+    """Phases of counted positions, and of integers that are fed; positions that are added to values, as in
+    ALiBi, compared, or looked up by."""
+    assert (inexact_positions(ir.from_proto(model)) or "").startswith(f"{found} ")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        "p = Sin(x) y = MatMul(p, w)",
+        f"{INTS} t = Gather<axis = 0>(w, i) y = Add(x, t)",
+        f"{INTS} u = Unsqueeze(i, one) m = Less(i, u) f = Cast<to = 1>(m) y = Add(x, f)",
+        "m = Cast<to = 1>(ids) u = Unsqueeze(m, two) n = Mul(u, freq) y = Add(x, n)",
+        "m = Cast<to = 1>(ids) u = Unsqueeze(m, two) n = Mul(x, u) s = Sin(n) y = MatMul(s, w)",
+    ],
+)
+def test_what_does_not_is_left_alone(steps: str) -> None:
+    """Tables that positions are looked up in, comparisons of integers, masks, and sines of values."""
+    assert inexact_positions(ir.from_proto(graph(steps))) is None
+
+
+def test_bfloat16_is_not_tried_where_longer_inputs_would_break(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Judged with a few positions it would be within the budget. Where all sizes but the rows are fixed,
+    what is judged is what will be asked."""
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ("bfloat16",))
+    wishes: dict[str, Any] = {"budgets": (parse_budget("cosine>=0.9"),), "backends": ("openvino",)}
+    onnx.save(SINES, tmp_path / "open.onnx")
+    found = why(optimized(tmp_path / "open.onnx", tmp_path / "open.infer", **wishes))
+    assert "longer inputs would be answered otherwise" in found["openvino-bfloat16"][1]
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(SINES)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[1].dim_value = 8
+    onnx.save(fixed, tmp_path / "fixed.onnx")
+    found = why(optimized(tmp_path / "fixed.onnx", tmp_path / "fixed.infer", **wishes))
+    assert "longer inputs" not in found["openvino-bfloat16"][1]
+
+
+def test_long_inputs_do_break_where_there_are_kernels(tmp_path: Path) -> None:
+    """The reason for all this: cosine 0.9999 with 16 positions, and far less with 2,000."""
+    onnx.save(SINES, tmp_path / "g.onnx")
+    nearest = {}
+    with infer.load(tmp_path / "g.onnx", backend="openvino") as session:
+        plan = replace(session.plan, compute_dtype="bfloat16")
+        with open_session(session.artifact, plan=plan) as rounded:
+            for length in (16, 2000):
+                x = np.random.default_rng(0).standard_normal((1, length, WIDTH)).astype(np.float32)
+                feeds = {"ids": np.ones((1, length), np.int64), "x": x}
+                a, b = (each.run(feeds)["y"][:, 1:] for each in (session, rounded))
+                cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+                nearest[length] = float(cosines.min())
+    has = bool({"avx512_bf16", "amx_bf16"} & set(this_machine().isa))
+    assert nearest[16] > 0.999
+    assert (nearest[2000] < 0.99) == has
