@@ -12,7 +12,6 @@ from infer.optimizer import optimize
 from infer.session import open_artifact
 
 _OPTIMIZED = "optimized.infer"
-_SEARCH_S = 240.0
 
 
 def load(given: Given) -> Loaded:
@@ -24,7 +23,7 @@ def load(given: Given) -> Loaded:
     def make(folder: Path) -> None:
         artifact = open_artifact(path)
         options = options_of(path.stem, artifact, exact=exact)
-        options = replace(options, num_threads=given.threads, time_s=_SEARCH_S)
+        options = replace(options, num_threads=given.threads)
         optimize(artifact, folder / _OPTIMIZED, options)
 
     folder = given.once(make)

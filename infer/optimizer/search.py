@@ -243,6 +243,7 @@ class _Search:
                 if any(budget.metric != EQUAL for budget in self._options.budgets):
                     for target in self._targets.values():
                         self._try_dtypes(target)
+                    for target in self._targets.values():
                         self._try_recipes(target)
                 self._try_threads()
                 self._try_settings()

@@ -16,7 +16,7 @@ from infer.machine import this_machine
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.gates import Contender, time_ratio
-from infer.optimizer.outcome import Settings
+from infer.optimizer.outcome import OptimizeOptions, Settings
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions, SessionOptions
@@ -27,8 +27,11 @@ from infer.session import Session, open_session
 _STARTS = 4
 """How often contenders are opened for a ratio that decides."""
 
-_QUERY_S = 0.4
-"""How long the feeds that are timed may take together."""
+_QUERY_S = 0.15
+"""How long the feeds that are timed may take together, if they are more than one."""
+
+_AGAIN = 0.1
+"""The part of the search's time that measuring anew may take."""
 
 _GLANCE, _MUCH_SLOWER = 0.25, 1.1
 """How much of the time a first look takes, and what it is enough for: one start may be 6 % off."""
@@ -57,11 +60,12 @@ class Timing:
         workshop: Workshop,
         reference: Session,
         timed: Sequence[Feeds],
-        gate_s: float,
+        options: OptimizeOptions,
         progress: Progress,
     ) -> None:
         self._workshop, self._reference = workshop, reference
-        self._gate_s, self._progress = gate_s, progress
+        self._gate_s, self._again_s = options.gate_s, _AGAIN * options.time_s
+        self._progress = progress
         self._device = reference.plan.device
         self._all = timed
         self._timed = _short(timed, reference)
@@ -79,14 +83,16 @@ class Timing:
     def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """Its time over the other's, for so many rows, by default for those that the search is for. A
         glance is enough to drop what is much slower; what is undecided is measured again, for three times
-        as long."""
+        as long, unless that takes too much of the search's time."""
         ratio = self.glance(contender, against, rows)
         if much_slower(ratio):
             return ratio
+        start = time.perf_counter()
         ratio = self._look(contender, against, 1.0, _STARTS, rows)
-        return (
-            self._look(contender, against, 3.0, _STARTS, rows) if verdict(ratio) == "undecided" else ratio
-        )
+        taken_s = time.perf_counter() - start
+        if verdict(ratio) != "undecided" or taken_s + 2 * self._gate_s > self._again_s:
+            return ratio
+        return self._look(contender, against, 3.0, _STARTS, rows)
 
     def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """The same, of one start each and in a part of the time."""

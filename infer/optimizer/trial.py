@@ -69,7 +69,7 @@ class Trial:
         self.options, self.progress = options, progress
         parity = reference.artifact.manifest.parity
         self._tolerances = parity.tolerances if parity else TOLERANCES
-        self.timing = Timing(workshop, reference, material.timed, options.gate_s, progress)
+        self.timing = Timing(workshop, reference, material.timed, options, progress)
         self._judge: Judge | None = None
         self._rehearsal: Judge | None = None
 
