@@ -1,10 +1,11 @@
 """Servers beside each other: how many requests a second each answers within a bound on latency.
 
-    python -m bench.serving [NAME…] [--bound-ms MS] [--seconds S] [--rounds N] -o FILE.md
+    python -m bench.serving [NAME…] --artifact MINILM [--optimized MINILM] [--bound-ms MS] -o FILE.md
 
-All serve the same graph of MiniLM, on the cores of this machine, to a client on it. A request is one
-sentence as JSON, an answer its vector as JSON. Requests come at random (Poisson), whether or not earlier
-ones were answered, and a latency begins when its request was due. Peers are written as their own
+All serve the same graph of MiniLM, on the cores of this machine, to a client on it; `infer-optimized`
+serves what `infer optimize` made of that within a budget, whose vectors are a little others. A request is
+one sentence as JSON, an answer its vector as JSON. Requests come at random (Poisson), whether or not
+earlier ones were answered, and a latency begins when its request was due. Peers are written as their own
 documentation has it, with batching where they have some.
 """
 
@@ -41,6 +42,9 @@ class Server:
     requirements: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
+    ours: bool = False
+    """Whether it is this project's."""
+
 
 SERVERS: tuple[Server, ...] = (
     Server(
@@ -52,6 +56,7 @@ SERVERS: tuple[Server, ...] = (
         lambda text: {"inputs": [text]},
         lambda answer: answer["results"][0]["vector"],
         "README.md",
+        ours=True,
     ),
     Server(
         "fastapi",

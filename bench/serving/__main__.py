@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -24,7 +25,8 @@ from infer.measure.rounds import Progress as Told
 from infer.measure.scenarios import ImpossibleBoundError, built_in_probe, highest_rate
 from infer.signature import Array
 
-_TEXTS = 256
+_TEXTS, _CHECKED = 256, 8
+_OPTIMIZED = "infer-optimized"
 _NEAR = 2e-4
 """Vectors of batches are those of single texts but for rounding; all have length 1."""
 
@@ -37,6 +39,11 @@ _NEAR = 2e-4
     type=click.Path(path_type=Path, exists=True),
     help="Of MiniLM, called minilm.infer.",
 )
+@click.option(
+    "--optimized",
+    type=click.Path(path_type=Path, exists=True),
+    help="What infer optimize made of it, called the same in another folder; served beside it.",
+)
 @click.option("--bound-ms", default=100.0, show_default=True, help="Of the 99th percentile.")
 @click.option("--seconds", default=8.0, show_default=True, help="Of each rate that is tried.")
 @click.option("--rounds", default=3, show_default=True)
@@ -47,6 +54,7 @@ _NEAR = 2e-4
 def command(
     names: tuple[str, ...],
     artifact: Path,
+    optimized: Path | None,
     bound_ms: float,
     seconds: float,
     rounds: int,
@@ -55,12 +63,15 @@ def command(
 ) -> None:
     """The highest rate of each server at which 99 of 100 requests are answered within the bound."""
     chosen = [server for server in SERVERS if not names or server.name in names]
+    artifacts = {server.name: artifact for server in chosen}
+    if optimized is not None:
+        chosen.insert(0, replace(SERVERS[0], name=_OPTIMIZED, about="infer serve, optimized"))
+        artifacts[_OPTIMIZED] = optimized
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # and end what was started
     texts = list(minilm.calibration())
     random.Random(0).shuffle(texts)
     texts = texts[:_TEXTS]
-    with infer.load(artifact) as session:
-        expected = np.stack([session(text) for text in texts[:8]])
+    vectors = {path: _vectors(path, texts) for path in set(artifacts.values())}
     found: dict[str, list[tuple[float, float, float]]] = {server.name: [] for server in chosen}
     with Progress() as progress:
         for number in range(rounds):
@@ -70,12 +81,18 @@ def command(
                     progress(f"{server.name}: round {number + 1} of {rounds}, {said}")
 
                 told("starting")
-                with started(server, artifact, workers) as running:
+                with started(server, artifacts[server.name], workers) as running:
                     raw = [request(server.path, json.dumps(server.body(text)).encode()) for text in texts]
                     query = HttpQuery(running.port, raw)
-                    _check(server, query, expected)
+                    _check(server, query, vectors[artifacts[server.name]][:_CHECKED])
                     found[server.name].append(_measured(server, query, bound_ms, seconds, number, told))
     lines = list(_table(chosen, found, bound_ms, seconds, rounds, workers))
+    if optimized is not None:
+        cosines = (vectors[artifact] * vectors[optimized]).sum(1)  # all have length 1
+        lines += [
+            "",
+            f"Its vectors are at cosine {cosines.mean():.5f} of the others', {cosines.min():.5f} at least.",
+        ]
     report("Servers beside each other", lines, "bench.serving", output)
 
 
@@ -101,25 +118,37 @@ def _table(
     rounds: int,
     workers: int,
 ) -> Iterator[str]:
-    first = found[servers[0].name]
+    ours = [server for server in servers if server.ours] or servers[:1]
     yield (
         f"The highest Poisson rate whose 99th percentile is within {bound_ms:g} ms, by an open-loop client"
         f" on the same cores; MiniLM, {_TEXTS} sentences of reviews, JSON; workers of each: {workers};"
         f" {rounds} rounds, in which each is started and ended in turn, {seconds:g} s a rate."
     )
     yield ""
-    yield f"| server | requests/s | {servers[0].name}'s over it | p99 there, ms | alone, median ms |"
-    yield "|---|---|---|---|---|"
+    over = "".join(f" {server.name}'s over it |" for server in ours)
+    yield f"| server | requests/s |{over} p99 there, ms | alone, median ms |"
+    yield f"|---|---|{'---|' * len(ours)}---|---|"
     for server in servers:
         rates, p99s, alone = np.array(found[server.name]).T
-        ratios = np.array([row[0] for row in first]) / np.maximum(rates, 1e-9)
-        ratio = (
-            f"×{np.median(ratios):.2f} ({ratios.min():.2f}–{ratios.max():.2f})" if rates.all() else "none"
-        )
+        ratios = "".join(f" {_over(found[each.name], rates)} |" for each in ours)
         yield (
-            f"| {server.about} | {np.median(rates):.1f} | {ratio} | {np.nanmedian(p99s):.1f} |"
+            f"| {server.about} | {np.median(rates):.1f} |{ratios} {np.nanmedian(p99s):.1f} |"
             f" {np.median(alone):.2f} |"
         )
+
+
+def _over(found: list[tuple[float, float, float]], rates: Array) -> str:
+    """How many times the rates those of one of ours are, round by round."""
+    if not rates.all():
+        return "none"
+    ratios = np.array([rate for rate, *_ in found]) / rates
+    return f"×{np.median(ratios):.2f} ({ratios.min():.2f}–{ratios.max():.2f})"
+
+
+def _vectors(artifact: Path, texts: list[str]) -> Array:
+    """Of each text alone, by the session itself."""
+    with infer.load(artifact) as session:
+        return np.stack([session(text) for text in texts])
 
 
 def _check(server: Server, query: HttpQuery, expected: Array) -> None:
