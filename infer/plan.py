@@ -53,7 +53,8 @@ class Plan:
     @property
     def summary(self) -> str:
         """In a few words."""
-        here = f"{self.variant} on {self.backend}, {self.device}, threads {self.num_threads}"
+        dtype = f" in {self.compute_dtype}" if self.compute_dtype else ""
+        here = f"{self.variant} on {self.backend}{dtype}, {self.device}, threads {self.num_threads}"
         return f"{here}; from {self.larger.rows_from} rows {self.larger.summary}" if self.larger else here
 
     @property

@@ -275,6 +275,15 @@ def test_it_computes_in_bfloat16_as_the_plan_says(tmp_path: Path) -> None:
     assert 1e-4 < off < 2e-2 if has else off < 1e-5
 
 
+def test_what_a_backend_cannot_compute_in_is_refused(net: Path) -> None:
+    """Also where a plan is given by hand."""
+    for backend, dtype in (("openvino", "float16"), ("onnxruntime", "bfloat16")):
+        with infer.load(net, backend=backend) as session:
+            plan = replace(session.plan, compute_dtype=dtype)
+            with pytest.raises(BackendError, match=f"not in {dtype}"):
+                open_session(session.artifact, plan=plan)
+
+
 def test_bfloat16_is_for_processors_that_have_it() -> None:
     """Others would take longer for it."""
     machine, backend = this_machine(), load_backend("openvino")

@@ -92,6 +92,10 @@ class OpenvinoBackend:
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OpenvinoExecutable:
         if plan.graph_optimization != "all":
             raise BackendError("OpenVINO cannot run a graph as it is written; use the backend onnxruntime")
+        if plan.compute_dtype not in _HINTS:
+            raise BackendError(
+                f"OpenVINO computes in float32 or bfloat16 here, not in {plan.compute_dtype}"
+            )
         for spec in (*signature.inputs, *signature.outputs):
             if spec.dtype in _REFUSED:
                 raise BackendError(

@@ -131,6 +131,8 @@ class OrtBackend:
         return ()
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:
+        if plan.compute_dtype is not None:
+            raise BackendError(f"ONNX Runtime computes in what the graph has, not in {plan.compute_dtype}")
         session = _open(graph, plan, _options(plan))
         shrinking = _Shrinking(plan)
         bind = plan.device == "cpu" and shrinking.above_bytes > _MAX_BOUND_BYTES

@@ -26,7 +26,6 @@ from infer.backends import BACKENDS, load_backend
 from infer.drafts import check_target
 from infer.errors import DeviceError, InferError, InputError, MissingPackageError
 from infer.evaluation import EVALUATORS
-from infer.feeds import batch_dim
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL
@@ -47,7 +46,7 @@ from infer.optimizer.outcome import (
     runtime_of,
 )
 from infer.optimizer.passes import Pass, PassResult
-from infer.optimizer.positions import inexact_positions
+from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
 from infer.optimizer.timing import much_slower, speed_said
@@ -285,8 +284,10 @@ class _Search:
             return
         for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
             name, precision = f"{target.backend}-{dtype}", f"{self._start.precision}, computed in {dtype}"
-            if reason := self._unfit_for_few_bits():
-                self._trial.workshop.note(Verdict(name, False, reason, precision, False, target.backend))
+            if reason := needs_more_bits(self._trial.workshop.load()):
+                if self._trial.workshop.known(name) is None:
+                    verdict = Verdict(name, False, reason, precision, exact=False, backend=target.backend)
+                    self._trial.workshop.note(verdict)
                 continue
             found = self._try(
                 Attempt(name, target.backend, None, precision, exact=False, compute_dtype=dtype)
@@ -294,13 +295,6 @@ class _Search:
             if found.kept:
                 self._dtypes[target.backend] = dtype
                 self._keep(name, found, "as it is")
-
-    def _unfit_for_few_bits(self) -> str | None:
-        """Why answers to feeds of other lengths than the data's could not be trusted, or None."""
-        signature = self._trial.reference.signature
-        if set(signature.dims) <= {batch_dim(signature)}:
-            return None
-        return inexact_positions(self._trial.workshop.load())
 
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
