@@ -14,10 +14,11 @@ import torch
 
 import converters
 import infer
+from infer.backends.openvino import OpenvinoBackend
 from infer.compiled import forget, kept
 from infer.errors import IntegrityError
 from infer.measure.statistics import Estimate
-from infer.optimizer import preparing
+from infer.optimizer import parse_budget, preparing
 from infer.optimizer.contract import shortfalls
 from infer.optimizer.passes import PassResult
 from infer.optimizer.verdict import Verdict
@@ -136,15 +137,19 @@ def test_the_best_graph_is_kept_as_it_is_optimized_here(
         infer.load(tmp_path / "a.infer")
 
 
-@pytest.mark.parametrize("taken", [0.005, 0.0095])
+@pytest.mark.parametrize(
+    ("taken", "variant"), [(0.005, "openvino"), (0.0095, "openvino"), (0.005, "openvino-bfloat16")]
+)
 def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
     classifier: Path,
     tmp_path: Path,
     two_backends: Callable[[dict[str, float]], None],
     monkeypatch: pytest.MonkeyPatch,
     taken: float,
+    variant: str,
 ) -> None:
-    """In the user's cache, not in the artifact, which says its sha256; if it is gone, it is compiled."""
+    """In the user's cache, not in the artifact, which says its sha256; if it is gone, it is compiled, to
+    compute in the same type."""
     told = iter((0.010, taken))
 
     def load(opening: Callable[[], Any]) -> float:
@@ -152,9 +157,13 @@ def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
         return next(told)
 
     monkeypatch.setattr(preparing, "_load_s", load)
-    two_backends({"openvino": 0.5})
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ("bfloat16",))
+    two_backends({variant: 0.5})
     output = tmp_path / "out.infer"
-    found = optimized(classifier, output).artifact.manifest.tuned[0].compiled
+    budgets = (parse_budget("cosine>=0.99"),) if variant == "openvino-bfloat16" else ()
+    tuned = optimized(classifier, output, budgets=budgets).artifact.manifest.tuned[0]
+    assert tuned.variant == variant
+    found = tuned.compiled
     x = {"x": np.random.default_rng(0).standard_normal((1, WIDTH)).astype(np.float32)}
     if taken > 0.009:
         assert found is None
@@ -166,7 +175,7 @@ def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
     with infer.load(output) as session:
         assert session.plan.compiled == found.sha256
         answer = session.run(x)["logits"]
-    assert "openvino, compiled before" in infer_command("verify", output).out
+    assert f"{variant}, compiled before" in infer_command("verify", output).out
     forget(found.sha256)
     with infer.load(output) as session:
         np.testing.assert_array_equal(session.run(x)["logits"], answer)
