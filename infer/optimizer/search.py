@@ -279,7 +279,7 @@ class _Search:
                 self._keep(FUSED, found, found.changed)
 
     def _try_dtypes(self, target: Target) -> None:
-        """The graph as it is, computed in what there are kernels for; recipes build on what is kept."""
+        """The graph as it is, computed in what there are kernels for."""
         if self._options.objective == "size":
             return
         for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
@@ -307,13 +307,22 @@ class _Search:
                         Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
                     )
                 continue
-            passes, dtype = self._passes[target.backend], self._dtypes.get(target.backend)
-            making = Making(recipe, target, given, passes, dtype, self._trial, self._ways)
-            found = self._try_recipe(making)
-            if found.broken:
-                found = self._with_some_in_float(making)
-            if found.kept:
-                self._keep(found.name, found, found.changed)
+            found = self._made(recipe, target, given, None)
+            dtype = self._dtypes.get(target.backend)
+            if dtype is not None and found.within:
+                # what is between the integers is computed sooner, or only converted more often
+                self._made(replace(recipe, name=f"{recipe.name}-{dtype}"), target, given, dtype)
+
+    def _made(self, recipe: Recipe, target: Target, given: Given, dtype: str | None) -> Verdict:
+        """A recipe as a whole, or with some nodes in float, computed in this type."""
+        passes = self._passes[target.backend]
+        making = Making(recipe, target, given, passes, dtype, self._trial, self._ways)
+        found = self._try_recipe(making)
+        if found.broken:
+            found = self._with_some_in_float(making)
+        if found.kept:
+            self._keep(found.name, found, found.changed)
+        return found
 
     def _like(self, recipe: Recipe) -> str | None:
         """Why another recipe tells that this one is not worth a try, or None."""

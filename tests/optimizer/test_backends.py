@@ -130,15 +130,16 @@ def test_a_type_that_computes_sooner_needs_a_budget(
     two_backends: Callable[[dict[str, float]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The reference's own graph in bfloat16 is kept within a budget, and is what recipes build on; where
-    answers must be equal it is not tried."""
+    """The reference's own graph in bfloat16 is kept within a budget, and recipes are tried in it, too;
+    where answers must be equal it is not tried."""
     computes_in_bfloat16(monkeypatch)
     two_backends({"openvino-bfloat16": 0.5})
     output, budgets = tmp_path / "out.infer", (parse_budget("cosine>=0.99"),)
     found = optimized(classifier, output, budgets=budgets)
     tried = {verdict.name: verdict for verdict in found.verdicts}
-    assert tried["openvino-rough"].compute_dtype == "bfloat16"
-    assert tried["openvino-rough"].precision.endswith(", the rest computed in bfloat16")
+    assert tried["openvino-rough"].compute_dtype is None
+    assert tried["openvino-rough-bfloat16"].compute_dtype == "bfloat16"
+    assert tried["openvino-rough-bfloat16"].precision.endswith(", the rest computed in bfloat16")
     reference, variant = found.artifact.manifest.variants
     assert (variant.name, variant.compute_dtype, variant.graph) == (
         "openvino-bfloat16", "bfloat16", reference.graph,
@@ -160,12 +161,13 @@ def test_a_type_that_does_not_help_is_not_kept(
     two_backends: Callable[[dict[str, float]], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Recipes then compute in float32 what they do not quantize."""
+    """Recipes then compute in float32 alone what they do not quantize."""
     computes_in_bfloat16(monkeypatch)
     two_backends({"openvino-rough": 0.5})
     found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.99"),))
     tried = {verdict.name: verdict for verdict in found.verdicts}
     assert (tried["openvino-bfloat16"].kept, tried["openvino-bfloat16"].why) == (False, "not faster")
+    assert "openvino-rough-bfloat16" not in tried
     assert tried["openvino-rough"].compute_dtype is None
     assert found.best == "openvino-rough"
     assert found.artifact.manifest.variants[-1].compute_dtype is None
