@@ -30,6 +30,7 @@ class Server:
         vector: in an answer.
         requirements: pinned, of its environment; none means the project's own.
         documentation: where its settings come from.
+        ours: whether it is this project's.
     """
 
     name: str
@@ -41,9 +42,7 @@ class Server:
     documentation: str
     requirements: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-
     ours: bool = False
-    """Whether it is this project's."""
 
 
 SERVERS: tuple[Server, ...] = (
