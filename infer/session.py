@@ -293,10 +293,10 @@ class Session:
         plan_options = PlanOptions(device=self.plan.device, variant=reference.name)
         plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
 
-        def open_reference(num_threads: int = 1, spinning: bool = False) -> Executable:
+        def reference_plan(num_threads: int = 1, spinning: bool = False) -> Plan:
             own = replace(plan, num_threads=num_threads, spinning=spinning)
             # threads that all sessions share stay as they are
-            return prepare(self.artifact, plan if plan.shared_threads else own)
+            return plan if plan.shared_threads else own
 
         def answering(feeds: Feeds) -> Variant | None:
             name = self.plan.at(feeds.rows).variant
@@ -304,12 +304,15 @@ class Session:
 
         def fall_back() -> None:
             larger = self.plan.larger or self.plan
-            executable = open_reference(max(self.plan.num_threads, larger.num_threads), self.plan.spinning)
-            self._fallen_back, self._executable = self._executable, executable
+            own = reference_plan(max(self.plan.num_threads, larger.num_threads), self.plan.spinning)
+            executable = prepare(self.artifact, own)
+            self._fallen_back, self._executable, self.plan = self._executable, executable, own
 
         parity = self.artifact.manifest.parity
         tolerances = parity.tolerances if parity else TOLERANCES
-        self.shadow = Shadow(answering, tolerances, open_reference, fall_back, options)
+        self.shadow = Shadow(
+            answering, tolerances, lambda: prepare(self.artifact, reference_plan()), fall_back, options
+        )
 
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see

@@ -407,6 +407,19 @@ def test_who_has_little_time_goes_first(served: Served) -> None:
         assert [ids.tolist() for ids in served.runs[1:]] == [[[4]], [[1]], [[2]], [[3]], [[5]]]
 
 
+def test_short_deadlines_buy_no_larger_share(served: Served) -> None:
+    """One whose every request is urgent does not hold up one who waits without a deadline."""
+    with _opened(served, BatchOptions(max_rows=1)) as batcher:
+        with Held(served, batcher):
+            hasty = _submit(batcher, *[[n] for n in range(100, 120)], caller="hasty", timeout_s=600)
+            patient = _submit(batcher, [1], [2], caller="patient")
+        for future in (*hasty, *patient):
+            future.result(WAIT_S)
+        ran = [ids.ravel().tolist() for ids in served.runs[1:]]
+        assert ran.index([1]) <= 3
+        assert ran.index([2]) <= 5
+
+
 def test_more_rows_than_a_run_may_have_are_cut(served: Served) -> None:
     """And others get their turn in between."""
     with _opened(served, BatchOptions(max_rows=4)) as batcher:

@@ -267,12 +267,18 @@ def test_it_computes_in_bfloat16_as_the_plan_says(tmp_path: Path) -> None:
     }
     artifact = open_artifact(write(tmp_path, text))
     with open_session(artifact, PlanOptions(backend="openvino")) as session:
-        plan, exact = replace(session.plan, compute_dtype="bfloat16"), session.run(feeds)["y"]
-    with open_session(artifact, plan=plan) as session:
+        as_it_is, exact = session.plan, session.run(feeds)["y"]
+    rounding = replace(as_it_is, compute_dtype="bfloat16")
+    with open_session(artifact, plan=rounding) as session:
         rounded = session.run(feeds)["y"]
-    off = float(np.abs(rounded - exact).max() / np.abs(exact).max())
+    by_rows = replace(as_it_is, larger=replace(rounding, rows_from=65))
+    with open_session(artifact, plan=by_rows) as session:
+        np.testing.assert_array_equal(session.run(feeds)["y"], exact)
+        many = session.run({**feeds, "x": np.concatenate([feeds["x"], feeds["x"]])})["y"]
     has = "bfloat16" in load_backend("openvino").compute_dtypes(this_machine())
-    assert 1e-4 < off < 2e-2 if has else off < 1e-5
+    for answer in (rounded, many[:64], many[64:]):
+        off = float(np.abs(answer - exact).max() / np.abs(exact).max())
+        assert 1e-4 < off < 2e-2 if has else off < 1e-5
 
 
 def test_what_a_backend_cannot_compute_in_is_refused(net: Path) -> None:

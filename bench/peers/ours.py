@@ -33,6 +33,7 @@ def load(given: Given) -> Loaded:
 
 
 def _described(plan: Plan) -> str:
-    here = f"{plan.variant} on {versions(plan.backend)}, threads {plan.num_threads}"
+    dtype = f" in {plan.compute_dtype}" if plan.compute_dtype else ""
+    here = f"{plan.variant} on {versions(plan.backend)}{dtype}, threads {plan.num_threads}"
     larger = plan.larger
     return f"{here}, from {larger.rows_from} rows on {_described(larger)}" if larger else here

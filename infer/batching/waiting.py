@@ -94,8 +94,9 @@ class Waiting:
     """The queue. Not safe for threads: its owner has the lock.
 
     Callers take turns by the work they ask for, so that one with much of it does not hold up the others
-    (weighted fair queueing, Demers et al. 1989, with equal weights). One whose deadline would pass during
-    the next run goes first.
+    (weighted fair queueing, Demers et al. 1989, with equal weights). A request whose deadline would pass
+    during the next run goes first: before others of its caller, and before other callers' if its caller is
+    at most a run ahead of them, so that short deadlines buy nobody a larger share.
     """
 
     def __init__(
@@ -169,11 +170,16 @@ class Waiting:
     def _first(self) -> Request | None:
         """The one whose turn it is, taken out of the queue."""
         while self._requests:
-            urgent = [request for request in self._requests if self._is_urgent(request)]
+            in_turn: dict[str, list[Request]] = {}
+            for request in sorted(self._requests, key=lambda request: request.turn):
+                in_turn.setdefault(request.asked.caller, []).append(request)
+            chosen = next(iter(in_turn.values()))[0]
+            ahead = chosen.turn + self._pace.enough
+            due = [requests for requests in in_turn.values() if requests[0].turn <= ahead]
+            urgent = [request for requests in due for request in requests if self._is_urgent(request)]
             if urgent:
                 chosen = min(urgent, key=lambda request: request.asked.left_s() or 0.0)
-            else:
-                chosen = min(self._requests, key=lambda request: request.turn)
+                _put_first(chosen, in_turn[chosen.asked.caller])
             if self._claimed(chosen):
                 return chosen
         return None
@@ -206,3 +212,11 @@ class Waiting:
         if run is None or without is None or apart is None:
             return after - before - request.cost <= _PADDED * after
         return run <= without + apart
+
+
+def _put_first(chosen: Request, in_turn: Sequence[Request]) -> None:
+    """Before the others of its caller, who take their turns in the order they had."""
+    turns = [request.turn for request in in_turn]
+    others = [request for request in in_turn if request is not chosen]
+    for request, turn in zip((chosen, *others), turns, strict=True):
+        request.turn = turn

@@ -61,6 +61,13 @@ def _evidence(variant: Variant) -> Iterator[str]:
         yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
 
 
+def _made_for(variant: Variant) -> str:
+    """The backend that runs it, and what it computes in, if that is not as ever."""
+    if not variant.backend:
+        return ""
+    return f", for {variant.backend}{f' in {variant.compute_dtype}' if variant.compute_dtype else ''}"
+
+
 def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
     manifest, provenance = artifact.manifest, artifact.manifest.provenance
     heading(manifest.name)
@@ -89,7 +96,7 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
                 (
                     variant.name,
                     f"{variant.precision}, opset {variant.opset}, {size(variant.size_bytes)}"
-                    f"{f', for {variant.backend}' if variant.backend else ''}",
+                    f"{_made_for(variant)}",
                 ),
                 (
                     "",

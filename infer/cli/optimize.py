@@ -190,7 +190,11 @@ def _report(found: Optimized, output: Path) -> None:
     heading("result")
     facts = [
         ("variant", f"{variant.name}, {variant.precision}, {size(variant.size_bytes)}"),
-        ("runs on", f"{found.outcome.runtime}, threads {found.outcome.settings.num_threads}"),
+        (
+            "runs on",
+            f"{_on(found.outcome.runtime, variant.compute_dtype)},"
+            f" threads {found.outcome.settings.num_threads}",
+        ),
         ("judged on", found.data),
         ("artifact", str(output)),
     ]
@@ -204,7 +208,8 @@ def _report(found: Optimized, output: Path) -> None:
         facts.insert(0, ("time", said))
     if other := found.outcome.other:
         at = f"from {other.rows_from} rows" if other.larger else f"below {other.rows_from} rows"
-        said = f"{other.variant} on {other.runtime}, threads {other.settings.num_threads}"
+        runtime = _on(other.runtime, other.found.compute_dtype)
+        said = f"{other.variant} on {runtime}, threads {other.settings.num_threads}"
         facts.insert(
             3, (at, f"{said}: ×{other.ratio.value:.3f} of the time of {found.best} with {other.rows}")
         )
@@ -212,6 +217,10 @@ def _report(found: Optimized, output: Path) -> None:
         facts.append(("elsewhere", found.elsewhere))
     facts += [("not fused", said) for said in found.shortfalls]
     rows(facts)
+
+
+def _on(runtime: str, compute_dtype: str | None) -> str:
+    return f"{runtime} in {compute_dtype}" if compute_dtype else runtime
 
 
 def _cells(verdict: Verdict) -> tuple[str, str, str, str, str]:

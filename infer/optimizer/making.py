@@ -11,9 +11,12 @@ from infer.optimizer.budget import Budget
 from infer.optimizer.gates import Judged
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.recipes import Given, Recipe
-from infer.optimizer.sensitivity import kept_in_float
+from infer.optimizer.sensitivity import MOST, kept_in_float
 from infer.optimizer.targets import Target
 from infer.optimizer.trial import Attempt, Trial
+
+_SEARCHED = 0.2
+"""The part of the search's time that the sensitivity of nodes to one recipe may take."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class Making:
     trial: Trial
     best: dict[tuple[str, ...], str]
 
+    @property
+    def name(self) -> str:
+        """What the attempt with all nodes is called."""
+        return f"{self.recipe.name}-{self.compute_dtype}" if self.compute_dtype else self.recipe.name
+
     def attempt(self, name: str, keep: Collection[str], way: str = "") -> Attempt:
         """A variant in which the nodes `keep` stay as they are, made in the best way or the one named."""
         way = way or self._best_way()
@@ -44,11 +52,13 @@ class Making:
                 rewrite(model)
             return result
 
-        precision = self.recipe.precision.format(way)
-        if self.compute_dtype:
-            precision += f", the rest computed in {self.compute_dtype}"
         return Attempt(
-            name, self.target.backend, build, precision, exact=False, compute_dtype=self.compute_dtype
+            name,
+            self.target.backend,
+            build,
+            self.recipe.precision.format(way),
+            exact=False,
+            compute_dtype=self.compute_dtype,
         )
 
     def spared(self, name: str, out_of_time: Callable[[], bool]) -> Iterator[list[str]]:
@@ -57,17 +67,21 @@ class Making:
         def answered(keep: Sequence[str], budgets: Sequence[Budget]) -> Judged:
             return self.trial.rehearse(self.attempt(name, keep), budgets)
 
+        # the best way was found by rehearsals, or there is one way alone
+        each_s = self.trial.rehearsal_s
+        most = int(_SEARCHED * self.trial.options.time_s / each_s) if each_s else MOST
         return kept_in_float(
             self.trial.costs(self.recipe.candidates(self.trial.workshop.load())),
             lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
             lambda keep: answered(keep, self.trial.options.budgets).broken is None,
             out_of_time,
             lambda said: self.trial.progress(f"{name}: {said}"),
+            most,
         )
 
     def _best_way(self) -> str:
         """Of how the recipe can be made, what is nearest on calibration feeds."""
-        name, ways = self.recipe.name, self.recipe.ways
+        name, ways = self.name, self.recipe.ways
         if len(ways) == 1:
             return ways[0]
         if ways not in self.best:

@@ -13,7 +13,7 @@ import json
 import pickle
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import version
@@ -217,6 +217,7 @@ class _Search:
         self._passes: dict[str, dict[str, Pass]] = {name: {} for name in targets}
         self._dtypes: dict[str, str] = {}
         self._ways: dict[tuple[str, ...], str] = {}
+        self._spared: dict[str, Sequence[str]] = {}
         plan, graph = trial.reference.plan, trial.workshop.reference
         self._start = Verdict(
             REFERENCE,
@@ -283,7 +284,7 @@ class _Search:
         if self._options.objective == "size":
             return
         for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
-            name, precision = f"{target.backend}-{dtype}", f"{self._start.precision}, computed in {dtype}"
+            name, precision = f"{target.backend}-{dtype}", self._start.precision
             if reason := needs_more_bits(self._trial.workshop.load()):
                 if self._trial.workshop.known(name) is None:
                     verdict = Verdict(name, False, reason, precision, exact=False, backend=target.backend)
@@ -311,7 +312,7 @@ class _Search:
             dtype = self._dtypes.get(target.backend)
             if dtype is not None and found.within:
                 # what is between the integers is computed sooner, or only converted more often
-                self._made(replace(recipe, name=f"{recipe.name}-{dtype}"), target, given, dtype)
+                self._made(recipe, target, given, dtype)
 
     def _made(self, recipe: Recipe, target: Target, given: Given, dtype: str | None) -> Verdict:
         """A recipe as a whole, or with some nodes in float, computed in this type."""
@@ -333,7 +334,7 @@ class _Search:
 
     def _try_recipe(self, making: Making) -> Verdict:
         """The recipe as a whole."""
-        name = making.recipe.name
+        name = making.name
         if (known := self._trial.workshop.known(name)) is not None:
             return known
         self._check_time()
@@ -343,15 +344,16 @@ class _Search:
         """The recipe again, without the nodes that cost the most accuracy: as few as calibration feeds
         allow, or twice as many where these did not show it all."""
         trial = self._trial
-        name = f"{making.recipe.name}-mixed"
+        name = f"{making.name}-mixed"
         done = [verdict for verdict in trial.workshop.verdicts if verdict.name.startswith(name)]
         if done and not done[-1].broken:
             return done[-1]
         self._check_time()
         found = None
-        for turn, keep in enumerate(making.spared(name, lambda: time.monotonic() > self._until), 1):
+        for turn, keep in enumerate(self._spared_by(making, name), 1):
             found = self._try(making.attempt(name if turn == 1 else f"{name}-{turn}", keep))
             if not found.broken:
+                self._spared[making.recipe.name] = keep
                 break
         if found is None:
             self._check_time()
@@ -359,6 +361,13 @@ class _Search:
             found = Verdict(name, False, why, exact=False, backend=making.target.backend)
             trial.workshop.note(found)
         return found
+
+    def _spared_by(self, making: Making, name: str) -> Iterator[Sequence[str]]:
+        """Nodes to leave in float: those with which the recipe held in another type, then what a search
+        finds."""
+        if (before := self._spared.get(making.recipe.name)) is not None:
+            yield before
+        yield from making.spared(name, lambda: time.monotonic() > self._until)
 
     def _try_threads(self) -> None:
         """Fewer threads are faster for small graphs."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 Damage = Callable[[Sequence[str]], float]
 """How far answers are off if these nodes stay in float and all others are quantized."""
 
-MOST = 96
-"""With more candidates than that, neighbours share their fate."""
+MOST, FEWEST = 96, 8
+"""With more candidates than that, neighbours share their fate; also with fewer, if each takes long."""
 
 _MOST_KEPT = 0.75
 """With a larger part in float, a variant is hardly faster."""
@@ -20,16 +20,17 @@ def kept_in_float(
     holds: Callable[[Sequence[str]], bool],
     out_of_time: Callable[[], bool],
     progress: Callable[[str], None],
+    most_groups: int = MOST,
 ) -> Iterator[list[str]]:
     """The nodes that must stay in float for `holds`, those first that do the most damage for what they
     save; if these do not suffice elsewhere, twice as many, and so on; nothing if most do not suffice.
 
     `costs` has what each node would take if it stayed, in any unit: operations, say, or bytes. Conversions
-    around it are taken to cost as much as a node does in the mean. Each group's damage is measured with all
-    other groups in float; then the number of groups that stay is doubled until `holds`, and halved in
-    between.
+    around it are taken to cost as much as a node does in the mean. Neighbours make groups, `most_groups` at
+    most. Each group's damage is measured with all others in float; then the number of groups that stay is
+    doubled until `holds`, and halved in between.
     """
-    groups = _groups(list(costs))
+    groups = _groups(list(costs), max(FEWEST, min(MOST, most_groups)))
     if len(groups) < 2:
         return
     mean = sum(costs.values()) / len(costs) or 1.0
@@ -60,6 +61,6 @@ def kept_in_float(
         high *= 2
 
 
-def _groups(names: list[str]) -> list[list[str]]:
-    size = -(-len(names) // MOST)
+def _groups(names: list[str], most: int) -> list[list[str]]:
+    size = -(-len(names) // most)
     return [names[i : i + size] for i in range(0, len(names), size)]

@@ -30,7 +30,7 @@ _STARTS = 4
 _QUERY_S = 0.15
 """How long the feeds that are timed may take together, if they are more than one."""
 
-_AGAIN = 0.1
+_AGAIN = 0.05
 """The part of the search's time that measuring anew may take."""
 
 _GLANCE, _MUCH_SLOWER = 0.25, 1.1
@@ -53,6 +53,7 @@ class Timing:
     Attributes:
         usual: the reference's settings.
         rows: how many a feed has that is timed, unless others are asked for.
+        typical_s: what the reference takes for a feed of middle size.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Timing:
         self._progress = progress
         self._device = reference.plan.device
         self._all = timed
-        self._timed = _short(timed, reference)
+        self._timed, self.typical_s = _short(timed, reference)
         self._resized: dict[int, Sequence[Feeds]] = {}
         self.usual = Settings(reference.plan.num_threads)
         dim = batch_dim(reference.signature)
@@ -123,7 +124,7 @@ class Timing:
         if rows not in self._resized:
             sizes = {dim: rows} if (dim := batch_dim(signature)) else {}
             feeds = [resized(signature, feeds, sizes) for feeds in self._all]
-            self._resized[rows] = _short(feeds, self._reference)
+            self._resized[rows], _ = _short(feeds, self._reference)
         return self._resized[rows]
 
     def contender(self, found: Verdict, settings: Settings | None = None) -> Contender:
@@ -172,9 +173,9 @@ class Timing:
             yield session
 
 
-def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
+def _short(timed: Sequence[Feeds], reference: Session) -> tuple[Sequence[Feeds], float]:
     """Feeds, from the smallest to the largest, that the reference answers in `_QUERY_S` together: a gate
-    asks them some thirty times."""
+    asks them some thirty times. And what it takes for one of middle size."""
     taken = []
     for feeds in timed:
         reference.run(feeds)
@@ -185,9 +186,9 @@ def _short(timed: Sequence[Feeds], reference: Session) -> Sequence[Feeds]:
     while count > 1:
         places = np.linspace(0, len(timed) - 1, count).round().astype(int).tolist()
         if sum(taken[place] for place in places) <= _QUERY_S:
-            return [timed[place] for place in places]
+            return [timed[place] for place in places], statistics.median(taken)
         count -= 1
-    return [timed[len(timed) // 2]]
+    return [timed[len(timed) // 2]], statistics.median(taken)
 
 
 def much_slower(ratio: Estimate | None) -> bool:

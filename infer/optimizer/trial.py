@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,8 +26,11 @@ from infer.optimizer.workshop import Workshop, graph_of
 from infer.parity import TOLERANCES
 from infer.session import Session
 
-_REHEARSED = 16
-"""Calibration feeds that a sensitivity search asks again and again."""
+_REHEARSED, _FEWEST_REHEARSED = 16, 6
+"""Calibration feeds that a sensitivity search asks again and again: the most, and for slow models."""
+
+_REHEARSAL_S = 1.0
+"""How long the reference may take for them."""
 
 _SLOWER = 0.02
 """A smaller variant may be so much slower, which is less than is noticed."""
@@ -55,7 +59,11 @@ class Attempt:
 
 class Trial:
     """All that it takes to try things on one artifact. Each verdict is kept as soon as it is reached, and
-    reached once."""
+    reached once.
+
+    Attributes:
+        rehearsal_s: how long the latest rehearsal took; 0.0 before the first.
+    """
 
     def __init__(
         self,
@@ -72,6 +80,7 @@ class Trial:
         self.timing = Timing(workshop, reference, material.timed, options, progress)
         self._judge: Judge | None = None
         self._rehearsal: Judge | None = None
+        self.rehearsal_s = 0.0
 
     def attempt(self, attempt: Attempt, best: Contender, best_bytes: int) -> Verdict:
         """Build a graph, judge it, and time it beside the best so far."""
@@ -167,7 +176,10 @@ class Trial:
         that fails is as far off as can be."""
         assert attempt.build is not None
         if self._rehearsal is None:
-            self._rehearsal = self._judging(self.material.rehearsed(_REHEARSED))
+            count = int(_REHEARSAL_S / self.timing.typical_s)
+            count = max(_FEWEST_REHEARSED, min(_REHEARSED, count))
+            self._rehearsal = self._judging(self.material.rehearsed(count))
+        start = time.perf_counter()
         try:
             model = self.workshop.load()
             attempt.build(model)
@@ -178,6 +190,7 @@ class Trial:
             return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
         finally:
             self.workshop.discard(graph_of("rehearsal"))
+            self.rehearsal_s = time.perf_counter() - start
 
     def costs(self, nodes: Sequence[ir.Node]) -> dict[str, float]:
         """What each of these nodes of the reference takes as it is, by name: weights if files are to become

@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -19,12 +19,17 @@ from starlette.types import Scope
 from infer.errors import InferError, OverloadedError
 from infer.server.options import ServerOptions
 
-OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/v2/health/live", "/v2/health/ready"})
+PAGE_PATHS = ("/", "/page.css", "/page.js", "/recording.js")
+
+OPEN_PATHS = frozenset({*PAGE_PATHS, "/v2/health/live", "/v2/health/ready"})
 """What can be read without a token: nothing of the models is in it."""
 
 MIN_TOKEN_CHARACTERS = 16
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
 _CHUNK_BYTES = 2**20
+
+INFLATES = 1032
+"""Deflate makes of a byte this many at most (zlib's documentation)."""
 
 
 class StrangerError(InferError):
@@ -90,28 +95,32 @@ class Bodies:
         self._held = 0
 
     @contextmanager
-    def room(self, request: Request) -> Iterator[None]:
-        """Memory for the body of a request, until it is answered. Raises `HTTPException` if the headers
-        tell of too much, and `OverloadedError` if it is there, but not now."""
-        length, most = self._announced(request), self._options.max_body_bytes
-        with self.held(most if length is None or "content-encoding" in request.headers else length):
-            yield
+    def room(self, request: Request) -> Iterator[Room]:
+        """Memory for the body of a request, as its headers tell, until it is answered. Raises
+        `HTTPException` if they tell of too much, and `OverloadedError` if it is there, but not now."""
+        with self.held(self._announced(request) or 0) as room:
+            yield room
 
     @contextmanager
-    def held(self, size_bytes: int) -> Iterator[None]:
+    def held(self, size_bytes: int) -> Iterator[Room]:
         """Memory for so much of a request, until it is answered. Raises `OverloadedError`."""
-        if self._held + size_bytes > self._options.max_bodies_bytes:
+        room = Room(self._take)
+        room.resize(size_bytes)
+        try:
+            yield room
+        finally:
+            room.resize(0)
+
+    def _take(self, size_bytes: int) -> None:
+        """So much more, or less. Raises `OverloadedError`."""
+        if size_bytes > 0 and self._held + size_bytes > self._options.max_bodies_bytes:
             raise OverloadedError("the bodies of other requests take all memory for them; try again later")
         self._held += size_bytes
-        try:
-            yield
-        finally:
-            self._held -= size_bytes
 
-    async def read(self, request: Request) -> bytes:
-        """The body as it was sent. Raises `HTTPException` and `ClientDisconnect`."""
+    async def read(self, request: Request, room: Room) -> bytes:
+        """The body as it was sent. Raises `HTTPException`, `OverloadedError` and `ClientDisconnect`."""
         try:
-            return await asyncio.wait_for(self._read(request), self._options.body_timeout_s)
+            return await asyncio.wait_for(self._read(request, room), self._options.body_timeout_s)
         except asyncio.TimeoutError as error:
             raise HTTPException(
                 408, f"the body was not there within {self._options.body_timeout_s:g} s"
@@ -127,13 +136,27 @@ class Bodies:
             raise _too_large(most)
         return int(text)
 
-    async def _read(self, request: Request) -> bytes:
+    async def _read(self, request: Request, room: Room) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._options.max_body_bytes:
+            if len(body) + len(chunk) > self._options.max_body_bytes:
                 raise _too_large(self._options.max_body_bytes)
+            room.resize(max(room.size_bytes, len(body) + len(chunk)))
+            body += chunk
         return bytes(body)
+
+
+class Room:
+    """Memory that one request has taken of what there is for all."""
+
+    def __init__(self, take: Callable[[int], None]) -> None:
+        self._take = take
+        self.size_bytes = 0
+
+    def resize(self, size_bytes: int) -> None:
+        """Hold so much. Raises `OverloadedError` if others hold it."""
+        self._take(size_bytes - self.size_bytes)
+        self.size_bytes = size_bytes
 
 
 def inflated(body: bytes, encoding: str | None, max_bytes: int) -> bytes:

@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route, Router
 
 from infer.server import openai_api, v2
+from infer.server.admission import PAGE_PATHS
 from infer.server.front import Front
 from infer.server.metrics import CONTENT_TYPE
 from infer.server.openapi import document
@@ -42,7 +43,7 @@ async def scrape(request: Request) -> Response:
 
 
 async def openapi(request: Request) -> Response:
-    """The description of the protocol's endpoints."""
+    """The description of the endpoints."""
     return v2.json_response(document())
 
 
@@ -79,9 +80,7 @@ ROUTES = (
     _get("/v1/models/{model}", openai_api.model),
     _get("/metrics", scrape),
     _get("/openapi.json", openapi),
-    _get("/", page),
-    _get("/page.css", page),
-    _get("/page.js", page),
+    *(_get(path, page) for path in PAGE_PATHS),
 )
 """Path → endpoint; the first that fits answers."""
 

@@ -198,8 +198,7 @@ class GrpcServer:
         model = self._model(message.model_name, message.model_version, call)
         if served.draining:
             raise UnavailableError("the server is stopping; ask another one")
-        served.admit(model)
-        with served.bodies.held(call.bytes_in):
+        with served.counted(model, call.left_s), served.bodies.held(call.bytes_in):
             asked = await served.apart(lambda: parse(message), call.bytes_in)
 
             def work(_: Any, run: Any) -> Any:

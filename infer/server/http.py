@@ -178,7 +178,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         self._on_drain()
         # a run that does not return would keep the process for ever
-        timer = threading.Timer(self._drain_s + _GRACE_S, _end, args=(0,))
+        timer = threading.Timer(self._drain_s + _GRACE_S, _end, args=(1,))
         timer.daemon = True
         timer.start()
 

@@ -14,7 +14,6 @@ from infer.artifact import Artifact
 from infer.errors import InferError, InputError, OverloadedError
 from infer.live import Version, opened_beside
 from infer.machine import this_machine
-from infer.manifest import Variant
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.plan import Plan
 from infer.planner import make_plan
@@ -65,16 +64,13 @@ class Model:
     @property
     def weights_bytes(self) -> int:
         """What its weights take on the disk, and so at least in memory."""
-        return _weights_bytes(self.artifact, self.plan)
+        return self._bytes_of(self.artifact, self.plan)
 
     @property
-    def answering(self) -> Variant:
-        """The variant that was planned, or the reference if a shadow check made the session fall back."""
-        variants = self.artifact.manifest.variants
+    def answering(self) -> Plan:
+        """The plan, or the reference's if a shadow check made the session fall back."""
         version = self._current
-        if version is not None and version.session.shadow and version.session.shadow.stats().fell_back:
-            return variants[0]
-        return next(variant for variant in variants if variant.name == self.plan.variant)
+        return self.plan if version is None else version.session.plan
 
     @property
     def state(self) -> str:
@@ -142,7 +138,7 @@ class Model:
             if _stamp(artifact) == _stamp(self.artifact):
                 return "unchanged", None
             plan = make_plan(artifact.manifest, this_machine(), self._plan_options)
-            make_room(_weights_bytes(artifact, plan))
+            make_room(self._bytes_of(artifact, plan))
             old = self.hold()
             try:
                 new = opened_beside(old.session, artifact) if old else None
@@ -167,6 +163,14 @@ class Model:
         if version is not None:
             version.session.close()
         return True
+
+    def _bytes_of(self, artifact: Artifact, plan: Plan) -> int:
+        """The weights of what answers, and of the reference if answers are checked by it."""
+        sizes = {variant.name: variant.size_bytes for variant in artifact.manifest.variants}
+        reference = artifact.manifest.variants[0].name
+        names = set(plan.variants)
+        checked = [reference] if self._options.shadow and names != {reference} else []
+        return sum(sizes[name] for name in (*names, *checked))
 
     def _found(self) -> Artifact:
         """What is at its path now, bound to where a link leads, so that another one may take the link."""
@@ -231,8 +235,9 @@ class Models:
 
     @property
     def ready(self) -> bool:
-        """Whether all models that are to be loaded at the start are there, and none has failed."""
-        return not self._closed and all(map(self.can_answer, self))
+        """Whether all models that are to be loaded at the start are there. What is loaded when it is asked
+        for is its callers' concern: one that fails would keep the others from being asked."""
+        return not self._closed and (self.lazy or all(map(self.can_answer, self)))
 
     def can_answer(self, model: Model) -> bool:
         """Whether a request to `model` may be sent now."""
@@ -341,11 +346,6 @@ def _checked(name: str, path: Path) -> str:
             f" and '-', 128 at most; say what it is called: NAME={path}"
         )
     return name
-
-
-def _weights_bytes(artifact: Artifact, plan: Plan) -> int:
-    sizes = {variant.name: variant.size_bytes for variant in artifact.manifest.variants}
-    return sizes[plan.variant] + (sizes[plan.larger.variant] if plan.larger else 0)
 
 
 def _stamp(artifact: Artifact) -> object:

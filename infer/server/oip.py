@@ -78,7 +78,7 @@ def json_length(header: str | None, size_bytes: int) -> int | None:
     return int(header)
 
 
-def load_json(text: bytes | memoryview) -> dict[str, Any]:
+def load_json(text: bytes | bytearray | memoryview) -> dict[str, Any]:
     """The JSON object `text`. Raises `InputError`."""
     text = bytes(text)
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:

@@ -14,6 +14,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
+from infer.batching import Work
 from infer.errors import InputError
 from infer.server.inputs import MAX_INPUTS, kind_of
 from infer.server.models import Model
@@ -40,38 +41,44 @@ async def model(request: Request) -> Response:
 async def embeddings(request: Request) -> Response:
     """Texts in, their vectors out, as floats or in base64 (little-endian float32)."""
     served = service(request)
-    with served.bodies.room(request):
-        body = await served.body(request)
+    with served.bodies.room(request) as room:
+        body = await served.body(request, room)
         asked = await served.apart(lambda: load_json(body), len(body))
         name = asked.get("model")
         model = request.state.model = served.models.get(name if isinstance(name, str) else "")
-        spec = model.artifact.manifest.task
-        if spec is None or spec.name != TASK:
-            raise InputError(f"the model '{model.name}' is no {TASK} model")
-        texts, encoded = _texts(asked.get("input")), _wants_base64(asked)
+        with served.counted(model):
+            return await answer(request, model, _embedding(model, asked))
 
-        def work(task: Any, _: Any) -> Response:
-            parts = list(task.parts(texts))
-            tokens = sum(len(window.tokens.ids) for part in parts for window in part.about)
-            vectors = answer_parts(task.setting, parts, task.decode)
-            _check_dimensions(asked.get("dimensions"), vectors)
-            return json_response(
-                {
-                    "object": "list",
-                    "data": [
-                        {"object": "embedding", "index": i, "embedding": _base64(v) if encoded else v}
-                        for i, v in enumerate(vectors)
-                    ],
-                    "model": model.name,
-                    "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-                }
-            )
 
-        return await answer(request, model, work)
+def _embedding(model: Model, asked: dict[str, Any]) -> Work[Response]:
+    """Makes the answer. Raises `InputError` for what cannot be asked of `model`."""
+    spec = model.artifact.manifest.task
+    if spec is None or spec.name != TASK:
+        raise InputError(f"the model '{model.name}' is no {TASK} model")
+    texts, encoded = _texts(asked.get("input")), _wants_base64(asked)
+
+    def work(task: Any, _: Any) -> Response:
+        parts = list(task.parts(texts))
+        tokens = sum(len(window.tokens.ids) for part in parts for window in part.about)
+        vectors = answer_parts(task.setting, parts, task.decode)
+        _check_dimensions(asked.get("dimensions"), vectors)
+        return json_response(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": i, "embedding": _base64(v) if encoded else v}
+                    for i, v in enumerate(vectors)
+                ],
+                "model": model.name,
+                "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            }
+        )
+
+    return work
 
 
 def _described(model: Model) -> dict[str, Any]:
-    manifest, plan = model.artifact.manifest, model.plan
+    manifest, plan = model.artifact.manifest, model.answering
     return {
         "id": model.name,
         "object": "model",
@@ -82,11 +89,13 @@ def _described(model: Model) -> dict[str, Any]:
         "digest": model.artifact.manifest_sha256,
         "inputs": [str(spec) for spec in manifest.inputs],
         "plan": {
-            "variant": model.answering.name,
-            "precision": model.answering.precision,
+            "variant": plan.variant,
+            "precision": plan.precision,
             "backend": plan.backend,
+            "compute_dtype": plan.compute_dtype,
             "device": plan.device,
             "threads": plan.num_threads,
+            "summary": plan.summary,
         },
     }
 

@@ -1,4 +1,4 @@
-"""The description of the protocol's endpoints, in OpenAPI 3.1."""
+"""The description of the endpoints, in OpenAPI 3.1."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "infer",
             "version": infer.__version__,
-            "description": "Open Inference Protocol, version 2.",
+            "description": "Open Inference Protocol, version 2; tasks; and OpenAI's endpoints.",
         },
         "paths": {
             "/v2": {"get": _operation("Server metadata", "ServerMetadata")},
@@ -33,6 +33,21 @@ def document() -> dict[str, Any]:
                 )
                 for path, item in _of_model(parameters).items()
             },
+            **{
+                f"{prefix}:predict": {"post": _predict(names)}
+                for prefix, names in (
+                    ("/v1/models/{model}", ("model",)),
+                    ("/v1/models/{model}/versions/{version}", ("model", "version")),
+                )
+            },
+            "/v1/models": {"get": _operation("Models, and how they are run", "List")},
+            "/v1/models/{model}": {"get": _operation("A model, and how it is run", "Model", ("model",))},
+            "/v1/embeddings": {
+                "post": _asked(
+                    _operation("Texts in, their vectors out", "Embeddings", busy=True, may_lack=True),
+                    {_JSON: {"schema": _ref("EmbeddingsRequest")}},
+                )
+            },
         },
         "components": {"schemas": _SCHEMAS},
     }
@@ -45,21 +60,40 @@ def _of_model(names: tuple[str, ...]) -> dict[str, Any]:
         "/config": {"get": _operation("What Triton's clients ask for", "ModelConfig", names)},
         "/stats": {"get": _operation("Counts and times since the start", "ModelStatistics", names)},
         "/infer": {
-            "post": {
-                **_operation("Feeds in, outputs out", "InferResponse", names, busy=True),
-                "requestBody": {"required": True, "content": {_JSON: {"schema": _ref("InferRequest")}}},
-            }
+            "post": _asked(
+                _operation("Feeds in, outputs out", "InferResponse", names, busy=True),
+                {_JSON: {"schema": _ref("InferRequest")}},
+            )
         },
     }
 
 
+def _predict(names: tuple[str, ...]) -> dict[str, Any]:
+    """A picture, a sound or a text as the whole body is one input."""
+    whole = {"schema": {"type": "string", "format": "binary"}}
+    return _asked(
+        _operation("Inputs of the model's task in, its results out", "Predicted", names, busy=True),
+        {
+            _JSON: {"schema": _ref("PredictRequest")},
+            "application/octet-stream": whole,
+            "text/plain": {"schema": _TEXT},
+        },
+    )
+
+
+def _asked(operation: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`operation` with a body."""
+    return {**operation, "requestBody": {"required": True, "content": content}}
+
+
 def _operation(
-    summary: str, schema: str, names: tuple[str, ...] = (), *, busy: bool = False
+    summary: str, schema: str, names: tuple[str, ...] = (), *, busy: bool = False, may_lack: bool = False
 ) -> dict[str, Any]:
-    """`busy` ones may answer that they cannot now."""
+    """`busy` ones may answer that they cannot now, and those that `may_lack` it that there is no such
+    model, as do all whose path names one."""
     errors = {400: "wrong input", 401: "no token", 403: "another site's page", 408: "late body"}
     errors |= {413: "too large", 415: "unknown encoding", 431: "the head is too large"}
-    errors |= {404: "no such model"} if names else {}
+    errors |= {404: "no such model"} if names or may_lack else {}
     errors |= {503: "too much to do, or not ready", 504: "no answer in time"} if busy else {}
     return {
         "summary": summary,
@@ -98,8 +132,17 @@ _DIMS = _list({"type": "integer", "minimum": -1})
 _DESCRIBED = _object({"name": _TEXT, "datatype": _DATATYPE, "shape": _DIMS})
 _CONFIGURED = _object({"name": _TEXT, "data_type": _TEXT, "dims": _DIMS})
 
+_MODEL = _object(
+    {"id": _TEXT, "object": _TEXT, "created": _COUNT, "task": _TEXT, "takes": _TEXT, "plan": _object({})}
+)
+
 _SCHEMAS: dict[str, Any] = {
-    "Error": _object({"error": _TEXT}),
+    "Error": {
+        "anyOf": [  # the second is OpenAI's
+            _object({"error": _TEXT}),
+            _object({"error": _object({"message": _TEXT, "type": _TEXT})}),
+        ]
+    },
     "Live": _object({"live": _FLAG}),
     "Ready": _object({"ready": _FLAG}),
     "Models": _object({"models": _list(_TEXT)}),
@@ -155,6 +198,24 @@ _SCHEMAS: dict[str, Any] = {
         id=_TEXT,
         outputs=_list(_object({"name": _TEXT}, parameters=_object({}, binary_data=_FLAG))),
         parameters=_object({}, binary_data_output=_FLAG, timeout={"type": "integer", "minimum": 0}),
+    ),
+    "PredictRequest": _object({"inputs": _list({})}),
+    "Predicted": _object({"model_name": _TEXT, "model_version": _TEXT, "results": _list({})}),
+    "Model": _MODEL,
+    "List": _object({"object": _TEXT, "data": _list(_MODEL)}),
+    "EmbeddingsRequest": _object(
+        {"model": _TEXT, "input": {"anyOf": [_TEXT, _list(_TEXT)]}},
+        encoding_format={"type": "string", "enum": ["float", "base64"]},
+    ),
+    "Embeddings": _object(
+        {
+            "object": _TEXT,
+            "data": _list(
+                _object({"index": _COUNT, "embedding": {"anyOf": [_list({"type": "number"}), _TEXT]}})
+            ),
+            "model": _TEXT,
+            "usage": _object({"prompt_tokens": _COUNT, "total_tokens": _COUNT}),
+        }
     ),
     "InferResponse": _object(
         {

@@ -58,7 +58,7 @@ class ServerOptions:
 
     memory_budget_bytes: int | None = None
     """Models are loaded when asked for, and the one that was not asked for the longest is closed, so that
-    the weights of those that are loaded have no more than this; default: no limit."""
+    the weights of those that are loaded have no more than this, in each worker; default: no limit."""
 
     lazy: bool = False
     """Load each model at its first request, not at the start."""

@@ -24,11 +24,10 @@ from infer.tasks import Task
 async def predict(request: Request) -> Response:
     """Inputs of the model's task in, its results out."""
     served, model = service(request), asked_model(request)
-    served.admit(model)
     spec = model.artifact.manifest.task
     kind = kind_of(spec.name if spec else None)
-    with served.bodies.room(request):
-        body = await served.body(request)
+    with served.counted(model), served.bodies.room(request) as room:
+        body = await served.body(request, room)
         content_type = request.headers.get("content-type", "application/json").partition(";")[0]
         inputs = await served.apart(lambda: _inputs(body, content_type.strip().lower(), kind), len(body))
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from infer.batching import Batcher, Work
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError
 from infer.live import Version
-from infer.server.admission import Bodies, inflated
+from infer.server.admission import INFLATES, Bodies, Room, inflated
 from infer.server.metrics import Metrics
 from infer.server.models import Model, Models
 from infer.server.options import ServerOptions
@@ -25,6 +26,7 @@ T = TypeVar("T")
 _SMALL_BYTES = 16 * 1024
 # a client whose deadline comes goes away up to so long before it, by our clock
 _EARLY_S = 0.02
+_LATE = "there was no answer in the time that the server or the caller gives"
 _PARSERS, _LOADERS = 4, 16
 
 
@@ -49,23 +51,37 @@ class Service:
         """Whether requests should be sent here."""
         return not self.draining and self.models.ready
 
-    def admit(self, model: Model) -> None:
-        """Say that a request may come in. Raises `OverloadedError`."""
-        if model.waiting >= self.options.max_waiting:
-            raise OverloadedError(
-                f"{model.waiting} requests wait for '{model.name}' already; try again later"
-            )
+    @contextmanager
+    def counted(self, model: Model, timeout_s: float | None = None) -> Iterator[None]:
+        """A request for `model`, from its head to its answer: how it ends is counted. `timeout_s` is when
+        its client goes away, if that is known. Raises `OverloadedError` if too many wait already."""
+        start, outcome = time.perf_counter(), "success"
+        try:
+            if model.waiting >= self.options.max_waiting:
+                raise OverloadedError(
+                    f"{model.waiting} requests wait for '{model.name}' already; try again later"
+                )
+            yield
+        except BaseException as error:
+            taken_s = time.perf_counter() - start
+            outcome = _outcome(error, late=timeout_s is not None and taken_s >= timeout_s - _EARLY_S)
+            raise
+        finally:
+            self.metrics.requests.labels(model.name, model.version, outcome).inc()
 
-    async def body(self, request: Request) -> bytes:
-        """The request's body without its Content-Encoding. Raises `HTTPException`, `ClientDisconnect`."""
-        body = await self.bodies.read(request)
+    async def body(self, request: Request, room: Room) -> bytes:
+        """The request's body without its Content-Encoding. Raises `HTTPException`, `OverloadedError`,
+        `ClientDisconnect`."""
+        body = await self.bodies.read(request, room)
         request.state.bytes_in = len(body)
         encoding = request.headers.get("content-encoding")
         if encoding is None:
             return body
-        return await self.apart(
-            lambda: inflated(body, encoding, self.options.max_body_bytes), len(body) * 64
-        )
+        most = self.options.max_body_bytes
+        room.resize(len(body) + min(most, INFLATES * len(body)))
+        found = await self.apart(lambda: inflated(body, encoding, most), len(body) * 64)
+        room.resize(len(found))
+        return found
 
     async def apart(self, work: Callable[[], T], size_bytes: int) -> T:
         """`work()`; in another thread if it is much."""
@@ -97,85 +113,101 @@ class Service:
         timeout_s: float | None = None,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> T:
-        """What `work` makes of the model's session; it is not run any more once `gone` returns.
+        """What `work` makes of the model's session, which is loaded first if need be; it is not run any
+        more once `gone` returns. What runs on when the time is over keeps its place in the batcher.
 
         Raises `OverloadedError`, `DeadlineError`, `UnavailableError`, `ClientDisconnect`, and what `work`
         raises.
         """
-        self.admit(model)
-        start, outcome = time.perf_counter(), "failed"
+        start = time.perf_counter()
+        limit_s = self.options.timeout_s if timeout_s is None else min(self.options.timeout_s, timeout_s)
+        patience = _Patience(asyncio.ensure_future((gone or _never)()), time.monotonic() + limit_s)
         waiting = self.metrics.waiting.labels(model.name, model.version)
         model.waiting += 1
         waiting.inc()
         try:
-            version = model.hold() or await self._loaded(model)
-            answer = await self._answered(model, version, work, caller, timeout_s, gone or _never)
-            outcome = "success"
+            version = model.hold() or await self._loaded(model, patience)
+            answer = await self._answered(version, work, caller, patience)
+            self.metrics.ran(model, version.session)
             return answer
-        except (FeedError, InputError):
-            outcome = "bad input"
-            raise
-        except OverloadedError:
-            outcome = "refused"
-            raise
-        except DeadlineError:
-            outcome = "late"
-            raise
-        except (ClientDisconnect, asyncio.CancelledError):
-            late = timeout_s is not None and time.perf_counter() - start >= timeout_s - _EARLY_S
-            outcome = "late" if late else "gone"
-            raise
         finally:
             model.waiting -= 1
             waiting.dec()
-            self.metrics.requests.labels(model.name, model.version, outcome).inc()
             self.metrics.seconds.labels(model.name, model.version).observe(time.perf_counter() - start)
+            await patience.end()
 
-    async def _loaded(self, model: Model) -> Version:
+    async def _loaded(self, model: Model, patience: _Patience) -> Version:
         loading = self._loaders.submit(self.models.hold, model)
         try:
-            return await asyncio.wrap_future(loading)
-        except asyncio.CancelledError:
+            return await patience.wait(asyncio.wrap_future(loading))
+        except (asyncio.CancelledError, ClientDisconnect, DeadlineError):
             loading.add_done_callback(_leave_if_held)
             raise
 
-    async def _answered(
-        self,
-        model: Model,
-        version: Version,
-        work: Work[T],
-        caller: str,
-        timeout_s: float | None,
-        gone: Callable[[], Awaitable[None]],
-    ) -> T:
-        limit_s = self.options.timeout_s if timeout_s is None else min(self.options.timeout_s, timeout_s)
+    async def _answered(self, version: Version, work: Work[T], caller: str, patience: _Patience) -> T:
         try:
             batcher: Batcher = version.session.batcher
-            future = batcher.submit_work(work, timeout_s=limit_s, caller=caller)
+            future = batcher.submit_work(work, timeout_s=patience.left_s, caller=caller)
         except BaseException:
             version.leave()
             raise
         future.add_done_callback(lambda _: version.leave())
-        answering = asyncio.wrap_future(future)
-        leaving = asyncio.ensure_future(gone())
-        either: set[asyncio.Future[Any]] = {answering, leaving}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                raise ClientDisconnect
-            self.metrics.ran(model, version.session)
-            return answering.result()
-        finally:
-            answering.cancel()
-            leaving.cancel()
-            with suppress(asyncio.CancelledError):
-                await leaving
+        return await patience.wait(asyncio.wrap_future(future))
 
     def close(self) -> None:
         """Close the models, after what runs."""
         self._loaders.shutdown(wait=False, cancel_futures=True)
         self._parsers.shutdown(wait=False, cancel_futures=True)
         self.models.close()
+
+
+class _Patience:
+    """How long a client waits: until it goes away, or its time is over."""
+
+    def __init__(self, leaving: asyncio.Future[None], deadline: float) -> None:
+        self._leaving, self._deadline = leaving, deadline
+
+    @property
+    def left_s(self) -> float:
+        """The time that is left. Raises `DeadlineError` if there is none."""
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise DeadlineError(_LATE)
+        return left_s
+
+    async def wait(self, wanted: asyncio.Future[T]) -> T:
+        """The result, which is cancelled if it does not come in time. Raises `DeadlineError`,
+        `ClientDisconnect`, and what it raises."""
+        either: set[asyncio.Future[Any]] = {wanted, self._leaving}
+        try:
+            await asyncio.wait(either, timeout=self.left_s, return_when=asyncio.FIRST_COMPLETED)
+            if wanted.done():
+                return wanted.result()
+            if self._leaving.done():
+                raise ClientDisconnect
+            raise DeadlineError(_LATE)
+        finally:
+            wanted.cancel()
+
+    async def end(self) -> None:
+        self._leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._leaving
+
+
+def _outcome(error: BaseException, *, late: bool) -> str:
+    """One of `metrics.OUTCOMES`."""
+    if isinstance(error, (FeedError, InputError)):
+        return "bad input"
+    if isinstance(error, HTTPException):
+        return "bad input" if error.status_code < 500 else "failed"
+    if isinstance(error, OverloadedError):
+        return "refused"
+    if isinstance(error, DeadlineError):
+        return "late"
+    if isinstance(error, (ClientDisconnect, asyncio.CancelledError)):
+        return "late" if late else "gone"
+    return "failed"
 
 
 def service(request: Request) -> Service:

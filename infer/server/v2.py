@@ -120,9 +120,8 @@ async def model_ready(request: Request) -> Response:
 async def infer_model(request: Request) -> Response:
     """Feeds in, outputs out."""
     served, model = service(request), asked_model(request)
-    served.admit(model)
-    with served.bodies.room(request):
-        body = await served.body(request)
+    with served.counted(model), served.bodies.room(request) as room:
+        body = await served.body(request, room)
         length = oip.json_length(request.headers.get(LENGTH_HEADER), len(body))
         asked = await served.apart(lambda: oip.parse_request(body, length), len(body))
         encoding = _wanted_encoding(request)

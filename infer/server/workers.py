@@ -126,11 +126,12 @@ class Workers:
 
     def __init__(self, paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
         self._arguments = (list(paths), options, listener)
-        self._options = options
+        self._options, self._listener = options, listener
         # not forked: threads and locks of libraries do not survive that
         self._context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._born: dict[int | None, float] = {}
+        self._again: dict[int, float] = {}  # place of one that died → when another takes it
         self._short_lives = 0
         self._first = set(range(options.workers))  # places whose first process is there
         self._stopping = False
@@ -144,8 +145,10 @@ class Workers:
         try:
             self._processes = [self._started() for _ in range(self._options.workers)]
             while not self._stopping:
-                wait([process.sentinel for process in self._processes], timeout=_LOOK_S)
-                self._replace_dead(folder)
+                alive = [p for place, p in enumerate(self._processes) if place not in self._again]
+                wait([process.sentinel for process in alive], timeout=_LOOK_S)
+                self._note_dead(folder)
+                self._replace_dead()
         finally:
             self._end()
             shutil.rmtree(folder, ignore_errors=True)
@@ -169,9 +172,9 @@ class Workers:
         self._born[process.pid] = time.monotonic()
         return process
 
-    def _replace_dead(self, folder: str) -> None:
+    def _note_dead(self, folder: str) -> None:
         for place, process in enumerate(self._processes):
-            if process.is_alive() or self._stopping:
+            if process.is_alive() or place in self._again or self._stopping:
                 continue
             # later the artifact may have been damaged, and the others go on serving what they have
             if process.exitcode == CANNOT_START and place in self._first:
@@ -185,14 +188,20 @@ class Workers:
             lived_s = time.monotonic() - self._born.pop(process.pid)
             # one that dies again and again is not started without a pause
             self._short_lives = self._short_lives + 1 if lived_s < _SHORT_LIFE_S else 0
-            if self._short_lives > 1:
-                time.sleep(min(_LONGEST_PAUSE_S, 0.25 * 2**self._short_lives))
-            self._processes[place] = self._started()
-            self._first.discard(place)
+            pause_s = min(_LONGEST_PAUSE_S, 0.25 * 2**self._short_lives) if self._short_lives > 1 else 0.0
+            self._again[place] = time.monotonic() + pause_s
+
+    def _replace_dead(self) -> None:
+        for place, due in list(self._again.items()):
+            if time.monotonic() >= due and not self._stopping:
+                del self._again[place]
+                self._processes[place] = self._started()
+                self._first.discard(place)
 
     def _end(self) -> None:
         for process in self._processes:
             process.terminate()
+        self._listener.close()  # with the last worker's, so that nobody waits for a connection in vain
         deadline = time.monotonic() + self._options.drain_s + 1.0
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from infer.backends.openvino import OpenvinoBackend
 from infer.errors import InputError, MissingPackageError
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, parse_budget
+from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
 from infer.optimizer.outcome import Settings
 from infer.optimizer.search import SETTINGS
+from infer.optimizer.targets import Target
 from tests.command import infer_command
-from tests.optimizer.planted import WIDTH, Plant, optimized, why
+from tests.optimizer.planted import WIDTH, Plant, optimized, rough, why
 
 
 def test_fewer_threads_are_kept_where_they_are_faster(
@@ -139,12 +141,13 @@ def test_a_type_that_computes_sooner_needs_a_budget(
     tried = {verdict.name: verdict for verdict in found.verdicts}
     assert tried["openvino-rough"].compute_dtype is None
     assert tried["openvino-rough-bfloat16"].compute_dtype == "bfloat16"
-    assert tried["openvino-rough-bfloat16"].precision.endswith(", the rest computed in bfloat16")
+    assert tried["openvino-rough-bfloat16"].precision == tried["openvino-rough"].precision
     reference, variant = found.artifact.manifest.variants
     assert (variant.name, variant.compute_dtype, variant.graph) == (
         "openvino-bfloat16", "bfloat16", reference.graph,
     )  # fmt: skip
-    assert variant.precision == "float32, computed in bfloat16"
+    assert variant.precision == "float32"
+    assert "openvino in bfloat16" in infer_command("inspect", output).out
     with infer.load(output) as fast, infer.load(output, variant="fp32") as slow:
         assert (fast.plan.compute_dtype, slow.plan.compute_dtype) == ("bfloat16", None)
         assert "openvino, in bfloat16" in str(fast.plan)
@@ -153,6 +156,35 @@ def test_a_type_that_computes_sooner_needs_a_budget(
             np.testing.assert_allclose(fast.run(x)[name], answer, rtol=0.03, atol=0.03)
     assert infer_command("verify", output).code == 0
     assert "openvino-bfloat16" not in why(optimized(classifier, tmp_path / "equal.infer"))
+
+
+def test_nodes_are_searched_for_once_for_both_types(
+    classifier: Path,
+    rows: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What must stay in float where the rest is computed in float32, stays so in bfloat16."""
+    computes_in_bfloat16(monkeypatch)
+    two_backends({"openvino-bfloat16": 0.5, "openvino-spoilt-bfloat16-mixed": 0.5})
+    spoilt = Target("openvino", "cpu", {}, (replace(rough(0), name="openvino-spoilt"),))
+    monkeypatch.setattr(
+        search_module, "targets_of", lambda device: (Target("onnxruntime", "cpu", {}), spoilt)
+    )
+    searched: list[list[str]] = []
+
+    def told(names: list[str], *_: Any) -> Iterator[list[str]]:
+        searched.append(list(names))
+        yield list(names)[:1]
+
+    monkeypatch.setattr(making_module, "kept_in_float", told)
+    budgets = (parse_budget("accuracy-1%"),)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=budgets, data=rows)
+    tried = {verdict.name: verdict for verdict in found.verdicts}
+    assert tried["openvino-spoilt-mixed"].within
+    assert (found.best, tried[found.best].changed) == ("openvino-spoilt-bfloat16-mixed", "1 of 2")
+    assert len(searched) == 1
 
 
 def test_a_type_that_does_not_help_is_not_kept(

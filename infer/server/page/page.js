@@ -1,11 +1,14 @@
 // The page to try models with. Whatever comes from the server is shown as text, never as markup.
 
+import { canRecord, record } from "./recording.js";
+
 const at = (id) => document.getElementById(id);
 const EXAMPLES = { row: '{"a column": 1}', arrays: '{"x": [[0, 0]]}' };
 const ACCEPTS = { image: "image/*", audio: "audio/*" };
 let models = [];
 let file = null;
 let shown = null; // the address of what is previewed
+let recording = null;
 
 function headers(more = {}) {
   const token = at("token").value.trim();
@@ -48,17 +51,18 @@ function chosen() {
 function choose() {
   const model = chosen();
   if (!model) return;
-  const { variant, precision, backend, device, threads } = model.plan;
-  at("plan").textContent =
-    `Runs as ${variant} (${precision}) on ${backend}, ${device}, ` +
-    `${threads} ${threads === 1 ? "thread" : "threads"}. Takes ${model.inputs.join("; ")}.`;
+  at("plan").textContent = `Runs as ${model.plan.summary}. Takes ${model.inputs.join("; ")}.`;
   const takesFile = model.takes in ACCEPTS;
   at("file-row").hidden = !takesFile;
   at("text-row").hidden = takesFile;
   at("file-label").textContent = model.takes === "audio" ? "Recording" : "Picture";
   at("file").accept = ACCEPTS[model.takes] ?? "";
+  at("record").hidden = model.takes !== "audio" || !canRecord();
   at("text-label").textContent = model.takes === "text" ? "Text" : "Input, as JSON";
   at("text").placeholder = EXAMPLES[model.takes] ?? "";
+  recording?.stop().catch(() => {}); // another model was chosen
+  recording = null;
+  at("record").textContent = "Record";
   take(null);
   clear();
 }
@@ -119,6 +123,26 @@ function show(result) {
   at("answer").hidden = false;
 }
 
+async function toggleRecording() {
+  at("record").disabled = true;
+  try {
+    if (recording) {
+      const ending = recording;
+      recording = null;
+      take(await ending.stop());
+      say("Recorded; listen to it, or ask.");
+    } else {
+      recording = await record();
+      say("Recording …");
+    }
+  } catch (error) {
+    say(`The microphone cannot be recorded: ${error.message}`, true);
+  } finally {
+    at("record").textContent = recording ? "Stop" : "Record";
+    at("record").disabled = false;
+  }
+}
+
 async function ask(event) {
   event.preventDefault();
   const model = chosen();
@@ -148,6 +172,7 @@ async function ask(event) {
 at("form").addEventListener("submit", ask);
 at("model").addEventListener("change", choose);
 at("token").addEventListener("change", list);
+at("record").addEventListener("click", toggleRecording);
 at("file").addEventListener("change", () => take(at("file").files[0] ?? null));
 for (const name of ["dragenter", "dragover"]) {
   at("drop").addEventListener(name, (event) => {

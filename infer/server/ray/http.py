@@ -12,9 +12,9 @@ from typing import Any
 
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, missing_package
 from infer.server.inputs import inputs_of, kind_of
+from infer.server.oip import dump_json, load_json
 
 try:
-    import orjson
     from starlette.requests import Request
     from starlette.responses import Response
 except ImportError as _error:
@@ -49,13 +49,7 @@ async def read_inputs(request: Request, task: str, max_bytes: int) -> list[Any]:
         body += chunk
         if len(body) > max_bytes:
             raise TooLargeError(f"the body has more than the {max_bytes} bytes that a request may have")
-    try:
-        data = orjson.loads(bytes(body))
-    except orjson.JSONDecodeError as error:
-        raise InputError(f"the body is not valid JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise InputError(f'the body must be {{"inputs": [one, two, …]}}, but is {data!r:.60}')
-    return inputs_of(data.get("inputs"), kind_of(task))
+    return inputs_of(load_json(body).get("inputs"), kind_of(task))
 
 
 def results_response(results: Sequence[Any]) -> Response:
@@ -75,5 +69,4 @@ def error_response(error: Exception) -> Response:
 
 
 def _json(data: Any, status: int, headers: dict[str, str] | None = None) -> Response:
-    text = orjson.dumps(data, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
-    return Response(text, status, headers, media_type="application/json")
+    return Response(dump_json(data), status, headers, media_type="application/json")
