@@ -90,7 +90,7 @@ def main() -> None:
         status = error.exit_code
     except InferError as error:
         status = _interrupted() if interrupts.came else _fail(f"{error}.")
-    except (KeyboardInterrupt, click.Abort, interrupts.Terminated):
+    except (KeyboardInterrupt, click.Abort):
         status = _interrupted()
     except BrokenPipeError:
         # the reader of our output went away, which is its right; keep Python from complaining at exit
@@ -117,10 +117,10 @@ def main() -> None:
 
 def _interrupted() -> int:
     """Say so to whoever pressed Ctrl-C, not to whoever terminates processes; the exit code."""
-    number = interrupts.came or signal.SIGINT
-    if number == signal.SIGINT:
+    status = interrupts.status()
+    if status == 128 + signal.SIGINT:
         click.echo(interrupts.MESSAGE, err=True)
-    return 128 + number
+    return status
 
 
 def _fail(message: str) -> int:

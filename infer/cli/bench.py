@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from infer.cli import interrupts
 from infer.cli.candidates import Opened, opened_all
 from infer.cli.output import print_json, stdout_kept_clean
 from infer.cli.progress import Progress
@@ -282,7 +283,7 @@ def command(
             show_change(record, before)
         show_gate(changed)
     if record.conditions.interrupted:
-        context.exit(130)
+        context.exit(interrupts.status())
     failed = any(change.failed for change in changed)
     if failed or record.exclusions or any(entry.excluded for entry in record.candidates):
         context.exit(1)

@@ -24,8 +24,8 @@ came = 0
 raised into one of their own, such as an ImportError."""
 
 
-class Terminated(BaseException):
-    """SIGTERM came."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, which ends things as Ctrl-C does: what was found so far is kept."""
 
 
 def _while_importing() -> bool:
@@ -56,9 +56,14 @@ def while_running() -> None:
     sys.unraisablehook = _again
 
 
+def status() -> int:
+    """The exit code of what a signal ended, as shells have it."""
+    return 128 + (came or signal.SIGINT)
+
+
 def _again(ignored: UnraisableHookArgs) -> None:
     """An exception raised in a callback that cannot raise is lost, so it is raised again a moment later."""
-    if issubclass(ignored.exc_type, (KeyboardInterrupt, Terminated)):
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
         signal.setitimer(signal.ITIMER_REAL, 0.01)
     else:
         sys.__unraisablehook__(ignored)

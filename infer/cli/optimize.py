@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infer.cli import interrupts
 from infer.cli.output import heading, print_json, rows
 from infer.cli.progress import Progress
 from infer.errors import InferError, missing_package
@@ -138,7 +139,7 @@ def command(
     if strict_fusion and found.shortfalls:
         raise InferError(f"not all was fused: {'; '.join(found.shortfalls)}")
     if found.unfinished == INTERRUPTED:
-        context.exit(130)
+        context.exit(interrupts.status())
 
 
 def _seconds(text: str) -> float:
@@ -158,11 +159,16 @@ def _document(found: Optimized) -> dict[str, Any]:
         "prepacking": found.outcome.settings.prepacking,
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "other_rows": None if other is None else _other_rows(other),
+        "budget": found.budget,
+        "reference_metrics": found.metrics,
         "data": found.data,
         "unfinished": found.unfinished,
         "elsewhere": found.elsewhere,
         "shortfalls": found.shortfalls,
-        "verdicts": [{**asdict(verdict), "changed": verdict.changed} for verdict in found.verdicts],
+        "verdicts": [
+            {**asdict(verdict), "changed": verdict.changed, "replaced": verdict.name in found.replaced}
+            for verdict in found.verdicts
+        ],
     }
 
 
@@ -180,7 +186,7 @@ def _other_rows(other: OtherRows) -> dict[str, Any]:
 
 def _report(found: Optimized, output: Path) -> None:
     heading("what was tried")
-    cells = [("", "rewrote", "answers", "time", ""), *map(_cells, found.verdicts)]
+    cells = [("", "rewrote", "answers", "time", ""), *(_cells(found, each) for each in found.verdicts)]
     widths = [max(len(row[i]) for row in cells) for i in range(5)]
     for row in cells:
         line = "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
@@ -195,11 +201,17 @@ def _report(found: Optimized, output: Path) -> None:
             f"{_on(found.outcome.runtime, variant.compute_dtype)},"
             f" threads {found.outcome.settings.num_threads}",
         ),
+        ("budget", _budget(found)),
         ("judged on", found.data),
         ("artifact", str(output)),
     ]
     if ratio is None:
         as_before = "nothing was faster here; the output runs as the original does"
+        if (nearest := found.nearest) is not None:
+            as_before = (
+                "nothing that approximates was within the budget; the output runs as the original does"
+            )
+            facts.append(("nearest", f"{nearest.name}: {_answers(found, nearest)}"))
         if found.outcome.other:
             as_before = "as the original's, but for what follows"
         facts.insert(0, ("time", as_before))
@@ -223,19 +235,31 @@ def _on(runtime: str, compute_dtype: str | None) -> str:
     return f"{runtime} in {compute_dtype}" if compute_dtype else runtime
 
 
-def _cells(verdict: Verdict) -> tuple[str, str, str, str, str]:
-    answers = ""
-    if verdict.figures:
-        cosine, least = verdict.figures["cosine"], verdict.figures["min-cosine"]
-        answers = "equal" if verdict.figures["equal"] else f"cosine {cosine:.5f}, least {least:.5f}"
+def _budget(found: Optimized) -> str:
+    """What answers were held to, and what the reference has of it."""
+    metrics = ", ".join(f"{name} {value:.4f}" for name, value in found.metrics.items())
+    return f"{found.budget}; the original has {metrics}" if metrics else found.budget
+
+
+def _answers(found: Optimized, verdict: Verdict) -> str:
+    if not verdict.figures:
+        return ""
+    figures = verdict.figures
+    metrics = [f"{name} {figures[name]:.4f}" for name in found.metrics if name in figures]
+    if figures["equal"]:
+        return ", ".join(("equal", *metrics))
+    return ", ".join((f"cosine {figures['cosine']:.5f}, least {figures['min-cosine']:.5f}", *metrics))
+
+
+def _cells(found: Optimized, verdict: Verdict) -> tuple[str, str, str, str, str]:
     time = ""
     if verdict.ratio is not None:
         ratio = verdict.ratio
         time = f"×{ratio.value:.3f} ({ratio.low:.3f}–{ratio.high:.3f}) of {verdict.against}'s"
-    return (
-        verdict.name,
-        verdict.changed,
-        answers,
-        time,
-        f"{'kept' if verdict.kept else 'dropped'}: {verdict.why}",
-    )
+    why = f"{'kept' if verdict.kept else 'dropped'}: {verdict.why}"
+    if verdict.name in found.replaced:
+        why += ", then replaced"
+    if verdict.found and verdict.declined:
+        why += f"; elsewhere not rewritten: {verdict.reasons}"
+    rewrote = f"{verdict.rewritten} of {verdict.found}" if verdict.found else ""
+    return verdict.name, rewrote, _answers(found, verdict), time, why

@@ -6,6 +6,7 @@ their own, and values have shapes where they follow from the inputs'.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import onnx_ir as ir
@@ -17,6 +18,9 @@ _WEIGHTS_ALONE = 4
 
 _NO_TENSORS = ("Sequence", "Optional")
 """In the names of operators that give something else."""
+
+# without shapes, patterns are declined one by one; why there are none is a traceback in the log
+logging.getLogger("onnx_ir.passes.common.shape_inference").setLevel(logging.ERROR)
 
 
 def canonical(path: Path) -> ir.Model:

@@ -36,6 +36,7 @@ class Making:
     compute_dtype: str | None
     trial: Trial
     best: dict[tuple[str, ...], str]
+    out_of_time: Callable[[], bool]
 
     @property
     def name(self) -> str:
@@ -61,7 +62,7 @@ class Making:
             compute_dtype=self.compute_dtype,
         )
 
-    def spared(self, name: str, out_of_time: Callable[[], bool]) -> Iterator[list[str]]:
+    def spared(self, name: str) -> Iterator[list[str]]:
         """Nodes to leave as they are so that the budgets hold; see `sensitivity.kept_in_float`."""
 
         def answered(keep: Sequence[str], budgets: Sequence[Budget]) -> Judged:
@@ -74,7 +75,7 @@ class Making:
             self.trial.costs(self.recipe.candidates(self.trial.workshop.load())),
             lambda keep: 1.0 - answered(keep, ()).figures["cosine"],
             lambda keep: answered(keep, self.trial.options.budgets).broken is None,
-            out_of_time,
+            self.out_of_time,
             lambda said: self.trial.progress(f"{name}: {said}"),
             most,
         )
@@ -89,5 +90,7 @@ class Making:
             for way in ways:
                 self.trial.progress(f"{name}: {way}")
                 nearness[way] = self.trial.rehearse(self.attempt(name, (), way), ()).figures["cosine"]
+                if self.out_of_time():
+                    break
             self.best[ways] = max(nearness, key=nearness.__getitem__)
         return self.best[ways]

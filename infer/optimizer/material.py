@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,16 @@ class Material:
     dataset: Dataset | None
     rehearsal: Dataset | None
     described: str
+
+    @property
+    def digest(self) -> str:
+        """Changes with any of the feeds."""
+        found = hashlib.sha256()
+        for feeds in (*self.calibration, *self.judged, *self.timed):
+            for name, array in feeds.items():
+                found.update(f"{name} {array.dtype} {array.shape} ".encode())
+                found.update(repr(array.tolist()).encode() if array.dtype == object else array.tobytes())
+        return found.hexdigest()
 
     def rehearsed(self, most: int) -> Material:
         """Calibration in the place of what is judged, for decisions that judging must not see."""

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 from infer.artifact import Artifact
 from infer.backends import load_backend
+from infer.machine import this_machine
 from infer.measure.statistics import Estimate
 from infer.optimizer.budget import Budget
 from infer.optimizer.contract import shortfalls
 from infer.optimizer.material import Data
+from infer.optimizer.targets import saturates
 from infer.optimizer.verdict import Verdict
 
 OBJECTIVES = {"latency": 1, "throughput": 8, "size": 1}
@@ -17,6 +19,9 @@ OBJECTIVES = {"latency": 1, "throughput": 8, "size": 1}
 
 REFERENCE = "reference"
 """What the graph that it began with is called."""
+
+WHOLE = "all together"
+"""The verdict about all that was kept, beside the reference."""
 
 INTERRUPTED, OUT_OF_TIME = "interrupted", "out of time"
 
@@ -135,6 +140,7 @@ class Optimized:
     """What came of it: the artifact at the output, all that was tried, and what was worth keeping.
 
     Attributes:
+        budget: what answers were held to, and `metrics` the reference's, if it is about any.
         data: what answers were judged on.
         whole: norms and activations that are one node in the exact graph, as the default backend optimizes
             it; empty on another.
@@ -144,6 +150,8 @@ class Optimized:
     artifact: Artifact
     verdicts: tuple[Verdict, ...]
     outcome: Outcome
+    budget: str
+    metrics: dict[str, float]
     data: str
     whole: dict[str, int]
     unfinished: str
@@ -154,17 +162,42 @@ class Optimized:
         return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, self.whole)
 
     @property
+    def replaced(self) -> frozenset[str]:
+        """Verdicts that were kept at their time, and are not in the output: something else took their place
+        later, or all together was slower."""
+        kept = {verdict.name for verdict in self.verdicts if verdict.kept}
+        if any(verdict.name == WHOLE and not verdict.kept for verdict in self.verdicts):
+            return frozenset(kept)
+        used = {name for variant in self.outcome.variants for name in self.outcome.changes[variant]}
+        if self.outcome.other is not None:
+            used.add(self.outcome.other.found.name)
+        graphs = {verdict.name for verdict in self.verdicts if verdict.kept and verdict.graph is not None}
+        return frozenset(graphs - used)
+
+    @property
+    def nearest(self) -> Verdict | None:
+        """Of what approximates and was over the budget, the one whose answers are nearest; None if
+        something was within it, or nothing was tried."""
+        tried = [verdict for verdict in self.verdicts if not verdict.exact and verdict.figures]
+        if not tried or any(verdict.within for verdict in tried):
+            return None
+        return max(tried, key=lambda verdict: verdict.figures["cosine"])
+
+    @property
     def elsewhere(self) -> str:
-        """What the best would be on the other kind of x86, if its products are of int8; "" if not."""
-        best = self.outcome.best
-        if best is None or "int8" not in best.precision:
+        """What products of int8 would be on the other kind of x86; "" if there are none."""
+        other = self.outcome.other
+        found = [each for each in (self.outcome.best, other.found if other else None) if each is not None]
+        if not any(each.has_int8_products for each in found):
             return ""
-        if best.may_saturate:
+        if channels := max(each.may_saturate for each in found):
             return (
-                f"on x86 without VNNI products of {best.may_saturate} channels can overflow, and answers"
-                f" would be others; tune it there"
+                f"on x86 without VNNI products of {channels} channels can overflow, and answers would be"
+                f" others; tune it there"
             )
-        return "no product can overflow on x86 without VNNI; with VNNI int8 is faster: tune it there"
+        if saturates(this_machine()):
+            return "with VNNI int8 is faster, and weights need not be bounded; tune it there"
+        return "no product can overflow on x86 without VNNI, where int8 gains less; tune it there"
 
     @property
     def best(self) -> str:

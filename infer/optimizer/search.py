@@ -8,15 +8,10 @@ material → the reference answers → backends as they are, and passes, one at 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
 import time
-import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx_ir as ir
@@ -39,6 +34,7 @@ from infer.optimizer.outcome import (
     OBJECTIVES,
     OUT_OF_TIME,
     REFERENCE,
+    WHOLE,
     Optimized,
     OptimizeOptions,
     Outcome,
@@ -48,6 +44,7 @@ from infer.optimizer.outcome import (
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
+from infer.optimizer.resuming import key_of, left_over
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
 from infer.optimizer.timing import much_slower, speed_said
 from infer.optimizer.trial import Attempt, Trial
@@ -59,7 +56,6 @@ from infer.session import Session, open_session
 
 Progress = Callable[[str], None]
 
-WHOLE = "all together"
 FUSED = "fp32-fused"
 
 SETTINGS = {
@@ -78,7 +74,9 @@ def optimize(
     `InputError` for data or budgets that do not fit, and what `infer.load` raises for the artifact.
     """
     _check(artifact, options)
-    check_target(output, overwrite=options.overwrite)  # not after minutes of work
+    folder = output.with_name(f".{output.name}.optimizing")
+    # not after minutes of work; what this very search left unfinished may be replaced
+    check_target(output, overwrite=options.overwrite or left_over(folder, output))
     plan_options = PlanOptions(
         device=options.device,
         variant=artifact.manifest.variants[0].name,
@@ -89,9 +87,10 @@ def optimize(
         reference = stack.enter_context(open_session(artifact, plan_options))
         targets = _installed(targets_of(reference.plan.device), options, reference)
         found = material(reference, options.data, OBJECTIVES[options.objective])
-        workshop = Workshop(
-            output.with_name(f".{output.name}.optimizing"), artifact, _key(artifact, options, targets)
-        )
+        key = key_of(artifact, options, targets, found)
+        if not options.overwrite and not left_over(folder, output, key):
+            check_target(output, overwrite=False)
+        workshop = Workshop(folder, artifact, key)
         search = _Search(Trial(workshop, reference, found, options, progress), targets)
         try:
             unfinished = search.run()
@@ -110,12 +109,23 @@ def optimize(
             " and ".join(map(str, options.budgets)) or EQUAL,
             found.described,
             prepared=options.prepare and options.objective != "size",
-            overwrite=options.overwrite,
+            overwrite=True,  # what is there was looked at in the beginning
         )
         left = _whole(workshop, search.outcome, reference)
-    if not unfinished:
+    if unfinished:
+        workshop.leave(output)
+    else:
         workshop.clear()
-    return Optimized(written, tuple(workshop.verdicts), search.outcome, found.described, left, unfinished)
+    return Optimized(
+        written,
+        tuple(workshop.verdicts),
+        search.outcome,
+        " and ".join(map(str, options.budgets)) or EQUAL,
+        search.metrics,
+        found.described,
+        left,
+        unfinished,
+    )
 
 
 def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> dict[str, int]:
@@ -178,35 +188,6 @@ def _installed(
     return found
 
 
-def _key(artifact: Artifact, options: OptimizeOptions, targets: Collection[str]) -> str:
-    """Changes with all that verdicts depend on."""
-    path = options.data if isinstance(options.data, Path) else None
-    data = path.stat() if path is not None and path.exists() else None
-    said = [
-        artifact.manifest.to_json(),
-        str(artifact.path.resolve()),
-        [str(budget) for budget in options.budgets],
-        str(options.data) if path is not None or options.data is None else _digest(options.data),
-        [data.st_mtime_ns, data.st_size] if data else None,
-        options.objective,
-        options.gate_s,
-        options.device,
-        options.num_threads,
-        this_machine().fingerprint,
-        [runtime_of(name) for name in targets],
-        [version(package) for package in ("infer-onnx", "onnx-ir", "numpy")],
-    ]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
-
-
-def _digest(data: object) -> str:
-    """Of data in memory; what has no stable bytes is taken to be new each time."""
-    try:
-        return hashlib.sha256(pickle.dumps(data)).hexdigest()
-    except Exception:  # any object may refuse, in any way
-        return uuid.uuid4().hex
-
-
 class _Search:
     """The order in which things are tried, and what is kept of them."""
 
@@ -229,6 +210,12 @@ class _Search:
             size_bytes=graph.size_bytes,
         )
         self.outcome = Outcome(Settings(plan.num_threads), runtime=runtime_of(plan.backend))
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Those of the reference that budgets are about."""
+        wanted = [budget.metric for budget in self._options.budgets if budget.of_task]
+        return {name: self._trial.judge.metrics[name] for name in wanted}
 
     def run(self) -> str:
         """Do all steps; why not all of them were, or ""."""
@@ -317,7 +304,7 @@ class _Search:
     def _made(self, recipe: Recipe, target: Target, given: Given, dtype: str | None) -> Verdict:
         """A recipe as a whole, or with some nodes in float, computed in this type."""
         passes = self._passes[target.backend]
-        making = Making(recipe, target, given, passes, dtype, self._trial, self._ways)
+        making = Making(recipe, target, given, passes, dtype, self._trial, self._ways, self._out_of_time)
         found = self._try_recipe(making)
         if found.broken:
             found = self._with_some_in_float(making)
@@ -367,7 +354,7 @@ class _Search:
         finds."""
         if (before := self._spared.get(making.recipe.name)) is not None:
             yield before
-        yield from making.spared(name, lambda: time.monotonic() > self._until)
+        yield from making.spared(name)
 
     def _try_threads(self) -> None:
         """Fewer threads are faster for small graphs."""
@@ -466,8 +453,11 @@ class _Search:
             self._check_time()
         return self._trial.attempt(attempt, self._contender, self._best.size_bytes)
 
+    def _out_of_time(self) -> bool:
+        return time.monotonic() > self._until
+
     def _check_time(self) -> None:
-        if time.monotonic() > self._until:
+        if self._out_of_time():
             raise _OutOfTimeError
 
 

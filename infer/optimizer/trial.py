@@ -100,8 +100,8 @@ class Trial:
         )
         try:
             found = self._built_and_gated(attempt, found, best, best_bytes)
-        except InferError as error:
-            found = replace(found, kept=False, why=f"it fails: {error}")
+        except Exception as error:  # whatever is wrong with one thing, others may help
+            found = replace(found, kept=False, why=f"it fails: {told(error)}")
         if not found.kept and (attempt.exact or not found.within):
             # what approximates and is within the budget may be faster for other sizes
             self.workshop.discard(graph_of(attempt.name))
@@ -186,8 +186,8 @@ class Trial:
             graph, _ = self.workshop.write(model, "rehearsal")
             with self.timing.opened(graph, attempt.backend, attempt.compute_dtype) as session:
                 return self._rehearsal.judge(session, budgets)
-        except InferError as error:
-            return Judged({"cosine": -1.0}, f"it fails: {error}", 0.0)
+        except Exception as error:  # as in `attempt`
+            return Judged({"cosine": -1.0}, f"it fails: {told(error)}", 0.0)
         finally:
             self.workshop.discard(graph_of("rehearsal"))
             self.rehearsal_s = time.perf_counter() - start
@@ -210,6 +210,15 @@ class Trial:
             return {}
         finally:
             self.workshop.discard(graph)
+
+
+def told(error: Exception) -> str:
+    """What went wrong, in a sentence."""
+    if isinstance(error, InferError):
+        return f"{error}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _weights(node: ir.Node) -> float:

@@ -48,6 +48,11 @@ class Verdict:
     broken: bool = False
 
     @property
+    def has_int8_products(self) -> bool:
+        """Whether it multiplies integers, as recipes say it; more than to store weights or tables so."""
+        return self.precision.startswith("int8 (")
+
+    @property
     def changed(self) -> str:
         """What it did to the graph, such as "12 of 12", with the reasons where it did not; "" if nothing of
         the kind is there."""

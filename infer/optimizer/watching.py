@@ -39,6 +39,8 @@ def watched(model: ir.Model, names: Sequence[str]) -> Iterator[Watched]:
     for name in inside:
         if name not in there:
             values[name].shape = None  # what an exporter noted may be a formula, which is no name of a dim
+            # of operators that are ONNX Runtime's own inference knows nothing: nearly all give floats
+            values[name].type = values[name].type or ir.TensorType(ir.DataType.FLOAT)
             graph.outputs.append(values[name])
     with tempfile.TemporaryDirectory(prefix="infer-watched-") as scratch:
         path = Path(scratch) / "watched.onnx"

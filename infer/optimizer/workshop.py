@@ -19,9 +19,8 @@ from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.manifest import FileRecord, Manifest, Variant
 from infer.optimizer.canonical import canonical
+from infer.optimizer.resuming import STATE, digest_of
 from infer.optimizer.verdict import Verdict
-
-_STATE = "state.json"
 
 
 def graph_of(name: str) -> str:
@@ -52,7 +51,7 @@ class Workshop:
 
     def _left_over(self) -> list[Verdict]:
         try:
-            data = schema.parse((self.folder / _STATE).read_bytes())
+            data = schema.parse((self.folder / STATE).read_bytes())
             if not isinstance(data, dict) or data.get("key") != self._key:
                 return []
             found = [schema.decode(Verdict, each, "verdict") for each in data["verdicts"]]
@@ -67,10 +66,18 @@ class Workshop:
     def note(self, verdict: Verdict) -> Verdict:
         """Keep a verdict, whatever happens next, in the place of one reached before."""
         self.verdicts = [each for each in self.verdicts if each.name != verdict.name] + [verdict]
-        with file_draft(self.folder / _STATE) as draft:
-            data = {"key": self._key, "verdicts": [schema.encode(each) for each in self.verdicts]}
-            draft.write_text(json.dumps(data), encoding="utf-8")
+        self._save("")
         return verdict
+
+    def leave(self, output: Path) -> None:
+        """Keep all of it for another time, which may replace what was written to `output` now."""
+        self._save(digest_of(output))
+
+    def _save(self, written: str) -> None:
+        with file_draft(self.folder / STATE) as draft:
+            verdicts = [schema.encode(each) for each in self.verdicts]
+            data = {"key": self._key, "verdicts": verdicts, "written": written}
+            draft.write_text(json.dumps(data), encoding="utf-8")
 
     def load(self) -> ir.Model:
         """The reference's graph, to be rewritten."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 import converters
 import infer
 from infer.errors import InferError
+from infer.machine import this_machine
+from infer.optimizer import outcome as outcome_module
 from infer.optimizer import parse_budget
+from infer.optimizer import trial as trial_module
 from infer.optimizer.targets import TARGETS
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, shift, why
@@ -45,6 +49,29 @@ def test_bad_input_is_said_and_nothing_is_written(
     assert said in done.err
     assert "Traceback" not in done.err
     assert [path.name for path in tmp_path.iterdir()] == ["empty.csv"]
+
+
+def test_data_that_does_not_fit_is_refused(classifier: Path, tmp_path: Path) -> None:
+    """Rows of another width; the message names the input, and nothing is written."""
+    np.savez(tmp_path / "wide.npz", inputs=np.zeros((8, WIDTH + 1), np.float32), labels=np.zeros(8, int))
+    arguments = ("--budget", "cosine>=0.99", "--data", tmp_path / "wide.npz")
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", *arguments)
+    assert done.code == 1
+    assert f"{WIDTH + 1}" in done.err
+    assert "Traceback" not in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["wide.npz"]
+
+
+def test_one_input_is_both_calibrated_with_and_judged(
+    classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """And the evidence says that this is weak."""
+    np.savez(tmp_path / "one.npz", inputs=np.full((1, WIDTH), 0.5, np.float32), labels=np.zeros(1, int))
+    plant({}, (rough(),), {"rough": 0.5})
+    arguments = ("--budget", "cosine>=0.99", "--data", tmp_path / "one.npz", "--threads", "1")
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", *arguments)
+    assert done.code == 0, done.err
+    assert "the 1 feeds of one.npz, which calibration has seen" in " ".join(done.out.split())
 
 
 def test_an_output_that_exists_is_not_replaced_unasked(classifier: Path, tmp_path: Path) -> None:
@@ -81,6 +108,61 @@ def test_the_command_shows_verdicts_and_result(classifier: Path, tmp_path: Path,
     assert document["best"] == "fp32-fused"
     assert [verdict["kept"] for verdict in document["verdicts"]] == [False, True]
     assert done.err == ""
+
+
+def test_budget_and_metrics_are_shown(classifier: Path, rows: Path, tmp_path: Path, plant: Plant) -> None:
+    """What answers were held to, what the original has, and what each variant has of it."""
+    plant({}, (rough(),), {"rough": 0.5})
+    arguments = ("--budget", "accuracy-1%", "--data", rows, "--threads", "1")
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", *arguments)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "budget accuracy-1%; the original has accuracy 1.0000" in said
+    assert ", accuracy 1.0000 ×0.500" in said
+    shown = infer_command("optimize", classifier, "-o", tmp_path / "b.infer", *arguments, "--json")
+    document = json.loads(shown.out)
+    assert (document["budget"], document["reference_metrics"]) == ("accuracy-1%", {"accuracy": 1.0})
+    assert [verdict["replaced"] for verdict in document["verdicts"]] == [False]
+
+
+def test_a_budget_that_nothing_met_is_not_told_as_slowness(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """The result names what was nearest."""
+    plant({}, (rough(0, 1), replace(rough(0, 1, noise=9.0), name="rougher")), {})
+    arguments = ("--budget", "cosine>=0.99999999", "--data", rows, "--threads", "1")
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", *arguments)
+    assert done.code == 0, done.err
+    said = " ".join(done.out.split())
+    assert "nothing that approximates was within the budget" in said
+    assert "nearest rough: cosine 0." in said
+    assert "nothing was faster" not in said
+
+
+def test_the_other_kind_of_processor_is_told_of(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where products of integers would overflow, or be slower or faster; nothing where only weights are
+    stored as integers."""
+    machine, budgets = this_machine(), (parse_budget("cosine>=0.99"),)
+    has, lacks = (
+        replace(machine, isa=("avx2", "avx512_vnni")), replace(machine, isa=("avx2",))
+    )  # fmt: skip
+    recipe = replace(rough(), precision="int8 (dynamic)")
+    for number, (given, saturating, here, said) in enumerate(
+        (
+            (recipe, 0, has, "no product can overflow on x86 without VNNI, where int8 gains less"),
+            (recipe, 0, lacks, "with VNNI int8 is faster"),
+            (recipe, 7, has, "on x86 without VNNI products of 7 channels can overflow"),
+            (replace(recipe, precision="int8 weights (blocks of 32)"), 0, has, ""),
+        )
+    ):
+        plant({}, (given,), {"rough": 0.5})
+        monkeypatch.setattr(trial_module, "channels_that_may_saturate", lambda model, n=saturating: n)
+        found = optimized(classifier, tmp_path / f"{number}.infer", budgets=budgets)
+        monkeypatch.setattr(outcome_module, "this_machine", lambda here=here: here)
+        assert found.elsewhere.startswith(said)
+        assert bool(found.elsewhere) == bool(said)
 
 
 def test_verify_holds_approximations_to_what_they_had(
@@ -138,9 +220,27 @@ def test_a_transformer_is_fused_and_quantized(encoder: Path, tmp_path: Path) -> 
 
 
 CASES = {
+    "opset 7": ("g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) y = Relu(m) }", 7),
+    "opset 8": ("g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) y = Sum(m, x) }", 8),
     "opset 9, weights among the inputs": (
         "g (float[N, 64] x, float[64, 64] w) => (float[N, 64] y) { m = MatMul(x, w) y = Relu(m) }",
         9,
+    ),
+    "opset 10": ("g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) y, k = Dropout(m) }", 10),
+    "opset 11": (
+        "g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) z = Constant<value = float {0.0}>()"
+        " y = Clip(m, z) }",
+        11,
+    ),
+    "an optional": (
+        "g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) o = Optional(m)"
+        " y = OptionalGetElement(o) }",
+        17,
+    ),
+    "optimized already": (
+        "g (float[N, 64] x) => (float[N, 64] y) { m = com.microsoft.FusedMatMul<alpha = 0.5>(x, w)"
+        " n = com.microsoft.Gelu(m) y = MatMul(n, w) }",
+        17,
     ),
     "a branch": (
         "g (float[N, 64] x) => (float[N, 64] y) { s = ReduceSum<keepdims = 0>(x) z = Constant<value = float"
@@ -175,7 +275,9 @@ def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plan
     """Old opsets, branches, sequences, half precision, open ranks: with the real passes and recipes, and
     every speed said to be better, the output answers within the budget, and nothing fails."""
     text, opset = CASES[case]
-    proto = parse(text, opset=opset, ir_version=3 if opset == 9 else 8)
+    proto = parse(text, opset=opset, ir_version=8 if opset > 9 else 3)
+    if case == "optimized already":
+        proto.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     w = (np.random.default_rng(0).standard_normal((64, 64)) / 8).astype(np.float32)
     names = {value.name for value in proto.graph.input} | {
         n for node in proto.graph.node for n in node.input
@@ -192,8 +294,8 @@ def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plan
         assert "it fails" not in verdict.why
         if case == "quantized already" and verdict.name.startswith("int8"):
             assert "quantized already (DynamicQuantizeLinear)" in verdict.why
-        if case.startswith("opset 9") and verdict.name.startswith("int8"):
-            assert "need opset 13, and the graph has 9" in verdict.why
+        if case.startswith("opset") and verdict.name.startswith("int8"):
+            assert f"need opset 13, and the graph has {opset}" in verdict.why
     if case == "a branch":
         assert why(found)["int8-dynamic"][0], why(found)
         assert found.best == "int4-weights"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import constant, take_place, tidy
 from infer.optimizer.sensitivity import kept_in_float
+from tests.command import infer_command
 from tests.optimizer.planted import (
     WIDTH,
     Plant,
@@ -38,7 +39,7 @@ from tests.optimizer.planted import (
     shift,
     why,
 )
-from tests.tiny import parse
+from tests.tiny import edit_manifest, parse
 
 
 def test_what_is_equal_and_faster_is_kept_and_nothing_else(
@@ -254,6 +255,51 @@ def test_a_recipe_that_cannot_be_followed_loses_nothing_else(
     assert found.best == "fp32-fused"
 
 
+def test_one_attempt_without_memory_is_not_the_end(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Whatever is raised where one thing is tried, the others are tried, and the best is shipped."""
+
+    def large(model: ir.Model) -> PassResult:
+        raise MemoryError
+
+    def odd(model: ir.Model) -> PassResult:
+        raise KeyError("a name that is nowhere")
+
+    plant({"large": large, "odd": odd, "good": harmless}, speeds={"good": 0.8})
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found) == {
+        "large": (False, "it fails: there is not enough memory"),
+        "odd": (False, "it fails: KeyError: 'a name that is nowhere'"),
+        "good": (True, "faster"),
+    }
+    assert found.best == "fp32-fused"
+
+
+def test_what_was_replaced_is_said(
+    classifier: Path, tmp_path: Path, two_backends: Callable[[dict[str, float]], None]
+) -> None:
+    """What was kept at first, and is not in the output, because something else took its place."""
+    two_backends({"good": 0.9, "openvino": 0.5})
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found) == {"good": (True, "faster"), "openvino": (True, "faster")}
+    assert found.replaced == {"good"}
+    two_backends({"good": 0.9})
+    assert optimized(classifier, tmp_path / "other.infer").replaced == frozenset()
+
+
+def test_all_together_may_be_slower(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept at first is not in the output then, and the verdicts say so."""
+    plant({"good": harmless}, speeds={})
+    ratios = iter([0.8, 0.8, 1.3])
+    told = lambda *_: (lambda found: Estimate(found, found, found))(next(ratios))  # noqa: E731
+    monkeypatch.setattr(timing_module, "time_ratio", told)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found) == {"good": (True, "faster"), "all together": (False, "good is slower")}
+    assert found.replaced == {"good"}
+    assert [v.name for v in found.artifact.manifest.variants] == ["fp32"]
+
+
 def test_a_padded_row_is_judged(tmp_path: Path, plant: Plant) -> None:
     """Single rows have no padding, so a pass that forgets the mask would be equal on all of them."""
 
@@ -338,6 +384,58 @@ def test_leftovers_of_another_search_are_not_trusted(
         found = optimized(classifier, tmp_path / "out.infer", overwrite=True)
         assert why(found) == {"good": (True, "faster")}
         assert not folder.exists()
+
+
+def test_other_weights_at_the_same_place_are_tried_anew(tmp_path: Path, plant: Plant) -> None:
+    """A plain graph that was exported again, with the same name and size, between two runs of a search that
+    did not come to its end: what was found about the old one is not shipped."""
+    graph, output = tmp_path / "m.onnx", tmp_path / "out.infer"
+
+    def export(seed: int) -> None:
+        proto = parse(f"g (float[N, {WIDTH}] x) => (float[N, {WIDTH}] y) {{ y = MatMul(x, w) }}")
+        w = np.random.default_rng(seed).standard_normal((WIDTH, WIDTH)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
+        onnx.save(proto, graph)
+
+    def doubled(model: ir.Model) -> PassResult:
+        return harmless(model)
+
+    def stop(model: ir.Model) -> PassResult:
+        raise KeyboardInterrupt
+
+    export(1)
+    plant({"good": doubled, "stop": stop}, speeds={"good": 0.5})
+    assert optimized(graph, output).unfinished == INTERRUPTED
+    before = graph.stat().st_size
+    export(2)
+    assert graph.stat().st_size == before
+    plant({"good": doubled}, speeds={"good": 0.5})
+    optimized(graph, output, overwrite=True)
+    x = {"x": np.eye(WIDTH, dtype=np.float32)}
+    with infer.load(graph) as new, infer.load(output) as shipped:
+        assert shipped.plan.variant == "fp32-fused"
+        np.testing.assert_allclose(shipped.run(x)["y"], new.run(x)["y"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_command_goes_on(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Without --force, over what it wrote itself; not over anything else, nor with other options."""
+    output = tmp_path / "out.infer"
+    command = ("optimize", classifier, "-o", output, "--threads", "1")
+    plant({"good": harmless}, speeds={"good": 0.8})
+    stopped = infer_command(*command, "--time", "0s")
+    assert stopped.code == 0
+    assert "the same command goes on from here" in stopped.err
+    other = infer_command(*command, "--time", "0s", "--objective", "throughput")
+    assert other.code == 1
+    assert "exists; replace it with --force" in other.err
+    manifest = (output / "manifest.json").read_bytes()
+    edit_manifest(output, lambda data: data.update(name="mine"))
+    assert "exists; replace it with --force" in infer_command(*command).err
+    (output / "manifest.json").write_bytes(manifest)
+    done = infer_command(*command)
+    assert done.code == 0, done.err
+    assert Artifact.open(output).manifest.variants[-1].name == "fp32-fused"
+    assert "exists; replace it with --force" in infer_command(*command).err
 
 
 def test_nothing_is_begun_after_the_time(classifier: Path, tmp_path: Path, plant: Plant) -> None:
