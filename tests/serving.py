@@ -216,3 +216,33 @@ def brightness(path: Path) -> Path:
     spec = {"input": "x", "output": "scores", "steps": steps, "labels": ["dark", "bright"]}
     converters.convert(graph, path, task=converters.TaskSpec("image-classification", spec))
     return path
+
+
+def loudness(path: Path) -> Path:
+    """An audio-classification artifact for 8 kHz that calls a recording loud or quiet by the mean of its
+    samples' magnitudes, with 0.1 between them."""
+    import converters
+
+    model = parse(
+        "g (float[batch, samples] x) => (float[batch, 2] scores) { size = Abs(x)"
+        " mean = ReduceMean<axes = [1], keepdims = 1>(size) tenth = Constant<value = float {0.1}>()"
+        " loud = Sub(mean, tenth) quiet = Neg(loud) scores = Concat<axis = 1>(quiet, loud) }"
+    )
+    graph = path.with_suffix(".onnx")
+    onnx.save(model, graph)
+    features = {"sample_rate": 8000}
+    spec = {"input": "x", "output": "scores", "features": features, "labels": ["quiet", "loud"]}
+    converters.convert(graph, path, task=converters.TaskSpec("audio-classification", spec))
+    return path
+
+
+def recording(amplitude: float, sample_rate: int = 8000) -> bytes:
+    """A WAV file of half a second: a tone of 440 Hz."""
+    import io
+
+    import soundfile
+
+    tone = amplitude * np.sin(2 * np.pi * 440 * np.arange(sample_rate // 2) / sample_rate)
+    file = io.BytesIO()
+    soundfile.write(file, tone.astype(np.float32), sample_rate, format="WAV")
+    return file.getvalue()

@@ -18,6 +18,8 @@ from tests.test_bench_page import EVIL, poisoned
 pytestmark = pytest.mark.slow
 
 CHROMIUM = "/usr/bin/chromium"
+# a microphone that beeps, and may be used without asking
+MICROPHONE = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 QUIET = ("background-networking", "component-update", "sync", "default-apps", "domain-reliability", "gpu")
 
 Open = Callable[..., Any]
@@ -35,7 +37,8 @@ def browser() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *(f"--disable-{name}" for name in QUIET)]
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", *MICROPHONE, *(f"--disable-{name}" for name in QUIET)],
         )
         yield started
         started.close()

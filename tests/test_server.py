@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import io
 import json
 import re
@@ -30,6 +31,8 @@ from tests.serving import (
     brightness,
     embedder,
     identities,
+    loudness,
+    recording,
     serving,
     slow,
     slow_request,
@@ -50,7 +53,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         folder / "v1", "g (float[batch, 10] x) => (float[batch, 10] logits) { logits = Neg(x) }", "net.onnx"
     )
     models = [first, make_artifact(folder / "net.infer"), embedder(folder / "words.infer")]
-    models += [brightness(folder / "bright.infer"), slow(folder), *identities(folder)]
+    models += [brightness(folder / "bright.infer"), loudness(folder / "loud.infer"), slow(folder)]
+    models += identities(folder)
     with serving(folder, *models, "--json-logs", "--max-body", "1MiB", "--queue", "64") as running:
         yield running
 
@@ -338,6 +342,58 @@ def test_metrics_count_what_was_asked(served: Served) -> None:
     assert grown("nv_inference_request_duration_us", "2", "net") == pytest.approx(1e6 * seconds)
     assert grown("infer_http_responses_total", "200", "infer_model") == 3
     assert now[("infer_requests_waiting", "2", "net")] == 0
+
+
+def test_what_never_reached_a_model_is_counted_too(served: Served) -> None:
+    """Bodies that are no JSON or too large are bad input, and requests beyond the queue are refused."""
+
+    def counted(outcome: str) -> float:
+        return scraped(served)[("infer_requests_total", *sorted(("slow", "1", outcome)))]
+
+    bad, refused = counted("bad input"), counted("refused")
+    assert served.post("/v2/models/slow/infer", content=b"{").status_code == 400
+    assert served.post("/v1/models/slow:predict", content=b"[]").status_code == 400
+    assert served.post("/v2/models/slow/infer", content=bytes(2 * LIMIT_BYTES)).status_code == 413
+    assert counted("bad input") == bad + 3
+    with ThreadPoolExecutor(96) as pool:
+        asked = [
+            pool.submit(served.post, "/v2/models/slow/infer", json=slow_request(40)) for _ in range(96)
+        ]
+        statuses = [answer.result().status_code for answer in asked]
+    assert set(statuses) == {200, 503}
+    assert counted("refused") == refused + statuses.count(503)
+
+
+def test_many_small_compressed_bodies_find_room(tmp_path: Path) -> None:
+    """Each takes what it can inflate to, not what the largest could: forty at once, of which four of the
+    largest would fill the server."""
+    body = gzip.compress(json.dumps(slow_request(20)).encode())
+    with serving(tmp_path, slow(tmp_path)) as served, ThreadPoolExecutor(40) as pool:
+        asked = [
+            pool.submit(
+                served.post,
+                "/v2/models/slow/infer",
+                content=body,
+                headers={"content-encoding": "gzip"},
+            )
+            for _ in range(40)
+        ]
+        assert {answer.result().status_code for answer in asked} == {200}
+
+
+def test_recordings_are_predicted(served: Served) -> None:
+    """As the whole body, and as base64 in JSON; at another rate than the model's."""
+    path = "/v1/models/loud:predict"
+    for amplitude, label in ((0.8, "loud"), (0.01, "quiet")):
+        sound = recording(amplitude, 16000)
+        response = served.post(path, content=sound, headers={"content-type": "audio/wav"})
+        assert response.status_code == 200, response.text
+        assert response.json()["results"][0]["labels"][0]["label"] == label
+        encoded = {"inputs": [{"b64": base64.b64encode(sound).decode()}]}
+        assert served.post(path, json=encoded).json()["results"] == response.json()["results"]
+    response = served.post(path, content=b"no sound", headers={"content-type": "audio/wav"})
+    assert response.status_code == 400
+    assert served.post(path, json={"inputs": ["/etc/passwd"]}).status_code == 400
 
 
 def test_unknown_names_make_no_series(served: Served) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving import Served, brightness, embedder, serving
+from tests.serving import Served, brightness, embedder, loudness, recording, serving
 from tests.test_bench_browser import browser  # noqa: F401 -- the fixture
 from tests.test_server import _png
 from tests.tiny import identity, write
@@ -25,6 +25,7 @@ Open = Callable[..., tuple[Any, list[str]]]
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("page")
     models = [embedder(folder / "words.infer"), brightness(folder / "bright.infer")]
+    models.append(loudness(folder / "loud.infer"))
     with serving(folder, *models, write(folder, identity("float32"), "net.onnx")) as running:
         yield running
 
@@ -99,6 +100,29 @@ def test_a_picture_is_dropped(served: Served, opened: Open) -> None:
     tab.click("#ask")
     tab.wait_for_selector("#answer:not([hidden])")
     assert tab.text_content("#labels div:first-child span") == "dark"
+
+
+def test_a_sound_is_chosen_or_recorded(served: Served, opened: Open) -> None:
+    """A file is heard on the page and asked; so is what the microphone gave, as a WAV file."""
+    tab, _ = opened(served)
+    assert tab.is_hidden("#record")
+    tab.select_option("#model", "loud")
+    tone = {"name": "tone.wav", "mimeType": "audio/wav", "buffer": recording(0.8)}
+    tab.set_input_files("#file", files=[tone])
+    tab.wait_for_selector("#sound:not([hidden])")
+    tab.click("#ask")
+    tab.wait_for_selector("#answer:not([hidden])")
+    assert tab.text_content("#labels div:first-child span") == "loud"
+    tab.click("#record")
+    tab.wait_for_selector("#status:has-text('Recording …')")
+    assert tab.text_content("#record") == "Stop"
+    tab.wait_for_timeout(1200)
+    tab.click("#record")
+    tab.wait_for_selector("#status:has-text('Recorded')")
+    assert tab.evaluate("document.getElementById('sound').duration") > 0.5
+    tab.click("#ask")
+    tab.wait_for_selector("#status:has-text('Answered')")
+    assert tab.locator("#labels div").count() == 2
 
 
 def test_errors_are_said(served: Served, opened: Open) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -23,9 +22,10 @@ from infer.errors import InputError, OverloadedError
 from infer.server.models import Models, UnavailableError, UnknownModelError, model_name
 from infer.server.options import ServerOptions
 from tests.command import infer_command
-from tests.serving import Served, serving, slow, slow_request, wait_until_ready, wait_until_waiting
+from tests.serving import Served, serving, slow, slow_request, wait_until_waiting
 from tests.tiny import edit_manifest, identity, make_artifact, parse, write
 
+LIVE, READY = "/v2/health/live", "/v2/health/ready"
 ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
 
 
@@ -271,21 +271,3 @@ def test_what_it_does_not_start_with(tmp_path: Path) -> None:
             assert outcome.code == code, outcome
             assert said in " ".join(outcome.err.split()), outcome
             assert "secret" not in outcome.err
-
-
-def test_it_is_not_ready_before_its_models_are(tmp_path: Path) -> None:
-    """It listens, is alive and says 503 while a model loads."""
-    model = write(tmp_path, identity("float32"), "net.onnx")
-    with serving(tmp_path, model, ready=False) as served:
-        seen = set()
-        for _ in range(200):
-            try:
-                response = served.get("/v2/health/ready")
-            except httpx.TransportError:
-                continue
-            seen.add((response.status_code, json.dumps(response.json())))
-            if response.status_code == 200:
-                break
-        assert seen <= {(200, '{"ready": true}'), (503, '{"ready": false}')}
-        wait_until_ready(served)
-        assert asks(served).status_code == 200
