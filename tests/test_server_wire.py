@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from infer.errors import InputError
 from infer.server import oip
-from infer.server.admission import inflated
+from infer.server.admission import inflated, inflated_size
 from infer.server.tensors import DATATYPES
 
 Array = np.ndarray[Any, Any]
@@ -277,21 +277,23 @@ def test_any_bytes_are_a_request_or_refused(body: bytes, length: int | None) -> 
 def test_a_compressed_body_is_inflated(body: bytes, encoding: str) -> None:
     """Python's own compressors are the other side; what is cut or followed by more is refused."""
     packed = gzip.compress(body) if encoding == "gzip" else zlib.compress(body)
+    assert inflated_size(packed, encoding, len(body)) == len(body)
     assert inflated(packed, encoding, len(body)) == body
     for wrong in (packed[:-1], packed + b"\0", b"no" + packed):
         with pytest.raises(HTTPException) as refused:
-            inflated(wrong, encoding, 4000)
+            inflated_size(wrong, encoding, 4000)
         assert refused.value.status_code == 400
     if body:
         with pytest.raises(HTTPException) as refused:
-            inflated(packed, encoding, len(body) - 1)
+            inflated_size(packed, encoding, len(body) - 1)
         assert refused.value.status_code == 413
 
 
 def test_an_unknown_encoding_is_refused() -> None:
-    assert inflated(b"a", None, 1) == inflated(b"a", "Identity", 1) == b"a"
+    assert inflated_size(b"a", "Identity", 1) == 1
+    assert inflated(b"a", "Identity", 1) == b"a"
     for encoding in ("br", "gzip, gzip", ""):
         if encoding:
             with pytest.raises(HTTPException) as refused:
-                inflated(b"a", encoding, 1)
+                inflated_size(b"a", encoding, 1)
             assert refused.value.status_code == 415

@@ -26,10 +26,7 @@ OPEN_PATHS = frozenset({*PAGE_PATHS, "/v2/health/live", "/v2/health/ready"})
 
 MIN_TOKEN_CHARACTERS = 16
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-_CHUNK_BYTES = 2**20
-
-INFLATES = 1032
-"""Deflate makes of a byte this many at most (zlib's documentation)."""
+_PART_BYTES = 2**18
 
 
 class StrangerError(InferError):
@@ -159,31 +156,46 @@ class Room:
         self.size_bytes = size_bytes
 
 
-def inflated(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
-    """`body` without its Content-Encoding, never more than `max_bytes`. Raises `HTTPException`."""
-    name = (encoding or "identity").strip().lower()
+def inflated_size(body: bytes, encoding: str, max_bytes: int) -> int:
+    """How many bytes `body` has without its Content-Encoding, found without holding them. Raises
+    `HTTPException` if they are more than `max_bytes`, or the encoding is unknown, or the body not valid."""
+    bits = _window_bits(encoding)
+    if bits is None:
+        return len(body)
+    inflater = zlib.decompressobj(bits)
+    size, rest = 0, body
+    try:
+        while not inflater.eof:
+            part = inflater.decompress(rest, _PART_BYTES)
+            if not part and not rest:  # cut short
+                break
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            rest = inflater.unconsumed_tail
+    except zlib.error as error:
+        raise HTTPException(400, f"the body is not valid {encoding.strip().lower()}") from error
+    if not inflater.eof or inflater.unused_data:
+        raise HTTPException(400, f"the body is not one whole {encoding.strip().lower()} stream")
+    return size
+
+
+def inflated(body: bytes, encoding: str, size: int) -> bytes:
+    """`body` without its Content-Encoding, which then has so many bytes."""
+    bits = _window_bits(encoding)
+    return body if bits is None else zlib.decompress(body, bits, max(1, size))
+
+
+def _window_bits(encoding: str) -> int | None:
+    """zlib's number for a Content-Encoding, None for identity. Raises `HTTPException`."""
+    name = encoding.strip().lower()
     if name == "identity":
-        return body
+        return None
     if name not in _WINDOW_BITS:
         raise HTTPException(
             415, f"Content-Encoding must be gzip, deflate or identity, but is {encoding!r:.60}"
         )
-    inflater = zlib.decompressobj(_WINDOW_BITS[name])
-    found, rest = bytearray(), body
-    try:
-        while not inflater.eof:
-            part = inflater.decompress(rest, min(_CHUNK_BYTES, max_bytes + 1 - len(found)))
-            if not part and not rest:  # cut short
-                break
-            found += part
-            if len(found) > max_bytes:
-                raise _too_large(max_bytes)
-            rest = inflater.unconsumed_tail
-    except zlib.error as error:
-        raise HTTPException(400, f"the body is not valid {name}") from error
-    if not inflater.eof or inflater.unused_data:
-        raise HTTPException(400, f"the body is not one whole {name} stream")
-    return bytes(found)
+    return _WINDOW_BITS[name]
 
 
 def is_loopback(host: str) -> bool:

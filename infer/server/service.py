@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from infer.batching import Batcher, Work
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError
 from infer.live import Version
-from infer.server.admission import INFLATES, Bodies, Room, inflated
+from infer.server.admission import Bodies, Room, inflated, inflated_size
 from infer.server.metrics import Metrics
 from infer.server.models import Model, Models
 from infer.server.options import ServerOptions
@@ -78,9 +78,10 @@ class Service:
         if encoding is None:
             return body
         most = self.options.max_body_bytes
-        room.resize(len(body) + min(most, INFLATES * len(body)))
-        found = await self.apart(lambda: inflated(body, encoding, most), len(body) * 64)
-        room.resize(len(found))
+        size = await self.apart(lambda: inflated_size(body, encoding, most), len(body) * 64)
+        room.resize(len(body) + size)
+        found = await self.apart(lambda: inflated(body, encoding, size), size)
+        room.resize(size)
         return found
 
     async def apart(self, work: Callable[[], T], size_bytes: int) -> T:

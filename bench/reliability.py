@@ -1,0 +1,358 @@
+"""How far `infer` stays within what its tests only bound loosely: times, memory and losses under stress.
+
+    python -m bench.reliability [-o FILE.md]
+
+Tests say right or wrong, on machines that are busy with other tests; here the same events are timed on a
+quiet one, beside the figure that is aimed at. Exit code 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import numpy as np
+import psutil
+
+import infer
+from bench.report import report
+from infer.cli.progress import Progress
+from infer.errors import BackendError
+from infer.options import BatchOptions
+from tests.serving import Served, serving, slow, slow_request, wait_until_waiting
+from tests.tiny import identity, make_artifact, write
+
+_INFER, _SLOW = "/v2/models/net/infer", "/v2/models/slow/infer"
+_ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What was aimed at, what was found, and whether that is within it."""
+
+    event: str
+    aim: str
+    found: str
+    met: bool
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Keep the table, too.")
+def command(output: Path | None) -> None:
+    """Times, memory and losses under stress, beside what is aimed at."""
+    figures: list[Figure] = []
+    with Progress() as progress, tempfile.TemporaryDirectory() as name:
+        for number, event in enumerate(EVENTS):
+            progress(event.__doc__ or "")
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            figures.extend(event(folder))
+    lines = ["| what happens | aim | found | |", "|---|---|---|---|"]
+    lines += [f"| {f.event} | {f.aim} | {f.found} | {'met' if f.met else 'MISSED'} |" for f in figures]
+    report("Under stress", lines, "bench.reliability", output)
+    if not all(figure.met for figure in figures):
+        raise click.exceptions.Exit(1)
+
+
+def threads_share_a_session(folder: Path) -> Iterator[Figure]:
+    """8 threads, one session"""
+    rng = np.random.default_rng(0)
+    with infer.load(make_artifact(folder / "net.infer")) as session:
+        asked = [{"x": rng.standard_normal((3, 10)).astype(np.float32)} for _ in range(8)]
+        alone = [session.run(feeds) for feeds in asked]
+
+        def differing(place: int) -> int:
+            same = [session.run(asked[place]) for _ in range(200)]
+            return sum(any(not np.array_equal(got[n], alone[place][n]) for n in got) for got in same)
+
+        with ThreadPoolExecutor(8) as pool:
+            found = sum(pool.map(differing, range(8)))
+    yield Figure("8 threads × 200 runs of one session", "0 differ in a bit", f"{found}", found == 0)
+
+
+def a_failure_is_got_over(folder: Path) -> Iterator[Figure]:
+    """the next request after one that failed inside"""
+    with infer.load(make_artifact(folder / "net.infer"), batching=BatchOptions()) as session:
+        feeds = {"x": np.zeros((1, 10), np.float32)}
+        batcher, run = session.batcher, session.run
+        batcher.run(feeds)
+        broken = threading.Event()
+
+        def failing(*arguments: Any) -> Any:
+            if not broken.is_set():
+                broken.set()
+                raise BackendError("planted")
+            return run(*arguments)
+
+        batcher._session.run = failing  # type: ignore[method-assign]
+        with suppress(BackendError):
+            batcher.run(feeds)
+        start = time.perf_counter()
+        batcher.run(feeds)
+        taken_s = time.perf_counter() - start
+    yield Figure(
+        "the request after one that failed inside", "≤ 1 s", f"{1e3 * taken_s:.1f} ms", taken_s <= 1
+    )
+
+
+def the_queue_is_full(folder: Path) -> Iterator[Figure]:
+    """a queue of 16, asked by 64"""
+    with serving(folder, slow(folder), "--queue", "16") as served:
+        gate, found = threading.Barrier(64), []
+
+        def ask() -> None:
+            with httpx.Client(base_url=served.url, timeout=60) as client:
+                client.get("/v2/health/live")  # so that it is connected
+                gate.wait()
+                start = time.perf_counter()
+                response = client.post(_SLOW, json=slow_request(60))
+                found.append((response, time.perf_counter() - start))
+
+        threads = [threading.Thread(target=ask) for _ in range(64)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    refused = sorted(taken for response, taken in found if response.status_code == 503)
+    hinted = all("retry-after" in r.headers for r, _ in found if r.status_code == 503)
+    middle, last = 1e3 * statistics.median(refused), 1e3 * refused[-1]
+    said = f"{len(refused)} refused, median {middle:.0f} ms, last {last:.0f} ms"
+    yield Figure(
+        "queue of 16, 64 at once (their clients on the same cores)",
+        "the excess refused within 50 ms, with Retry-After",
+        said,
+        hinted and len(refused) >= 32 and refused[-1] <= 0.05,
+    )
+
+
+def the_deadline_passes(folder: Path) -> Iterator[Figure]:
+    """requests that wait longer than they may"""
+    with infer.load(slow(folder)) as session:
+        batcher = session.batcher
+        held = batcher.submit({"n": np.array([400])})
+        time.sleep(0.05)
+        late = [batcher.submit({"n": np.array([1])}, timeout_s=0.1) for _ in range(8)]
+        failed = sum(isinstance(each.exception(), infer.DeadlineError) for each in late)
+        held.result()
+        stats = batcher.stats()
+    said = f"{failed} of 8 late, {stats.runs} run in all"
+    yield Figure("8 deadlines pass in the queue", "never run", said, failed == 8 and stats.runs == 1)
+
+
+def versions_take_turns(folder: Path) -> Iterator[Figure]:
+    """20 versions of a net that takes some milliseconds, one after another, under load"""
+    paths = []
+    for name in "ab":
+        (folder / name).mkdir()
+        paths.append(slow(folder / name))
+    feeds = {"n": np.array([3])}
+    times: list[tuple[float, float]] = []
+    errors: list[Exception] = []
+    ended = threading.Event()
+    with infer.LiveSession(paths[0]) as live:
+
+        def ask() -> None:
+            while not ended.is_set():
+                start = time.perf_counter()
+                try:
+                    live.run(feeds)
+                except Exception as error:  # any one counts
+                    errors.append(error)
+                times.append((start, time.perf_counter() - start))
+                time.sleep(0.002)
+
+        askers = [threading.Thread(target=ask) for _ in range(2)]
+        for asker in askers:
+            asker.start()
+        try:
+            time.sleep(2)
+            begun = time.perf_counter()
+            for number in range(20):
+                live.swap(paths[(number + 1) % 2])
+            over = time.perf_counter()
+        finally:
+            ended.set()
+            for asker in askers:
+                asker.join()
+    before = [taken for start, taken in times if start < begun]
+    during = [taken for start, taken in times if begun <= start < over]
+    p99_before, p99_during = (1e3 * float(np.percentile(taken, 99)) for taken in (before, during))
+    ratio = p99_during / p99_before
+    said = f"{len(errors)} errors in {len(during)} runs, p99 ×{ratio:.1f} ({p99_during:.2f} ms)"
+    yield Figure("20 versions in turn, under load", "0 errors, p99 ≤ ×3", said, not errors and ratio <= 3)
+
+
+def the_server_is_told_to_stop(folder: Path) -> Iterator[Figure]:
+    """SIGTERM with 32 requests and a stalled upload"""
+    drain_s = 5
+    with serving(folder, slow(folder), "--drain", f"{drain_s}s", "--body-timeout", "60s") as served:
+        stalled = socket.create_connection(("127.0.0.1", served.port))
+        head = b"POST /v2/models/slow/infer HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\n{"
+        stalled.sendall(head)
+        with ThreadPoolExecutor(32) as pool:
+            asked = [pool.submit(served.post, _SLOW, json=slow_request(80)) for _ in range(32)]
+            wait_until_waiting(served, 32)
+            start = time.perf_counter()
+            status = served.stop()
+            taken_s = time.perf_counter() - start
+            answered = sum(answer.result().status_code == 200 for answer in asked)
+        stalled.close()
+    said = f"{answered} answered, exit code {status} after {taken_s:.1f} s"
+    met = answered == 32 and status == 0 and taken_s <= drain_s + 1
+    yield Figure(
+        "SIGTERM with 32 in flight and a stalled upload", f"32 answers, ≤ {drain_s + 1} s", said, met
+    )
+
+
+def a_worker_is_killed(folder: Path) -> Iterator[Figure]:
+    """kill -9 of one of two workers"""
+    model = write(folder, identity("float32"), "net.onnx")
+    with serving(folder, model, "--workers", "2", "--json-logs") as served:
+        _until(lambda: _ready(served) == 2)
+        victim = next(
+            child for child in psutil.Process(served.process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
+        )  # fmt: skip
+        victim.kill()
+        start, wrong, lost, right = time.perf_counter(), 0, 0, 0
+        while _ready(served) < 3:
+            try:
+                response = served.post(_INFER, json=_ONE)
+                good = response.status_code == 200 and response.json()["outputs"][0]["data"] == [1, 2]
+                right, wrong = right + good, wrong + (not good)
+            except httpx.TransportError:
+                lost += 1
+        taken_s = time.perf_counter() - start
+    said = f"back after {taken_s:.1f} s; meanwhile {right} right, {wrong} wrong, {lost} connections lost"
+    yield Figure("kill -9 of a worker", "back ≤ 5 s, no wrong answer", said, taken_s <= 5 and not wrong)
+
+
+def little_is_asked(folder: Path) -> Iterator[Figure]:
+    """50 small requests a second"""
+    model = write(folder, identity("float32"), "net.onnx")
+    with serving(folder, model) as served, httpx.Client(base_url=served.url) as client:
+        process = psutil.Process(served.process.pid)
+        client.post(_INFER, json=_ONE)
+        before, start = sum(process.cpu_times()[:2]), time.perf_counter()
+        for number in range(150):
+            client.post(_INFER, json=_ONE)
+            time.sleep(max(0.0, start + (number + 1) / 50 - time.perf_counter()))
+        busy = (sum(process.cpu_times()[:2]) - before) / (time.perf_counter() - start)
+    yield Figure("50 requests/s for 3 s", "≤ 0.10 s of processor a second", f"{busy:.3f} s", busy <= 0.1)
+
+
+def one_core_is_allowed(folder: Path) -> Iterator[Figure]:
+    """affinity of one core"""
+    artifact = make_artifact(folder / "net.infer")
+    program = (
+        "import os, sys, infer; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
+        "print(infer.load(sys.argv[1]).plan.num_threads)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(artifact)], capture_output=True, text=True, check=True
+    )
+    found = done.stdout.strip()
+    yield Figure("affinity of one core", "1 thread", found, found == "1")
+
+
+def bombs_are_sent(folder: Path) -> Iterator[Figure]:
+    """heads, shapes and bodies that stand for much more"""
+    model = write(folder, identity("float32"), "net.onnx")
+    deep = b'{"inputs": ' + b"[" * 250_000 + b"]" * 250_000 + b"}"
+    large = gzip.compress(bytes(1024 * _MIB), 9)
+    shapes = [[2**60], [-1, 2], [1] * 65, [2**31, 2**31]]
+    with serving(folder, model) as served:
+        served.post(_INFER, json=_ONE)
+        bombs: list[tuple[str, dict[str, Any], int, float]] = [
+            (
+                f"shape {str(shape)[:24]}",
+                {"json": {"inputs": [{**_ONE["inputs"][0], "shape": shape}]}},
+                400,
+                1.0,
+            )
+            for shape in shapes
+        ]
+        bombs.append(("JSON 250,000 deep", {"content": deep}, 400, 4.0))
+        bombs.append(("a head of 1 MB", {"json": _ONE, "headers": {"x-much": "a" * 10**6}}, 431, 4.0))
+        gzipped = {"content": large, "headers": {"content-encoding": "gzip"}}
+        bombs.append((f"{len(large) / _MIB:.1f} MiB that inflates to 1 GiB", gzipped, 413, 32.0))
+        for name, options, status, most_mib in bombs:
+            with _highest_rss(served) as highest:
+                start = time.perf_counter()
+                try:
+                    response = served.post(_INFER, **options)
+                    code = response.status_code
+                except httpx.TransportError:
+                    code = 0
+                taken_s = time.perf_counter() - start
+            alive = served.post(_INFER, json=_ONE).status_code == 200
+            said = f"{code} after {1e3 * taken_s:.0f} ms, RSS + {highest():.1f} MiB"
+            met = code == status and taken_s <= 0.1 and highest() <= most_mib and alive
+            yield Figure(name, f"{status} ≤ 100 ms, RSS + ≤ {most_mib:g} MiB, alive after", said, met)
+
+
+@contextmanager
+def _highest_rss(served: Served) -> Iterator[Callable[[], float]]:
+    """By how many MiB memory grew at most, looked at every millisecond."""
+    process = psutil.Process(served.process.pid)
+    before = highest = process.memory_info().rss
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(0.001):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield lambda: (highest - before) / _MIB
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _ready(served: Served) -> int:
+    return sum("is ready" in line["message"] for line in served.lines())
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        if time.monotonic() > end:
+            raise TimeoutError("what was waited for did not come")
+        time.sleep(0.01)
+
+
+EVENTS = (
+    threads_share_a_session,
+    a_failure_is_got_over,
+    the_queue_is_full,
+    the_deadline_passes,
+    versions_take_turns,
+    the_server_is_told_to_stop,
+    a_worker_is_killed,
+    little_is_asked,
+    one_core_is_allowed,
+    bombs_are_sent,
+)
+"""In the order in which they are told."""
+
+
+if __name__ == "__main__":
+    command()
