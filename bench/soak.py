@@ -12,6 +12,8 @@ must find.
 
 `sessions` loads the artifact, answers once and closes it, again and again, in one process: after a tenth of
 the cycles memory may grow by 10 MiB.
+
+Exit code 1 if memory grows, or if less than 90 % of what can be answered is.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from infer.signature import Array
 
 MOST_ABOVE_MEAN = 20e6
 MOST_GROWTH = 10 * 2**20
+LEAST_GOODPUT = 0.9
 _WARM_UP = 0.1
 _TEXTS = 256
 _STRETCH_S = 10.0
@@ -101,11 +104,21 @@ def server(
     asked = sum(len(found) for found in latencies)
     tenth = max(1, stretches // 10)
     above = above_mean(held.memory)
+    answered_each_s = len(answered) / (60 * minutes)
+    # below what it can answer, all that was asked is what can be answered
+    goodput = answered_each_s / min(rate, float(np.median(most)))
+    problems = [
+        *(["MEMORY GROWS"] if above > MOST_ABOVE_MEAN else []),
+        *(["TOO LITTLE IS ANSWERED"] if goodput < LEAST_GOODPUT else []),
+    ]
     rows = [
         ("load", f"{rate:.1f} requests/s, {load:g} of the {np.median(most):.1f}/s that it can answer"),
         ("length", f"{minutes:g} min, {asked} requests"),
         ("not answered with 200", f"{asked - len(answered)} ({(asked - len(answered)) / asked:.2%})"),
-        ("answered", f"{len(answered) / (60 * minutes):.1f}/s"),
+        (
+            "answered",
+            f"{answered_each_s:.1f}/s, {goodput:.0%} of what can be (at least {LEAST_GOODPUT:.0%})",
+        ),
         ("p50, p99 ms, first tenth", _percentiles(latencies[:tenth])),
         ("p50, p99 ms, last tenth", _percentiles(latencies[-tenth:])),
         ("memory, mean", f"{np.mean(held.memory) / 1e6:.1f} MB"),
@@ -113,9 +126,11 @@ def server(
         ("open files, first and most", f"{held.files[0]}, {max(held.files)}"),
         ("threads, first and most", f"{held.threads[0]}, {max(held.threads)}"),
         ("planted leak", f"{leak} bytes a request"),
-        ("verdict", "memory stays" if above <= MOST_ABOVE_MEAN else "MEMORY GROWS"),
+        ("verdict", " and ".join(problems) or "memory stays, and what can be answered is"),
     ]
     _print("A server under load", rows, output)
+    if problems:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -143,6 +158,8 @@ def sessions(artifact: Path, cycles: int, output: Path | None) -> None:
         ("verdict", "memory stays" if growth <= MOST_GROWTH else "MEMORY GROWS"),
     ]
     _print("Sessions loaded and closed", rows, output)
+    if growth > MOST_GROWTH:
+        raise click.exceptions.Exit(1)
 
 
 def _leaking(server: Server, leak: int) -> Server:

@@ -78,9 +78,8 @@ def json_length(header: str | None, size_bytes: int) -> int | None:
     return int(header)
 
 
-def load_json(text: bytes | bytearray | memoryview) -> dict[str, Any]:
+def load_json(text: bytes | bytearray) -> dict[str, Any]:
     """The JSON object `text`. Raises `InputError`."""
-    text = bytes(text)
     if text.count(b",") + text.count(b"[") + text.count(b"{") > MAX_JSON_VALUES:
         raise InputError(f"the JSON has more than {MAX_JSON_VALUES} values; send tensors in binary form")
     try:
@@ -101,14 +100,16 @@ def parse_request(body: bytes, length: int | None = None) -> InferRequest:
     """The request in `body`, of which `length` bytes are JSON, all by default. Raises `InputError`."""
     whole = memoryview(body)
     length = len(whole) if length is None else length
-    data, rest = load_json(whole[:length]), whole[length:]
+    text, rest = bytes(whole[:length]), whole[length:]
+    data = load_json(text)
+    booleans = b"true" in text or b"false" in text
     parameters = _parameters(data, "the request")
     feeds: dict[str, Array] = {}
     for item in _objects(data, "inputs", required=True):
         name = _text(item, "name", "an input")
         if name in feeds:
             raise InputError(f"the input {name!r:.60} is given twice")
-        feeds[name], rest = _tensor(item, f"the input {name!r:.60}", rest)
+        feeds[name], rest = _tensor(item, f"the input {name!r:.60}", rest, booleans)
     if len(rest):
         raise InputError(f"{len(rest)} bytes follow the last tensor; their sizes must add up to the body")
     binary = _flag(parameters, "binary_data_output", "the request", False)
@@ -224,15 +225,18 @@ def _wanted(data: Mapping[str, Any], binary: bool) -> tuple[WantedOutput, ...]:
     return tuple(found.values())
 
 
-def _tensor(item: Mapping[str, Any], where: str, rest: memoryview) -> tuple[Array, memoryview]:
-    """The array that `item` describes, and what is left of `rest`, where it is if it is binary."""
+def _tensor(
+    item: Mapping[str, Any], where: str, rest: memoryview, booleans: bool
+) -> tuple[Array, memoryview]:
+    """The array that `item` describes, and what is left of `rest`, where it is if it is binary; `booleans`:
+    whether true or false is anywhere in the JSON."""
     shape = checked_shape(item.get("shape"), where)
     datatype = checked_datatype(_text(item, "datatype", where), where)
     size = _parameters(item, where).get("binary_data_size")
     if size is None:
         if "data" not in item:
             raise InputError(f"{where} has neither 'data' nor the parameter 'binary_data_size'")
-        return read_json(item["data"], datatype, shape, where), rest
+        return read_json(item["data"], datatype, shape, where, booleans=booleans), rest
     if "data" in item:
         raise InputError(f"{where} has both 'data' and the parameter 'binary_data_size'; give one")
     if type(size) is not int or not 0 <= size <= len(rest):

@@ -88,8 +88,9 @@ def pack(array: Array) -> bytes:
     return b"".join(part for item in encoded for part in (struct.pack("<I", len(item)), item))
 
 
-def read_json(data: Any, datatype: str, shape: list[int], where: str) -> Array:
-    """`data`, flat or nested as `shape` is, in the native dtype of `datatype`. Raises `InputError`."""
+def read_json(data: Any, datatype: str, shape: list[int], where: str, *, booleans: bool = True) -> Array:
+    """`data`, flat or nested as `shape` is, in the native dtype of `datatype`; `booleans`: whether true or
+    false may be among it. Raises `InputError`."""
     if not isinstance(data, list):
         raise InputError(f"'data' of {where} must be a list, but is {data!r:.60}")
     if datatype == "FP16":
@@ -106,6 +107,11 @@ def read_json(data: Any, datatype: str, shape: list[int], where: str) -> Array:
             f"'data' of {where} has shape {list(found.shape)!r:.80} where 'shape' is {shape!r:.80}; it must"
             f" have that, or be one list of its {count} values"
         )
+    if booleans and datatype not in ("BYTES", "BOOL"):
+        # numpy takes them for 1 and 0 where there are numbers, too
+        for item in np.asarray(data, dtype=object).ravel():
+            if isinstance(item, bool):
+                raise InputError(f"'data' of {where} must be values of {datatype}, but holds {item}")
     if datatype == "BYTES":
         values = _strings(found, where)
     else:

@@ -133,6 +133,8 @@ async function toggleRecording() {
       say("Recorded; listen to it, or ask.");
     } else {
       recording = await record();
+      at("file").value = "";
+      clear();
       say("Recording …");
     }
   } catch (error) {
