@@ -25,13 +25,14 @@ if TYPE_CHECKING:
         MissingPackageError,
         OverloadedError,
         ParityError,
+        RehearsalError,
         SessionClosedError,
     )
     from infer.evaluation import evaluate
     from infer.live import LiveSession
     from infer.machine import Machine, this_machine
     from infer.manifest import Manifest
-    from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
+    from infer.options import BatchOptions, LoadLimits, PlanOptions, SessionOptions, ShadowOptions
     from infer.plan import Plan
     from infer.session import Session, load, open_artifact, open_session
     from infer.signature import Signature, TensorSpec
@@ -51,6 +52,7 @@ __all__ = [
     "InputError",
     "IntegrityError",
     "LiveSession",
+    "LoadLimits",
     "Machine",
     "Manifest",
     "MissingPackageError",
@@ -58,6 +60,7 @@ __all__ = [
     "ParityError",
     "Plan",
     "PlanOptions",
+    "RehearsalError",
     "Session",
     "SessionClosedError",
     "SessionOptions",
@@ -91,13 +94,14 @@ _PLACES = {
         "MissingPackageError",
         "OverloadedError",
         "ParityError",
+        "RehearsalError",
         "SessionClosedError",
     ),
     "evaluation": ("evaluate",),
     "live": ("LiveSession",),
     "machine": ("Machine", "this_machine"),
     "manifest": ("Manifest",),
-    "options": ("BatchOptions", "PlanOptions", "SessionOptions", "ShadowOptions"),
+    "options": ("BatchOptions", "LoadLimits", "PlanOptions", "SessionOptions", "ShadowOptions"),
     "plan": ("Plan",),
     "session": ("Session", "load", "open_artifact", "open_session"),
     "signature": ("Signature", "TensorSpec"),

@@ -2,7 +2,8 @@
 
     InferError
     ├── ArtifactError            an artifact is missing, malformed, or of another format version
-    │   └── IntegrityError       a file differs from what the manifest recorded
+    │   ├── IntegrityError       a file differs from what the manifest recorded
+    │   └── RehearsalError       a graph that is not trusted failed where it was tried first
     ├── ConversionError          a source cannot be read, exported or written
     │   └── ParityError          the export answers differently from the source
     ├── FeedError                a tensor handed to `Session.run` does not fit the signature
@@ -32,6 +33,10 @@ class ArtifactError(InferError):
 
 class IntegrityError(ArtifactError):
     """A file of an artifact differs from the size or sha256 its manifest recorded."""
+
+
+class RehearsalError(ArtifactError):
+    """A graph that is not trusted failed in the process in which it was tried, and so was not loaded."""
 
 
 class ConversionError(InferError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -24,8 +25,18 @@ def example_feeds(artifact: Artifact) -> Feeds:
     """The artifact's golden feeds; without any, made-up ones: normal floats, small ints, masks of ones."""
     for _, feeds, _ in artifact.golden():
         return feeds
+    return made_up_feeds(artifact.manifest.signature)
+
+
+def made_up_feeds(signature: Signature) -> Feeds:
+    """Feeds that fit `signature`, at sizes of which nothing is known but what it fixes."""
     rng = np.random.default_rng(0)
-    return {spec.name: _made_up(spec, rng) for spec in artifact.manifest.inputs}
+    return {spec.name: _made_up(spec, rng) for spec in signature.inputs}
+
+
+def made_up_values(signature: Signature) -> int:
+    """How many values `made_up_feeds` would have."""
+    return sum(math.prod(_made_up_shape(spec)) for spec in signature.inputs)
 
 
 def batch_dim(signature: Signature) -> str | None:
@@ -78,11 +89,15 @@ def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str
     return found
 
 
-def _made_up(spec: TensorSpec, rng: np.random.Generator) -> Array:
-    shape = [
+def _made_up_shape(spec: TensorSpec) -> list[int]:
+    return [
         dim if isinstance(dim, int) else 1 if axis == 0 else _EDGE if len(spec.dims) >= 4 else _LENGTH
         for axis, dim in enumerate(spec.dims)
     ]
+
+
+def _made_up(spec: TensorSpec, rng: np.random.Generator) -> Array:
+    shape = _made_up_shape(spec)
     dtype = spec.numpy_dtype
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)

@@ -34,8 +34,9 @@ class Verification(threading.Thread):
             raise self._error
 
 
-def check_graph(artifact: Artifact, graph: Path) -> None:
-    """A graph must be what the manifest says, and read weights only from files of its own artifact.
+def check_graph(artifact: Artifact, graph: Path) -> tuple[str, ...]:
+    """A graph must be what the manifest says, and read weights only from files of its own artifact: these,
+    by their names in the manifest.
 
     Raises `ArtifactError` and `IntegrityError`.
     """
@@ -48,6 +49,7 @@ def check_graph(artifact: Artifact, graph: Path) -> None:
                 f" they do not belong together, convert the model again"
             )
     folder = Path(os.path.relpath(graph.parent, artifact.path))
+    names = []
     for location in found.external_files:
         name = (folder / location).as_posix()
         if name not in manifest.files:
@@ -56,6 +58,8 @@ def check_graph(artifact: Artifact, graph: Path) -> None:
                 f" file of this artifact; it is refused"
             )
         artifact.file(name)
+        names.append(name)
+    return tuple(names)
 
 
 def _alike(has: TensorSpec, says: TensorSpec) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, InferError, ParityError, SessionClosedError
 from infer.golden import prove
-from infer.options import BatchOptions, ShadowOptions
+from infer.options import BatchOptions, LoadLimits, ShadowOptions
 from infer.plan import Plan
 from infer.recipe import Recipe
 from infer.session import Session, load, open_artifact, open_like, open_recipe
@@ -48,6 +48,7 @@ class LiveSession:
         decode: Callable[..., Any] | None = None,
         batching: BatchOptions = BatchOptions(),
         shadow: ShadowOptions | None = None,
+        untrusted: bool | LoadLimits = False,
     ) -> None:
         """Open the first version. The arguments, and what is raised, are those of `infer.load`; they hold
         for later versions, too."""
@@ -70,6 +71,7 @@ class LiveSession:
                 decode=decode,
                 batching=batching,
                 shadow=shadow,
+                untrusted=untrusted,
             )
         )
 

@@ -90,6 +90,19 @@ class ShadowOptions:
 
 
 @dataclass(frozen=True)
+class LoadLimits:
+    """What a graph that is not trusted may take in the process in which it is tried first."""
+
+    memory_bytes: int | None = None
+    """The most that it may let that process grow by; default: 512 MiB, 8 times its files, and 16 MiB for
+    each thread."""
+
+    timeout_s: float | None = None
+    """The time to load it and ask it its golden points; default: a minute, and a second for each 8 MiB of
+    its files."""
+
+
+@dataclass(frozen=True)
 class SessionOptions:
     """How a session treats its artifact and its feeds."""
 
@@ -124,3 +137,8 @@ class SessionOptions:
     shadow: ShadowOptions | None = None
     """Check a share of the answers against the reference, off the hot path. Off by default: it holds the
     reference's weights, too. Without effect where the reference itself answers."""
+
+    untrusted: bool | LoadLimits = False
+    """Load the graph in a process of its own first, within limits of memory and time, and here only if that
+    goes well: a small hostile graph can take gigabytes while it is loaded, or crash the process. Off by
+    default: it takes the start of a process, and loading twice. On Linux and the CPU only."""

@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from infer.guard import Feeds, Guard
 from infer.integrity import Verification
 from infer.machine import this_machine
 from infer.manifest import Variant
-from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
+from infer.options import BatchOptions, LoadLimits, PlanOptions, SessionOptions, ShadowOptions
 from infer.parity import TOLERANCES
 from infer.plan import Plan
 from infer.planner import make_plan
@@ -56,6 +57,7 @@ def load(
     decode: Callable[..., Any] | None = None,
     batching: BatchOptions = BatchOptions(),
     shadow: ShadowOptions | None = None,
+    untrusted: bool | LoadLimits = False,
 ) -> Session:
     """Open the artifact, or the plain `.onnx` file, at `path`.
 
@@ -84,6 +86,7 @@ def load(
             decode=decode,
             batching=batching,
             shadow=shadow,
+            untrusted=untrusted,
         ),
     )
 
@@ -103,26 +106,35 @@ def open_session(
     """Plan, unless there is a plan, load, check and warm up. Raises as `load` does."""
     source = plan or plan_options
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
-    if not options.verify:
-        executable = prepare(artifact, plan)
-    else:
-        # hashing and loading each keep one core busy and let go of the interpreter
-        verification = Verification(artifact)
+    # hashing and loading each keep one core busy and let go of the interpreter
+    verification = Verification(artifact) if options.verify else None
+    with ExitStack() as stack:
         try:
-            executable = prepare(artifact, plan)
+            files = stack.enter_context(_tried(artifact, plan, options))
+            executable = prepare(files, plan)
         finally:
-            verification.result()  # damage explains a failure to load, and goes first
-    session = Session(artifact, plan, executable, options, source)
-    try:
-        if options.shadow is not None:
-            session.check_answers(options.shadow)
-        if options.encode or options.decode:
-            session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
-        warm_up(artifact, plan, session.run, options.warm_up)
-    except BaseException:
-        session.close()
-        raise
+            if verification is not None:
+                verification.result()  # damage explains a failure to load, and goes first
+        session = Session(artifact, plan, executable, options, source)
+        try:
+            if options.shadow is not None:
+                session.check_answers(options.shadow)
+            if options.encode or options.decode:
+                session.task  # noqa: B018 -- says now, not at the first call, that it needs its own functions
+            warm_up(files, plan, session.run, options.warm_up)
+        except BaseException:
+            session.close()
+            raise
     return session
+
+
+def _tried(artifact: Artifact, plan: Plan, options: SessionOptions) -> AbstractContextManager[Artifact]:
+    """What to load `plan` from: `artifact`, or if it is not trusted, a copy that was tried first."""
+    if options.untrusted is False:
+        return nullcontext(artifact)
+    from infer.untrusted import tried  # starting a process takes packages that are seldom needed
+
+    return tried(artifact, plan, options.untrusted)
 
 
 def open_recipe(recipe: Recipe) -> Session:
@@ -305,14 +317,19 @@ class Session:
         def fall_back() -> None:
             larger = self.plan.larger or self.plan
             own = reference_plan(max(self.plan.num_threads, larger.num_threads), self.plan.spinning)
-            executable = prepare(self.artifact, own)
+            executable = self._opened(own)
             self._fallen_back, self._executable, self.plan = self._executable, executable, own
 
         parity = self.artifact.manifest.parity
         tolerances = parity.tolerances if parity else TOLERANCES
         self.shadow = Shadow(
-            answering, tolerances, lambda: prepare(self.artifact, reference_plan()), fall_back, options
+            answering, tolerances, lambda: self._opened(reference_plan()), fall_back, options
         )
+
+    def _opened(self, plan: Plan) -> Executable:
+        """The artifact opened once more, as `plan` says."""
+        with _tried(self.artifact, plan, self.options) as files:
+            return prepare(files, plan)
 
     def watched(self, switch: Switch) -> Session:
         """Another session on the same loaded graph, of whose runs `switch` is told; see

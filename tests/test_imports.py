@@ -27,10 +27,10 @@ HEAVY = (
 PUBLIC = {
     *("evaluate", "load", "open_artifact", "open_session", "share_threads", "this_machine", "__version__"),
     *("Artifact", "Machine", "Manifest", "Plan", "Session", "LiveSession", "Signature", "TensorSpec"),
-    *("BatchOptions", "PlanOptions", "SessionOptions", "ShadowOptions"),
+    *("BatchOptions", "LoadLimits", "PlanOptions", "SessionOptions", "ShadowOptions"),
     *("InferError", "ArtifactError", "IntegrityError", "ConversionError", "ParityError", "FeedError"),
     *("InputError", "DeviceError", "BackendError", "SessionClosedError", "MissingPackageError"),
-    *("OverloadedError", "DeadlineError"),
+    *("OverloadedError", "DeadlineError", "RehearsalError"),
 }
 
 
