@@ -94,8 +94,8 @@ class LoadLimits:
     """What a graph that is not trusted may take in the process in which it is tried first."""
 
     memory_bytes: int | None = None
-    """The most that it may let that process grow by; default: 512 MiB, 8 times its files, and 16 MiB for
-    each thread."""
+    """The most that it may let that process grow by; default: 512 MiB, 8 times its files, 64 times its
+    largest golden feeds, and 16 MiB for each thread."""
 
     timeout_s: float | None = None
     """The time to load it and ask it its golden points; default: a minute, and a second for each 8 MiB of

@@ -17,12 +17,13 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -47,11 +48,14 @@ from infer.schema import SchemaError, encode, parse
 _MIB = 2**20
 
 _BASE_BYTES = 512 * _MIB
-"""What any graph may take: plans, buffers of a run, what a library sets up at its first graph."""
+"""What any graph may take, and what a library sets up at its first one: 150 MiB were seen of OpenVINO."""
 
 _TIMES_FILES = 8
 """Weights are read, laid out anew and packed, and integers may be unpacked to floats: 2 to 5 times their
 files were seen."""
+
+_TIMES_FEEDS = 64
+"""What a run holds between its inputs and outputs: 40 times the largest golden feeds were seen."""
 
 _THREAD_BYTES = 16 * _MIB
 """Each thread has a stack, 8 MiB on most systems."""
@@ -61,7 +65,7 @@ _BASE_S, _BYTES_PER_S = 60.0, 8 * _MIB
 _LOOK_MS = 5
 """How often the memory is looked at: some 10 MiB can be filled meanwhile."""
 
-_START_S = 60.0
+_START_S, _END_S = 60.0, 10.0
 
 _MOST_ANSWER_BYTES = 64 * 1024
 
@@ -70,10 +74,11 @@ _CHUNK_BYTES = _MIB
 _KEPT = ("HOME", "XDG_CACHE_HOME", "LD_LIBRARY_PATH", "TMPDIR")
 """What the process gets of the environment, beside where packages are."""
 
-_CURE = (
+_MORE = (
     "if you know who made it, load it without untrusted, or with other limits:"
     " untrusted=infer.LoadLimits(memory_bytes=…, timeout_s=…)"
 )
+_ANOTHER = "the file is damaged or hostile, get it again from who made it"
 
 
 @contextmanager
@@ -92,20 +97,21 @@ def tried(artifact: Artifact, plan: Plan, untrusted: bool | LoadLimits) -> Itera
     points = [name for point in artifact.manifest.golden for name in (point.feeds, point.outputs)]
     files = [name for part in parts for name in _files(artifact, part)]
     _check_sizes(artifact, [*files, *points])
-    memory_bytes, timeout_s = _limits(artifact, files, parts, limits)
-    with tempfile.TemporaryDirectory(prefix="infer-untrusted-") as folder:
-        copy = _copied(artifact, [*files, *points], Path(folder) / "files")
+    memory_bytes = limits.memory_bytes or _memory_limit(artifact, files, parts)
+    timeout_s = limits.timeout_s or _BASE_S + _size(artifact, files) / _BYTES_PER_S
+    with _empty_folder() as folder:
+        copy = _copied(artifact, [*files, *points], folder / "files")
         requests = [_request(copy, part, timeout_s) for part in parts]
-        with RehearsalProcess(folder, [part.backend for part in parts]) as process:
-            for request in requests:
-                try:
+        try:
+            with RehearsalProcess(folder, [part.backend for part in parts]) as process:
+                for request in requests:
                     process.ask(request, memory_bytes, timeout_s)
-                except RehearsalError as error:
-                    told = str(error).replace(str(copy.path), str(artifact.path))
-                    raise RehearsalError(
-                        f"'{artifact.location}' is not trusted and was not loaded: tried in a process of"
-                        f" its own, it {told}; {_CURE}"
-                    ) from error
+        except RehearsalError as error:
+            told = str(error).replace(str(copy.path), str(artifact.path))
+            raise RehearsalError(
+                f"'{artifact.location}' is not trusted and was not loaded: tried in a process of its own,"
+                f" it {told}"
+            ) from error
         yield copy
 
 
@@ -132,7 +138,6 @@ class RehearsalProcess:
                 stderr=subprocess.DEVNULL,
                 cwd=folder,
                 env=environment,
-                bufsize=0,
                 start_new_session=True,  # Ctrl-C is for this process, which then ends that one
             )
         except OSError as error:
@@ -140,8 +145,10 @@ class RehearsalProcess:
         try:
             self._answer(math.inf, _START_S)
             self._before = self._bytes("VmSize")
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, RehearsalError):
+                raise RehearsalError(f"could not be given one, because that {error}") from error
             raise
 
     @property
@@ -154,6 +161,7 @@ class RehearsalProcess:
         with suppress(BrokenPipeError):  # its end is noticed below
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(encode(request)).encode() + b"\n")
+            self._process.stdin.flush()
         self._answer(self._before + memory_bytes, timeout_s)
 
     def close(self) -> None:
@@ -162,7 +170,8 @@ class RehearsalProcess:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            pipe.close()
+            with suppress(OSError):  # what is still to be written has no reader
+                pipe.close()
 
     def __enter__(self) -> RehearsalProcess:
         return self
@@ -191,10 +200,10 @@ class RehearsalProcess:
             self._check_memory(most_bytes)
             if time.monotonic() > end:
                 self.close()
-                raise RehearsalError(f"took longer than {timeout_s:.0f} s")
+                raise RehearsalError(f"took longer than the {timeout_s:.0f} s that it may; {_MORE}")
             if len(answer) > _MOST_ANSWER_BYTES:
                 self.close()
-                raise RehearsalError("gave an answer without an end")
+                raise RehearsalError(f"gave an answer without an end; {_ANOTHER}")
         _raise_told(answer)
 
     def _check_memory(self, most_bytes: float) -> None:
@@ -202,7 +211,7 @@ class RehearsalProcess:
         if self._bytes("VmPeak") > most_bytes:
             self.close()
             limit = (most_bytes - self._before) / _MIB
-            raise RehearsalError(f"took more memory than the {limit:.0f} MiB that it may")
+            raise RehearsalError(f"took more memory than the {limit:.0f} MiB that it may; {_MORE}")
 
     def _bytes(self, row: str) -> int:
         """A row of what the system tells of the process; 0 once that has ended."""
@@ -214,15 +223,18 @@ class RehearsalProcess:
         return int(found[0]) * 1024 if found else 0
 
     def _died(self) -> NoReturn:
-        code = self._process.wait()
+        with suppress(subprocess.TimeoutExpired):  # it may only have stopped to answer
+            self._process.wait(_END_S)
+        code = self._process.poll()
         self.close()
+        if code is None or code >= 0:
+            raise RehearsalError(f"gave no answer (exit code {code}); {_ANOTHER}")
         if code == -signal.SIGXCPU:
-            raise RehearsalError("took more of the processor's time than it may")
-        if code >= 0:
-            raise RehearsalError(f"ended that process (exit code {code})")
-        with suppress(ValueError):
-            raise RehearsalError(f"crashed that process ({signal.Signals(-code).name})")
-        raise RehearsalError(f"crashed that process (signal {-code})")
+            raise RehearsalError(f"took more of the processor's time than it may; {_MORE}")
+        if code == -signal.SIGKILL:
+            raise RehearsalError(f"was ended by the system, as where memory is short; {_MORE}")
+        names = {number.value: number.name for number in signal.Signals}
+        raise RehearsalError(f"crashed ({names.get(-code, f'signal {-code}')}); {_ANOTHER}")
 
 
 def _raise_told(answer: bytes) -> None:
@@ -232,7 +244,7 @@ def _raise_told(answer: bytes) -> None:
         if not isinstance(told, dict) or not all(isinstance(word, str) for word in told.values()):
             raise SchemaError("it is no mapping of texts")
     except SchemaError as error:
-        raise RehearsalError(f"gave an answer that is none ({error})") from error
+        raise RehearsalError(f"gave an answer that is none ({error}); {_ANOTHER}") from error
     kind, message = told.get("error"), told.get("message", "")
     if kind == MissingPackageError.__name__:
         raise MissingPackageError(message)
@@ -288,32 +300,57 @@ def _check_sizes(artifact: Artifact, names: Iterable[str]) -> None:
         )
 
 
-def _limits(
-    artifact: Artifact, files: Iterable[str], parts: Iterable[Plan], limits: LoadLimits
-) -> tuple[int, float]:
-    """Bytes and seconds for all of a plan."""
-    size_bytes = _size(artifact, files)
+def _memory_limit(artifact: Artifact, files: Iterable[str], parts: Sequence[Plan]) -> int:
+    """Bytes for all of a plan."""
+    feeds = max((_size(artifact, [point.feeds]) for point in artifact.manifest.golden), default=0)
     threads = sum(part.num_threads for part in parts)
-    memory_bytes = limits.memory_bytes or (
-        _BASE_BYTES + _TIMES_FILES * size_bytes + threads * _THREAD_BYTES
+    return (
+        len(parts) * (_BASE_BYTES + _TIMES_FEEDS * feeds)
+        + _TIMES_FILES * _size(artifact, files)
+        + threads * _THREAD_BYTES
     )
-    return memory_bytes, limits.timeout_s or _BASE_S + size_bytes / _BYTES_PER_S
+
+
+@contextmanager
+def _empty_folder() -> Iterator[Path]:
+    """One that this user alone may enter, and which ends with the block. Raises `RehearsalError`."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="infer-untrusted-"))
+    except OSError as error:
+        raise RehearsalError(f"there is no folder for copies of untrusted files: {error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with reading(path), path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 def _copied(artifact: Artifact, names: Iterable[str], folder: Path) -> Artifact:
     """`artifact` with these of its files alone, in `folder`, each as its manifest recorded it. Raises
-    `IntegrityError` and `ArtifactError`."""
+    `IntegrityError` and `ArtifactError`, and `RehearsalError` where there is no place for them."""
     for name in dict.fromkeys(names):
         source, record = artifact.file(name), artifact.manifest.files[name]
         target = folder.joinpath(*PurePosixPath(name).parts)
-        with reading(source), source.open("rb") as whole:
+        found, size_bytes = hashlib.sha256(), 0
+        try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            found, size_bytes = hashlib.sha256(), 0
             with target.open("xb") as copy:
-                while size_bytes <= record.size_bytes and (chunk := whole.read(_CHUNK_BYTES)):
+                for chunk in _chunks(source):
                     copy.write(chunk)
                     found.update(chunk)
                     size_bytes += len(chunk)
+                    if size_bytes > record.size_bytes:
+                        break
+        except OSError as error:
+            raise RehearsalError(
+                f"'{source}' is not trusted, and cannot be copied to '{folder}' to be tried:"
+                f" {error.strerror or error}; let TMPDIR be a folder with more room"
+            ) from error
         if size_bytes != record.size_bytes or record.sha256 not in (None, found.hexdigest()):
             raise IntegrityError(
                 f"'{source}' differs from what the manifest recorded; the artifact was damaged or changed,"

@@ -131,6 +131,11 @@ THREADS = "threads"
     help="One input of the artifacts' task: say where the time of its answer goes, stage by stage.",
 )
 @click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Try each graph in a process of its own first, within limits of memory and time.",
+)
+@click.option(
     "--cold-start",
     is_flag=True,
     help="Measure new processes, too: import, load, first answer, peak memory.",
@@ -179,6 +184,7 @@ def command(
     limits: bool,
     profiled: bool,
     example: str | None,
+    untrusted: bool,
     cold_start: bool,
     output: Path | None,
     html: Path | None,
@@ -244,7 +250,7 @@ def command(
     with Progress(quiet=as_json) as progress:
         for count in counts:
             options = replace(wishes, num_threads=count)
-            with stdout_kept_clean(), opened_all(candidates, options, given, weights) as opened:
+            with stdout_kept_clean(), opened_all(candidates, options, given, weights, untrusted) as opened:
                 limit = _Limits(count, progress) if limits else None
                 found = compare(
                     opened.candidates, opened.feeds, asked, tolerances, progress, limit or no_limit

@@ -10,7 +10,7 @@ from pathlib import Path
 from infer.errors import InferError, missing_package
 from infer.feeds import Feeds, example_feeds
 from infer.measure.candidates import Candidate, Local, names_of, opened
-from infer.options import PlanOptions
+from infer.options import PlanOptions, SessionOptions
 from infer.session import open_artifact
 from infer.signature import Array, Signature, TensorSpec
 
@@ -36,13 +36,18 @@ class Opened:
 
 @contextmanager
 def opened_all(
-    texts: Sequence[str], options: PlanOptions, given: Feeds | None, weights: Path | None
+    texts: Sequence[str],
+    options: PlanOptions,
+    given: Feeds | None,
+    weights: Path | None,
+    untrusted: bool,
 ) -> Iterator[Opened]:
     """Open every candidate; feeds are `given`, or those of the first graph, or a source's example.
 
     Graphs come first, because sources may need their feeds. Raises the first error if none can be opened.
     """
     names = names_of(texts)
+    session_options = SessionOptions(untrusted=untrusted)
     found: dict[str, Candidate] = {}
     errors: dict[str, InferError] = {}
     feeds, known = given, None
@@ -50,7 +55,7 @@ def opened_all(
         for text, name in zip(texts, names, strict=True):
             if is_graph(text):
                 try:
-                    candidate = stack.enter_context(opened(Path(text), options, name))
+                    candidate = stack.enter_context(opened(Path(text), options, name, session_options))
                     feeds = feeds or example_feeds(open_artifact(Path(text)))
                 except InferError as error:
                     errors[name] = error

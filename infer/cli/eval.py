@@ -43,6 +43,11 @@ from infer.wording import shown
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
 @click.option("--backend", help="onnxruntime or openvino; default: the one the variant was made for.")
 @click.option("--variant", help="Which variant to evaluate; default: the fastest here, or the first.")
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Try the graph in a process of its own first, within limits of memory and time.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     artifact: Path,
@@ -53,6 +58,7 @@ def command(
     device: str,
     backend: str | None,
     variant: str | None,
+    untrusted: bool,
     as_json: bool,
 ) -> None:
     """Say how good an artifact is at its task, on data whose answers are known.
@@ -89,9 +95,10 @@ def command(
     renamed = dict(_column(text) for text in columns)
     opened = open_artifact(artifact)
     options = PlanOptions(device=device, backend=backend, variant=variant)
+    session_options = SessionOptions(warm_up=False, untrusted=untrusted)
     with ExitStack() as stack:
         progress = stack.enter_context(Progress(quiet=as_json))
-        session = stack.enter_context(open_session(opened, options, SessionOptions(warm_up=False)))
+        session = stack.enter_context(open_session(opened, options, session_options))
         dataset = read_dataset(session.task, data, renamed)
         found = {"artifact": evaluate_task(session.task, dataset, progress)}
         if against is not None:

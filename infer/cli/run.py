@@ -49,6 +49,11 @@ from infer.wording import shown
 @click.option(
     "--json", "as_json", is_flag=True, help='Print {"schema_version": 1, "results": [one per input]}.'
 )
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Try the graph in a process of its own first, within limits of memory and time.",
+)
 @click.option("--explain", is_flag=True, help="Print the plan, and why, before anything runs.")
 def command(
     artifact: Path,
@@ -61,6 +66,7 @@ def command(
     variant: str | None,
     threads: int | None,
     as_json: bool,
+    untrusted: bool,
     explain: bool,
 ) -> None:
     """Answer inputs with an artifact, or with a plain .onnx file.
@@ -93,7 +99,7 @@ def command(
             print_json(plan)
         return
     # a command answers once: a warm-up would cost more than it saves
-    with open_session(opened, options, SessionOptions(warm_up=False)) as session:
+    with open_session(opened, options, SessionOptions(warm_up=False, untrusted=untrusted)) as session:
         if feeds is not None:
             _run_feeds(session, feeds, output, as_json, plan)
         else:

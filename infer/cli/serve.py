@@ -120,6 +120,11 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     type=click.FloatRange(0, 1, min_open=True),
     help="Run this share of answers again on the reference, which takes over if too many are off.",
 )
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Try each graph in a process of its own first, within limits of memory and time.",
+)
 @click.option("--json-logs", is_flag=True, help="Log a line of JSON for each request.")
 def command(
     artifacts: tuple[Path, ...],
@@ -140,6 +145,7 @@ def command(
     spinning: bool,
     share_weights: bool,
     shadow: float | None,
+    untrusted: bool,
     json_logs: bool,
 ) -> None:
     """Answer over HTTP: the Open Inference Protocol v2, tasks, OpenAI's embeddings, and a page to try it.
@@ -188,6 +194,7 @@ def command(
         spinning=spinning,
         share_weights=share_weights,
         shadow=shadow,
+        untrusted=untrusted,
         json_logs=json_logs,
     )
     # what is wrong with them is said before anything listens

@@ -21,14 +21,17 @@ from infer.plan import Plan
 from infer.planner import make_plan
 from infer.session import open_session
 
-_AS_IT_IS = SessionOptions(verify=False, warm_up=False)
-
 
 @click.command("verify")
 @click.argument("artifact", type=click.Path(path_type=Path, readable=False))
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N or auto.")
+@click.option(
+    "--untrusted",
+    is_flag=True,
+    help="Try each graph in a process of its own first, within limits of memory and time.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(artifact: Path, device: str, as_json: bool) -> None:
+def command(artifact: Path, device: str, untrusted: bool, as_json: bool) -> None:
     """Prove an artifact again on this machine: every file's sha256, and every golden output.
 
     Exit code 1 if a file was changed, an output differs beyond the tolerance in the manifest, or a golden
@@ -42,6 +45,7 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
     """
     opened = Artifact.open(artifact)
     manifest = opened.manifest
+    as_it_is = SessionOptions(verify=False, warm_up=False, untrusted=untrusted)
     with Progress(quiet=as_json) as progress:
         progress(f"hashing {len(manifest.files)} files")
         opened.verify_files()
@@ -53,7 +57,7 @@ def command(artifact: Path, device: str, as_json: bool) -> None:
             options = PlanOptions(device=device, variant=wish if isinstance(wish, str) else None)
             given = wish if isinstance(wish, Plan) else None
             try:
-                opening = open_session(opened, options, _AS_IT_IS, given)
+                opening = open_session(opened, options, as_it_is, given)
             except MissingPackageError as error:
                 if given or wish == manifest.variants[0].name:
                     raise

@@ -11,7 +11,7 @@ from typing import Protocol
 from infer.errors import InferError
 from infer.feeds import Feeds
 from infer.measure.queries import Call, Query, repeated
-from infer.options import PlanOptions
+from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, Tolerance, compare
 from infer.session import Session, open_artifact, open_session
 from infer.signature import Array, Signature
@@ -62,10 +62,15 @@ class Local:
 
 
 @contextmanager
-def opened(path: Path, options: PlanOptions, name: str | None = None) -> Iterator[Local]:
+def opened(
+    path: Path,
+    options: PlanOptions,
+    name: str | None = None,
+    session_options: SessionOptions = SessionOptions(),
+) -> Iterator[Local]:
     """An artifact, or a plain `.onnx` file, in a session. Raises as `infer.load` does."""
     artifact = open_artifact(path)
-    with open_session(artifact, options) as session:
+    with open_session(artifact, options, session_options) as session:
         yield Local(
             name or path.name,
             session.plan.summary,

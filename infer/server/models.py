@@ -196,6 +196,7 @@ class Models:
         session_options = SessionOptions(
             batching=BatchOptions(max_waiting=options.max_waiting),
             shadow=None if options.shadow is None else ShadowOptions(share=options.shadow),
+            untrusted=options.untrusted,
         )
         self._budget_bytes = options.memory_budget_bytes
         self.lazy = options.lazy or self._budget_bytes is not None

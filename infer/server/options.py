@@ -74,5 +74,9 @@ class ServerOptions:
     """The share of answers that are run again on the reference, with the limit that `ShadowOptions` has;
     default: none."""
 
+    untrusted: bool = False
+    """Whether each graph is tried in a process of its own before a worker loads it, as
+    `SessionOptions.untrusted` says. Each worker then loads a copy of its own, also of shared weights."""
+
     json_logs: bool = False
     """A line of JSON for each request, instead of a line for people."""
