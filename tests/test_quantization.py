@@ -453,6 +453,63 @@ def test_nan_in_calibration_is_refused() -> None:
         observe(convolutions(), ["c1"], feeds)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_nan_in_what_is_smoothed_is_refused(wrong: float) -> None:
+    """In the same words: a channel's largest value cannot be NaN or infinite."""
+    feeds = skewed(3, 0)
+    feeds[1]["x"][2, 5] = wrong
+    with pytest.raises(
+        InputError, match="calibration input 2 gives NaN or infinity at 'x', which no range"
+    ):
+        channel_maxima(product(), ["x"], feeds)
+
+
+def test_percentiles_are_numpys() -> None:
+    """Of 0 to 99,999 and as far below, one in ten thousand at each end is clipped: by linear interpolation
+    the 99.99th percentile of n values lies at (n - 1) · 0.9999. Where nothing is negative, 0 is the end."""
+    both = np.arange(-99_999, 100_000, dtype=np.float64)
+    found = Observed(both[0], both[-1], both, np.zeros(0)).range("percentile")
+    assert (found.low, found.high) == (pytest.approx(-99_979.0002), pytest.approx(99_979.0002))
+    sample = np.abs(np.random.default_rng(3).standard_normal(50_000))
+    found = Observed(0.0, float(sample.max()), sample, np.zeros(0)).range("percentile")
+    assert found.low == 0.0 or found.low == pytest.approx(np.percentile(sample, 0.01), abs=1e-3)
+    assert found.high == pytest.approx(np.percentile(sample, 99.99))
+
+
+def divergence_at(counts: Array, kept: int) -> float:
+    """Migacz 2017, slide "KL divergence", bin by bin: P has the clipped counts, with all that is beyond in
+    the last; Q spreads what each of 128 levels holds over its bins that are not empty."""
+    p = [float(each) for each in counts[:kept]]
+    q = [0.0] * kept
+    for level in range(128):
+        bins = [i for i in range(kept) if i * 128 // kept == level and counts[i] > 0]
+        total = sum(float(counts[i]) for i in bins)
+        for i in bins:
+            q[i] = total / len(bins)
+    p[-1] += float(counts[kept:].sum())
+    all_p, all_q = sum(p), sum(q)
+    return sum(
+        a / all_p * float(np.log((a / all_p) / max(b / all_q, 1e-7)))
+        for a, b in zip(p, q, strict=True)
+        if a
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_entropy_takes_the_threshold_of_least_divergence(seed: int) -> None:
+    """Of all thresholds that are tried, by a computation of the test's own; values far out are clipped."""
+    rng = np.random.default_rng(seed)
+    sample = np.concatenate([rng.laplace(size=20_000), rng.uniform(30, 40, 3)])
+    found = Observed(float(sample.min()), float(sample.max()), sample, np.zeros(0)).range("entropy")
+    largest = float(np.abs(sample).max())
+    counts, edges = np.histogram(np.abs(sample), 2048, (0.0, largest))
+    tried = {float(edges[kept]): divergence_at(counts, kept) for kept in range(128, 2049, 16)}
+    best = min(tried, key=tried.__getitem__)
+    assert 0 < best < 0.5 * largest
+    assert found.high == pytest.approx(best)
+    assert found.low == pytest.approx(max(-best, float(sample.min())))
+
+
 @pytest.mark.parametrize("pair_bounded", [True, False])
 def test_channels_that_may_saturate_are_counted(pair_bounded: bool) -> None:
     """In convolutions and products: none if their weights were bounded; else most, since their largest two

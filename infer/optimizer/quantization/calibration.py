@@ -77,11 +77,7 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
             outputs = inside.run(each)
             for name in tensors:
                 values = outputs[name]
-                if not np.isfinite(values).all():
-                    raise InputError(
-                        f"calibration input {number + 1} gives NaN or infinity at '{name}', which no range"
-                        f" can hold; take it out of the data, or mend the model"
-                    )
+                check_finite(values, name, number)
                 if not values.size:
                     continue
                 low, high = extremes[name]
@@ -100,6 +96,16 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
         )
         for name, (low, high) in extremes.items()
     }
+
+
+def check_finite(values: Array, name: str, number: int) -> None:
+    """Refuse what the tensor `name` holds for the calibration feed at this place, counted from 0. Raises
+    `InputError`."""
+    if not np.isfinite(values).all():
+        raise InputError(
+            f"calibration input {number + 1} gives NaN or infinity at '{name}', which no range can hold;"
+            f" take it out of the data, or mend the model"
+        )
 
 
 def _mean_of(vectors: Sequence[Array]) -> Array:

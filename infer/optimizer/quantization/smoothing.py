@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.feeds import Feeds
+from infer.optimizer.quantization.calibration import check_finite
 from infer.optimizer.rewriting import constant, put, weight
 from infer.optimizer.watching import watched
 from infer.signature import Array
@@ -26,12 +27,16 @@ _LEAST = 1e-5
 
 
 def channel_maxima(model: ir.Model, tensors: Sequence[str], feeds: Iterable[Feeds]) -> dict[str, Array]:
-    """The largest magnitude of each channel, which is the last axis, of each tensor."""
+    """The largest magnitude of each channel, which is the last axis, of each tensor.
+
+    Raises `InputError` for values that are not finite.
+    """
     found: dict[str, Array] = {}
     with watched(model, tensors) as inside:
-        for each in feeds:
+        for number, each in enumerate(feeds):
             outputs = inside.run(each)
             for name in tensors:
+                check_finite(outputs[name], name, number)
                 values = np.abs(outputs[name])
                 largest = values.reshape(-1, values.shape[-1]).max(axis=0, initial=0.0)
                 found[name] = np.maximum(found[name], largest) if name in found else largest
