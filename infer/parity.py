@@ -58,6 +58,11 @@ class Difference:
     def within(self) -> bool:
         return self.problem is None
 
+    @property
+    def comparable(self) -> bool:
+        """Whether they agree, or a wider tolerance could let them."""
+        return self.within or self.max_relative is not None
+
     def __str__(self) -> str:
         numbers = (
             f"max abs {self.max_abs:.1e}, relative {self.max_relative:.1e}, cosine {self.cosine:.7f}"
@@ -120,7 +125,7 @@ def _compare_floats(name: str, expected: Array, actual: Array, tolerance: Tolera
         return Difference(name, None, None, None, "NaN or infinity where the other is finite")
     e, a = e[finite], a[finite]
     # masks are filled with the dtype's lowest value; that is not a scale of the data
-    lowest = 0.5 * float(np.finfo(expected.dtype).max)
+    lowest = 0.5 * float(np.finfo(expected.dtype).max) if expected.dtype.kind == "f" else np.inf
     magnitudes = np.abs(e)
     data = magnitudes[magnitudes < lowest]
     scale = float(data.max()) if data.size else 0.0

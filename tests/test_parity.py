@@ -152,3 +152,13 @@ def test_the_stated_tolerances_tell_rounding_from_wrong_graphs() -> None:
     x = np.linspace(-8, 8, 101, dtype=np.float32)
     assert compare_tensor("y", x, x + np.float32(8 * 4e-6), TOLERANCES).within
     assert not compare_tensor("y", x, x + np.float32(8 * 1e-3), TOLERANCES).within
+
+
+def test_an_integer_may_have_a_tolerance_of_its_own() -> None:
+    """As a label that an approximation changes at a golden point has, by its output's name."""
+    labels, others = np.array([3, 1]), np.array([3, 2])
+    found = compare({"y": labels}, {"y": others}, {"y": Tolerance(0.0, 0.0, 0.5)})
+    assert [each.within for each in found] == [True]
+    found = compare({"y": labels}, {"y": others}, {"y": Tolerance(0.0, 0.0, 0.1)})
+    assert [(each.within, each.comparable) for each in found] == [(False, True)]
+    assert not differ([1.0], [math.nan]).comparable
