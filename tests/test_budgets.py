@@ -10,7 +10,7 @@ import pytest
 
 from infer.errors import InputError
 from infer.optimizer import parse_budget
-from infer.optimizer.budget import Budget, figures
+from infer.optimizer.budget import Budget, broken_beside, figures
 from infer.optimizer.sensitivity import kept_in_float
 
 
@@ -58,6 +58,73 @@ def test_cosines_are_the_worst_outputs() -> None:
     assert found["min-cosine"] == pytest.approx(np.sqrt(0.5))
     assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1}
     assert figures(a, [{**a[0], "x": np.array([np.nan, 0], np.float32)}, a[1]])["min-cosine"] == -1
+
+
+def test_what_is_no_float_counts_by_its_share() -> None:
+    """Labels, truth values and texts have no cosine; beside floats, the worse of both counts. Of single
+    labels the share is that of all feeds, so one of four that is wrong leaves 0.75."""
+    x = np.array([3.0, 4.0], np.float32)
+    for right, wrong in (([1, 2], [1, 3]), ([True, True], [True, False]), (["a", "b"], ["a", "c"])):
+        a, b = np.array(right), np.array(wrong)
+        found = figures([{"x": x, "y": a}] * 2, [{"x": x, "y": b}, {"x": x, "y": a}])
+        assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.5}
+        assert figures([{"y": a}], [{"y": a}]) == {"equal": 1, "cosine": 1, "min-cosine": 1}
+    labels = [{"y": np.array([i])} for i in (0, 1, 2, 3)]
+    found = figures(labels, [*labels[:3], {"y": np.array([0])}])
+    assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.75}
+
+
+def test_places_that_are_not_finite_must_be_the_same() -> None:
+    """Then the others are judged; NaN of the reference's own, and logits that a mask forbids, are no fault
+    of a variant. Where a mask fills with the lowest number, that is no direction either."""
+    nan, inf, low = np.nan, np.inf, np.finfo(np.float32).min
+
+    def cosine(a: list[float], b: list[float]) -> float:
+        x, y = ({"x": np.array(each, np.float32)} for each in (a, b))
+        return figures([x], [y])["min-cosine"]
+
+    for same in (nan, inf, -inf, low):
+        assert cosine([same, 1, 0], [same, 1, 1]) == pytest.approx(np.sqrt(0.5))
+        assert cosine([same, 1, 0], [same, 2, 0]) == pytest.approx(1)
+        assert cosine([same, same], [same, same]) == 1
+    for a, b in ((nan, inf), (inf, -inf), (nan, 1), (1, nan), (1, inf), (-inf, 1)):
+        assert cosine([a, 1, 0], [b, 1, 0]) == -1
+    assert cosine([low, 1, 0], [1, 1, 0]) < 0
+
+
+def test_answers_of_another_shape_are_as_far_as_can_be() -> None:
+    """Also if they have as many numbers."""
+    a = np.ones((2, 3), np.float32)
+    assert figures([{"x": a}], [{"x": a.T}])["cosine"] == -1
+
+
+def test_single_numbers_are_judged_together_whatever_stands_beside_them() -> None:
+    """The cosine of two numbers is 1 or -1; those of feeds of one number are one vector, even where other
+    feeds have several."""
+    one, two, both = (np.array(each, np.float32) for each in ([1.0], [2.0], [1.0, 2.0]))
+    found = figures([{"x": one}, {"x": one}, {"x": both}], [{"x": one}, {"x": two}, {"x": both}])
+    assert found["min-cosine"] == pytest.approx(3 / np.sqrt(10))
+
+
+@pytest.mark.parametrize(
+    ("budget", "beside", "same", "held"),
+    [
+        ("cosine>=0.99", 0.991, 1.0, True),
+        ("cosine>=0.99", 0.989, 1.0, False),
+        ("cosine>=0.99", 0.97, 0.98, True),  # these rows are as far off alone
+        ("cosine>=0.99", 0.95, 0.98, False),
+        ("accuracy-1%", 0.92, 1.0, True),  # twice the farthest alone
+        ("accuracy-1%", 0.88, 1.0, False),
+        ("equal", 0.5, 1.0, True),  # which has a figure of its own
+    ],
+)
+def test_rows_in_batches_are_held_to_what_is_known_of_rows_alone(
+    budget: str, beside: float, same: float, held: bool
+) -> None:
+    """They may be as far off as the budget lets the mean be, or twice as far as they are alone; with a
+    metric, twice as far as the farthest is alone."""
+    alone = {"cosine": 0.999, "min-cosine": 0.95}
+    assert (broken_beside([parse_budget(budget)], alone, beside, same) is None) == held
 
 
 def test_sensitivity_finds_the_few_that_hurt() -> None:

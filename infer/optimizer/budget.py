@@ -4,6 +4,8 @@ equal               every answer within the tolerance of the conversion (the def
 cosine>=0.999       the mean cosine of answers to the reference's, of the output where it is lowest
 min-cosine>=0.99    the lowest one
 accuracy-0.5%       a metric of `infer eval`, which may fall by half a point; errors: "rmse+1%"
+
+What are no floats, such as labels, have no cosine: the share of elements that are equal takes its place.
 """
 
 from __future__ import annotations
@@ -20,6 +22,17 @@ from infer.signature import Array
 
 EQUAL = "equal"
 COSINES = ("cosine", "min-cosine")
+BATCH_COSINE = "batch-cosine"
+"""The mean cosine of rows in the batch where it is lowest."""
+
+FARTHER = 2.0
+"""A few answers may be so much farther from the reference's (1 - cosine) than many were."""
+
+CLOSEST = 1e-6
+"""A cosine is not told from 1 any closer."""
+
+_BESIDE = 0.01
+"""With a metric for a budget, nobody asked how near answers are; rows in a batch may be so far off."""
 
 Answers = Sequence[Mapping[str, Array]]
 """Outputs by name, for one feed after another."""
@@ -80,7 +93,7 @@ def parse_budget(text: str) -> Budget:
 def figures(
     expected: Answers, found: Answers, tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> dict[str, float]:
-    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine"."""
+    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine", see `cosines`."""
     equal = all(
         difference.within
         for before, after in zip(expected, found, strict=True)
@@ -94,28 +107,65 @@ def figures(
     }
 
 
+def broken_beside(
+    budgets: Sequence[Budget], alone: Mapping[str, float], beside: float, same: float
+) -> str | None:
+    """Why rows in a batch are too far off, or None. `alone` are the figures of feeds alone, `beside` the
+    cosine of the batch that is farthest off, and `same` that of its rows alone.
+
+    These rows are few, and some are made: they may be as far off as the budget lets the mean of all be, or
+    `FARTHER` times as far as they are alone; with a metric for a budget, as the farthest feed is alone.
+    """
+    for budget in budgets:
+        if budget.metric == EQUAL:
+            continue
+        own = FARTHER * max(1 - same, CLOSEST)
+        given = max(FARTHER * (1 - alone["min-cosine"]), _BESIDE) if budget.of_task else 1 - budget.least
+        least = 1 - max(own, given)
+        if beside < least:
+            return f"cosine of rows in a batch {beside:.5f} < {least:.5g}"
+    return None
+
+
 def cosines_of(expected: Answers, found: Answers) -> dict[str, Array]:
-    """For each float output, the cosine of every feed's answer; of single numbers, of all as one vector,
-    since the cosine of two numbers is 1 or -1 whatever they are. What is not finite, or of another shape,
-    has the cosine -1."""
+    """For each output, the cosine of every feed's answer, as `cosines` gives it."""
     pairs: dict[str, list[tuple[Array, Array]]] = {}
     for before, after in zip(expected, found, strict=True):
         for name, array in before.items():
-            if array.dtype.kind == "f":
-                pairs.setdefault(name, []).append((array.ravel(), after[name].ravel()))
+            pairs.setdefault(name, []).append((array, after[name]))
     return {name: cosines(each) for name, each in pairs.items()}
 
 
 def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
-    """Of each pair of flat arrays; of single numbers, of all of them as one pair."""
-    if all(len(a) == len(b) == 1 for a, b in pairs):
-        pairs = [(np.concatenate([a for a, _ in pairs]), np.concatenate([b for _, b in pairs]))]
-    return np.array([_cosine(a, b) for a, b in pairs])
+    """Of each pair of arrays; of single elements, of all of them as one pair, since the cosine of two
+    numbers is 1 or -1 whatever they are.
+
+    Of integers, truth values and texts, it is the share of elements that are equal. Arrays of two shapes,
+    or whose NaN and infinities are not at the same places, have the cosine -1; others are judged by the
+    places that are finite.
+    """
+    single = [a.shape == b.shape and a.size == 1 for a, b in pairs]
+    joined = [pair for pair, one in zip(pairs, single, strict=True) if one]
+    rest = [pair for pair, one in zip(pairs, single, strict=True) if not one]
+    if joined:
+        first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
+        rest.append((first, second))
+    return np.array([_cosine(a, b) for a, b in rest])
 
 
 def _cosine(a: Array, b: Array) -> float:
+    if a.shape != b.shape:
+        return -1.0
     if np.array_equal(a, b):
         return 1.0
-    if a.shape != b.shape or not np.isfinite(b).all():
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
+        return float(np.mean(a == b))
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
         return -1.0
-    return cosine(a.astype(np.float64), b.astype(np.float64))
+    # masks may be filled with the dtype's lowest value, beside which all else would count for nothing
+    lowest = 0.5 * float(np.finfo(a.dtype).max)
+    a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+    filled = (np.minimum(np.abs(a), np.abs(b)) >= lowest) & (np.sign(a) == np.sign(b))
+    a, b = a[~filled], b[~filled]
+    return cosine(a, b) if a.size else 1.0
