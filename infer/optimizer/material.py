@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,10 @@ from infer.signature import Array, Signature, TensorSpec
 CALIBRATION, JUDGED, TIMED = 128, 256, 8
 """The most feeds of each use. More say hardly more, and take longer."""
 
+MEASURED, _MEASURED_S = 2048, 20.0
+"""The most inputs for metrics of the task, which need more to tell half a point, and how long the reference
+may take for more than `JUDGED` of them: every attempt is measured on them."""
+
 _MADE = 16
 
 
@@ -28,7 +34,8 @@ class Material:
 
     Attributes:
         timed: of several sizes, where judged feeds differ in size.
-        dataset: the judged inputs with their answers, for metrics of the task; None without.
+        dataset: inputs that calibration did not see with their answers, for metrics of the task, the judged
+            ones among them; None without.
         rehearsal: the same of the calibration inputs.
         described: where they are from, for the evidence.
     """
@@ -67,22 +74,29 @@ def material(session: Session, data: Data | None, batch: int = 1) -> Material:
     paired = dataset is not None and is_paired(session.task)
     asked = [_asked(inputs[i], i, paired) for i in range(len(inputs))]
     calibrating, judging = _halves(asked)
-    judged = _encoded(session, asked, judging, JUDGED)
+    start = time.perf_counter()
+    judged = _encoded(session, asked, judging, JUDGED, name)
+    measured = _measured(asked, judging, (time.perf_counter() - start) / len(judged))
 
     def part(places: Sequence[int]) -> Dataset | None:
         if dataset is None:
             return None
         return Dataset(dataset.name, [inputs[i] for i in places], [dataset.expected[i] for i in places])
 
+    described = (
+        f"{len(judged)} feeds of {name} that calibration did not see"
+        if calibrating != judging
+        else f"the {len(judged)} feeds of {name}, which calibration has seen"
+    )
+    if dataset is not None and len(measured) != len(judged):
+        described += f"; metrics, if any, on {len(measured)} {'pairs of such' if paired else 'such inputs'}"
     return Material(
         calibration=_encoded(session, asked, calibrating, CALIBRATION),
         judged=judged,
         timed=_timed(session.signature, judged, batch),
-        dataset=part(judging),
+        dataset=part(measured),
         rehearsal=part(calibrating),
-        described=f"{len(judged)} feeds of {name} that calibration did not see"
-        if calibrating != judging
-        else f"the {len(judged)} feeds of {name}, which calibration has seen",
+        described=described,
     )
 
 
@@ -126,22 +140,58 @@ def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | N
     return name, inputs, dataset
 
 
+def _measured(asked: Sequence[Mapping[Any, Any]], places: Sequence[int], each_s: float) -> list[int]:
+    """Of these entries, those whose metrics are measured: those that ask no more than the first so many
+    inputs, by powers of two, so that the same data gives the same ones again."""
+    most = JUDGED
+    while most < MEASURED and 2 * most * each_s <= _MEASURED_S:
+        most *= 2
+    keys = dict.fromkeys(key for place in places for key in asked[place])
+    chosen = set(islice(keys, most))
+    return [place for place in places if asked[place].keys() <= chosen]
+
+
 def _encoded(
-    session: Session, asked: Sequence[Mapping[Any, Any]], places: Sequence[int], most: int
+    session: Session,
+    asked: Sequence[Mapping[Any, Any]],
+    places: Sequence[int],
+    most: int,
+    judging: str | None = None,
 ) -> tuple[Feeds, ...]:
-    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded."""
+    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded.
+
+    Raises `InputError` for an input of the data that is called `judging`, if the session's own answer to it
+    is NaN and nothing else.
+    """
     seen: list[Feeds] = []
+    each: tuple[Any, int] = (None, 0)
 
     def run(feeds: Mapping[str, object]) -> dict[str, Array]:
         seen.append({name: np.asarray(feed) for name, feed in feeds.items()})
-        return session.run(feeds)
+        answer = session.run(feeds)
+        if judging is not None and all_nan(answer):
+            key, place = each
+            said = f"'{key}'" if isinstance(key, (str, Path)) else f"input {place + 1}"
+            raise InputError(
+                f"the reference answers {said} of {judging} with NaN alone, so nothing can be judged by it;"
+                f" take it out of the data, or mend the model"
+            )
+        return answer
 
     task = session.task_on(run)
-    for each in {key: item for place in places for key, item in asked[place].items()}.values():
-        task([each])
+    items = {key: (item, place) for place in places for key, item in asked[place].items()}
+    for key, (item, place) in items.items():
+        each = (key, place)
+        task([item])
         if len(seen) >= most:
             break
     return tuple(seen[:most])
+
+
+def all_nan(answer: Mapping[str, Array]) -> bool:
+    """Whether there are floats in it, and all of them are NaN."""
+    floats = [array for array in answer.values() if array.dtype.kind == "f" and array.size]
+    return bool(floats) and all(bool(np.isnan(array).all()) for array in floats)
 
 
 def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Feeds, ...]:
@@ -169,7 +219,12 @@ def _made(session: Session, batch: int) -> Material:
     for number in range(_MADE * 2):
         feeds = {spec.name: _like(spec, one[spec.name], rng) for spec in signature.inputs}
         found.append(_other_length(session, feeds, number, dim))
-    judged = tuple(found[_MADE:])
+    judged = tuple(feeds for feeds in found[_MADE:] if not all_nan(session.run(feeds)))
+    if not judged:
+        raise InputError(
+            "the model answers all feeds that were made up with NaN alone, so nothing can be judged by"
+            " them; give real ones with --data"
+        )
     return Material(
         calibration=tuple(found[:_MADE]),
         judged=judged,

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import converters
+from infer.errors import InputError
 from infer.manifest import TaskSpec
 from infer.optimizer import parse_budget
-from infer.optimizer.material import _halves, material
+from infer.optimizer.material import JUDGED, MEASURED, _halves, _measured, all_nan, material
 from infer.session import open_artifact, open_session
 from tests.optimizer.planted import Plant, optimized, rough
 
@@ -25,7 +26,8 @@ COLOURS = ("crimson", "teal", "gold")
 @given(st.integers(1, 40), st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=60))
 def test_halves_have_nothing_in_common(count: int, pairs: list[tuple[int, int]]) -> None:
     """Not even one of a pair; unless there are too few, when both are all. Lone entries are all used."""
-    for asked in ([{i: i} for i in range(count)], [dict(zip(pair, pair, strict=True)) for pair in pairs]):
+    lone = [{i: i} for i in range(count)]
+    for asked in (lone, [dict(zip(pair, pair, strict=True)) for pair in pairs]):
         calibrating, judging = _halves(asked)
         if calibrating == judging:
             assert sorted(judging) == list(range(len(asked)))
@@ -34,7 +36,7 @@ def test_halves_have_nothing_in_common(count: int, pairs: list[tuple[int, int]])
         assert seen
         assert held
         assert not seen & held
-        if asked[0] == {0: 0}:
+        if asked is lone:
             assert len(calibrating) == count // 2
             assert len(calibrating) + len(judging) == count
 
@@ -91,7 +93,10 @@ def test_pairs_are_asked_one_by_one(embedding: Path, people: Path) -> None:
     assert len(found.judged) == 18 - len(found.calibration)
     assert found.dataset is not None
     assert {len(pair) for pair in found.dataset.inputs} == {2}
-    assert found.described.startswith(f"{len(found.judged)} feeds of people that calibration did not see")
+    assert found.described == (
+        f"{len(found.judged)} feeds of people that calibration did not see; metrics, if any, on"
+        f" {len(found.dataset.inputs)} pairs of such"
+    )
 
 
 def test_embeddings_are_optimized_on_their_pairs(
@@ -104,3 +109,36 @@ def test_embeddings_are_optimized_on_their_pairs(
     (verdict,) = found.verdicts
     assert verdict.name == "rough"
     assert verdict.figures["roc_auc"] > 0.9
+
+
+def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path, tmp_path: Path) -> None:
+    """It says nothing about a variant; the cure is said. One NaN among numbers is no reason."""
+    x = np.random.default_rng(0).random((40, 10)).astype(np.float32)
+    with open_session(open_artifact(classifier)) as session:
+        _, judging = _halves([{i: i} for i in range(len(x))])
+        x[judging[3]] = 3e38  # overflows, and infinity times 0 is NaN
+        np.savez(tmp_path / "rows.npz", inputs=x, labels=np.zeros(len(x), int))
+        said = f"the reference answers input {judging[3] + 1} of rows.npz with NaN alone"
+        with pytest.raises(InputError, match=said):
+            material(session, tmp_path / "rows.npz")
+    nan, one = np.array([np.nan, np.nan]), np.array([np.nan, 1.0])
+    assert all_nan({"a": nan, "b": np.array([1])})
+    assert not all_nan({"a": nan, "b": one})
+    assert not all_nan({"b": np.array([1])})
+
+
+def test_no_more_inputs_are_measured_than_take_seconds() -> None:
+    """Twice as many as are compared, and so on, while the reference answers them in 20 s; of pairs, those
+    of these inputs."""
+    rows = [{i: i} for i in range(10_000)]
+    places = list(range(10_000))
+    assert [len(_measured(rows, places, each_s)) for each_s in (1.0, 0.03, 0.015, 1e-4)] == [
+        JUDGED,
+        512,
+        1024,
+        MEASURED,
+    ]
+    pairs = [{i: i, j: j} for i, j in combinations(range(300), 2)]
+    kept = _measured(pairs, list(range(len(pairs))), 1.0)
+    assert len({key for place in kept for key in pairs[place]}) == JUDGED
+    assert len(kept) == JUDGED * (JUDGED - 1) // 2
