@@ -49,9 +49,11 @@ class Evidence:
     Attributes:
         changes: pass or recipe → how often it rewrote what it found.
         budget: what answers were allowed to lose against the reference's.
-        figures: what they lost: "equal", "cosine", "min-cosine", and metrics of the task.
+        figures: what they lost: "equal", "cosine", "min-cosine", "batch-cosine" (the mean of rows beside
+            others), and metrics of the task.
         data: what they were compared on.
-        neighbours: how far an answer moved with its neighbours in a batch, relative to its largest value.
+        neighbours: how far an answer moved with its neighbours in a batch, relative to its largest value;
+            None if that could not be measured.
         tolerances: what golden outputs are held to by `infer verify`, by output, where that is more than
             the conversion's: half as much again as they were off when the variant was made.
     """
@@ -61,7 +63,7 @@ class Evidence:
     figures: dict[str, float]
     data: str
     speed: Speed
-    neighbours: float
+    neighbours: float | None
     tolerances: dict[str, Tolerance] = field(default_factory=dict)
 
 

@@ -311,3 +311,14 @@ def test_no_text_makes_the_reader_raise_anything_else(text: str | bytes) -> None
     """Any bytes end in an `ArtifactError`."""
     with pytest.raises(ArtifactError):
         Manifest.from_json(text, "it")
+
+
+def test_what_was_not_measured_is_told_from_what_does_not_move() -> None:
+    """Evidence may have no figure for neighbours; a manifest that has one is read as before."""
+    manifest = example()
+    data = json.loads(manifest.to_json())
+    assert data["variants"][1]["evidence"]["neighbours"] == 0.01
+    data["variants"][1]["evidence"]["neighbours"] = None
+    evidence = Manifest.from_json(json.dumps(data), "here").variants[1].evidence
+    assert evidence is not None
+    assert evidence.neighbours is None

@@ -33,7 +33,8 @@ def proved_layout(
     """
     for variant in artifact.manifest.variants:
         evidence = variant.evidence if variant.name in plan.variants else None
-        if evidence is not None and evidence.neighbours > NEIGHBOURLY:
+        # where it was not measured, the golden rows below must do
+        if evidence is not None and (evidence.neighbours or 0.0) > NEIGHBOURLY:
             return (
                 f"an answer of {variant.name} moves by up to {evidence.neighbours:.1%} with its neighbours"
             )

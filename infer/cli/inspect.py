@@ -57,7 +57,9 @@ def _evidence(variant: Variant) -> Iterator[str]:
     speed = found.speed
     at = "" if speed.rows is None else f", with {speed.rows} rows"
     yield f"time ×{speed.ratio:.3f} ({speed.low:.3f}–{speed.high:.3f}) of {speed.against}'s{at}"
-    if found.neighbours > NEIGHBOURLY:
+    if found.neighbours is None:
+        yield "whether an answer moves with its neighbours in a batch was not measured"
+    elif found.neighbours > NEIGHBOURLY:
         yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
 
 

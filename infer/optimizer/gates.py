@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -15,45 +15,62 @@ from infer.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
 from infer.measure.rounds import take_turns
 from infer.measure.statistics import Estimate, paired_ratio
-from infer.optimizer.budget import Budget, figures
+from infer.optimizer.batches import different_rows
+from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, figures
 from infer.optimizer.material import Material
-from infer.parity import Tolerance
+from infer.parity import Tolerance, compare
 from infer.session import Session
 from infer.signature import Array
 
 Progress = Callable[[str], None]
 
 _SIZES = (2, 3)
-"""Batches at which answers must hold, beside single rows."""
+"""Batches at which answers must hold, beside feeds alone."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of the first gate. `neighbours` is how far an answer moves with its neighbours in a batch,
-    relative to its largest value."""
+    """What came of the first gate."""
 
     figures: dict[str, float]
     broken: str | None
-    neighbours: float
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Feeds of several rows, and the reference's answer."""
+
+    feeds: Feeds
+    answer: Mapping[str, Array]
+    count: int
+    padded: bool = False
 
 
 @dataclass
 class Judge:
     """Compares variants with the reference, whose answers are computed once. Metrics of the task are
-    measured if one of the budgets is about any. Raises `InputError` if there is no such metric."""
+    measured if one of the budgets is about any. Raises `InputError` if there is no such metric.
+
+    Attributes:
+        golden: golden feeds, which the final proof asks again: there, answers that should be equal must be,
+            and others must be finite.
+    """
 
     reference: Session
     material: Material
     budgets: Sequence[Budget]
     tolerances: Mapping[str, Tolerance]
     progress: Progress
-    _answers: list[Mapping[str, Array]] = field(default_factory=list)
+    golden: Sequence[Feeds] = ()
     _metrics: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._feeds = [*self.material.judged, *self._batches()]
-        self._answers = [self.reference.run(feeds) for feeds in self._feeds]
-        self._add_padded()
+        run, signature = self.reference.run, self.reference.signature
+        self._answers = [run(feeds) for feeds in self.material.judged]
+        self._golden_answers = [run(feeds) for feeds in self.golden]
+        self._rows = different_rows(signature, self.material.judged, run, self.tolerances)
+        self._batches = [*self._full(), *self._padded()]
+        self._singles = [(feeds, run(feeds)) for feeds in self._asked_alone()]
         wanted = [budget for budget in self.budgets if budget.of_task]
         if wanted:
             self._metrics = self._measured(self.reference)
@@ -77,76 +94,138 @@ class Judge:
 
     def judge(self, session: Session, budgets: Sequence[Budget]) -> Judged:
         """Answer all that is judged. Raises `InferError` if the session fails."""
-        answers = [session.run(feeds) for feeds in self._feeds]
-        found = figures(self._answers, answers, self.tolerances)
+        answers = [session.run(feeds) for feeds in self.material.judged]
+        golden = [session.run(feeds) for feeds in self.golden]
+        found = alone = figures(self._answers, answers, self.tolerances)
+        broken = []
+        if self._batches:
+            beside, same = self._beside(session)
+            found = {
+                EQUAL: min(alone[EQUAL], beside[EQUAL]),
+                "cosine": alone["cosine"],
+                "min-cosine": min(alone["min-cosine"], beside["min-cosine"]),
+                BATCH_COSINE: beside["cosine"],
+            }
+            reason = broken_beside(budgets, alone, beside["cosine"], same)
+            broken = [reason] if reason else []
+        if self.golden:
+            differences = [
+                difference
+                for before, after in zip(self._golden_answers, golden, strict=True)
+                for difference in compare(before, after, self.tolerances)
+            ]
+            found = found | {EQUAL: min(found[EQUAL], float(all(each.within for each in differences)))}
+            if wrong := [each for each in differences if not each.comparable]:
+                broken.append(f"golden {wrong[0]}")
         if self._metrics:
-            found |= self._measured(session)
-        broken = [reason for budget in budgets if (reason := budget.broken(found, self._metrics))]
-        return Judged(found, "; ".join(broken) or None, self._neighbours(session))
+            found = found | self._measured(session)
+        held = [reason for budget in budgets if (reason := budget.broken(found, self._metrics))]
+        return Judged(found, "; ".join([*held, *broken]) or None)
+
+    def neighbours(self, session: Session) -> float | None:
+        """How far the first row's answer moves beside one of the others, relative to its largest value; of
+        what is no float, the share of elements that change. None if it cannot be measured: no row can be
+        asked alone and beside another one, or no output has rows."""
+        rows = self._rows
+        if rows is None or len(rows.feeds) < 2 or not (self._may_have(1) and self._may_have(2)):
+            return None
+        alone = session.run(rows.feeds[0])
+        worst = None
+        for other in range(1, len(rows.feeds)):
+            beside = rows.split(session.run(rows.together((0, other))), 2)[0]
+            for name in rows.outputs.keys() & beside.keys():
+                if alone[name].shape == beside[name].shape:
+                    worst = max(worst or 0.0, _moved(alone[name], beside[name]))
+        return worst
 
     def _measured(self, session: Session) -> dict[str, float]:
         assert self.material.dataset is not None
         return evaluate_task(session.task, self.material.dataset, self.progress).metrics
 
-    def _batches(self) -> list[Feeds]:
+    def _beside(self, session: Session) -> tuple[dict[str, float], float]:
+        """The figures of the batches, the lowest ones, and the cosine of their rows alone."""
+        found: list[dict[str, float]] = []
+        rows = self._rows
+        for batch in self._batches:
+            expected, answer = batch.answer, session.run(batch.feeds)
+            equal = figures([expected], [answer], self.tolerances)[EQUAL]
+            if batch.padded:  # half a text is no text: a label may be another one
+                expected = {name: array for name, array in expected.items() if array.dtype.kind == "f"}
+            answer = {name: answer[name] for name in expected}
+            alike = all(array.shape == answer[name].shape for name, array in expected.items())
+            before, after = (
+                rows.split(each, batch.count) if rows and alike else [dict(each)]
+                for each in (expected, answer)
+            )
+            found.append({**figures(before, after, self.tolerances), EQUAL: equal})
+        expected_alone = [answer for _, answer in self._singles]
+        alone = [session.run(feeds) for feeds, _ in self._singles]
+        lowest = {name: min(each[name] for each in found) for name in found[0]}
+        return lowest, figures(expected_alone, alone, self.tolerances)["cosine"]
+
+    def _full(self) -> Iterator[_Batch]:
+        """Batches of different rows, or of one that is repeated, where others are not to be had."""
         signature = self.reference.signature
         dim = batch_dim(signature)
         if dim is None:
-            return []
-        return [
-            resized(signature, self.material.judged[0], {dim: size})
-            for size in _SIZES
-            if dim not in signature.limits or size in signature.limits[dim]
-        ]
+            return
+        for size in _SIZES:
+            if not self._may_have(size):
+                continue
+            found = None if self._rows is None else self._answered(self._together(size), size)
+            if found is None:
+                feeds = resized(signature, self.material.judged[0], {dim: size})
+                found = _Batch(feeds, self.reference.run(feeds), size)
+            yield found
 
-    def _add_padded(self) -> None:
+    def _may_have(self, count: int) -> bool:
+        """Whether the model takes so many rows."""
+        signature = self.reference.signature
+        dim = batch_dim(signature)
+        return dim is not None and (dim not in signature.limits or count in signature.limits[dim])
+
+    def _asked_alone(self) -> Sequence[Feeds]:
+        """The rows that batches are made of, if they can be asked alone."""
+        return self._rows.feeds[: max(_SIZES)] if self._rows and self._may_have(1) else ()
+
+    def _together(self, size: int) -> Feeds:
+        assert self._rows is not None
+        return self._rows.together([place % len(self._rows.feeds) for place in range(size)])
+
+    def _answered(self, feeds: Feeds, size: int) -> _Batch | None:
+        try:
+            return _Batch(feeds, self.reference.run(feeds), size)
+        except InferError:
+            return None
+
+    def _padded(self) -> Iterator[_Batch]:
         """Two rows, of which the second has half masked out, as of a batch of texts of two lengths: a feed
         of one row is never padded. Left out where the reference has no finite answer to it."""
-        dim = batch_dim(self.reference.signature)
-        if dim is None or dim in self.reference.signature.limits:
+        signature = self.reference.signature
+        dim = batch_dim(signature)
+        if dim is None or dim in signature.limits or self._rows is None:
             return
-        feeds = resized(self.reference.signature, self.material.judged[0], {dim: 2})
+        feeds = self._together(2)
         masked = False
-        for spec in self.reference.signature.inputs:
+        for spec in signature.inputs:
             if "mask" in spec.name and spec.dims[:1] == (dim,) and len(spec.dims) > 1:
                 array = feeds[spec.name] = feeds[spec.name].copy()
                 array[1, array.shape[1] // 2 :] = 0
                 masked = True
-        if not masked:
-            return
-        try:
-            answer = self.reference.run(feeds)
-        except InferError:
-            return
-        if all(array.dtype.kind != "f" or np.isfinite(array).all() for array in answer.values()):
-            self._feeds.append(feeds)
-            self._answers.append(answer)
-
-    def _neighbours(self, session: Session) -> float:
-        """One input alone, and beside another one of the same size."""
-        dim = batch_dim(session.signature)
-        if dim is None or dim in session.signature.limits:
-            return 0.0
-        first = self.material.judged[0]
-        shapes = {name: array.shape for name, array in first.items()}
-        worst = 0.0
-        for other in self.material.judged[1:9]:
-            if {name: array.shape for name, array in other.items()} != shapes:
-                continue
-            both = {
-                spec.name: np.concatenate([first[spec.name], other[spec.name]])
-                if dim == (spec.dims or (None,))[0]
-                else first[spec.name]
-                for spec in session.signature.inputs
-            }
-            alone, beside = session.run(first), session.run(both)
-            for spec in session.signature.outputs:
-                if spec.dims[:1] == (dim,) and alone[spec.name].dtype.kind == "f":
-                    worst = max(worst, _moved(alone[spec.name], beside[spec.name][: len(alone[spec.name])]))
-        return worst
+        found = self._answered(feeds, 2) if masked else None
+        if found and all(a.dtype.kind != "f" or np.isfinite(a).all() for a in found.answer.values()):
+            yield replace(found, padded=True)
 
 
 def _moved(alone: Array, beside: Array) -> float:
+    if alone.dtype.kind != "f":
+        return float(np.mean(alone != beside)) if alone.size else 0.0
+    finite = np.isfinite(alone)
+    if not np.array_equal(alone[~finite], beside[~finite], equal_nan=True):
+        return 1.0
+    if not np.isfinite(beside[finite]).all():
+        return 1.0
+    alone, beside = alone[finite].astype(np.float64), beside[finite].astype(np.float64)
     scale = float(np.abs(alone).max(initial=0.0)) or 1.0
     return float(np.abs(alone - beside).max(initial=0.0)) / scale
 

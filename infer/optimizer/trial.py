@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from infer.errors import InferError
+from infer.feeds import Feeds
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node
@@ -134,7 +135,8 @@ class Trial:
         with contender.opening() as session:
             self.progress(f"{found.name}: judging")
             judged = self.judge.judge(session, budgets)
-        found = replace(found, figures=judged.figures, neighbours=judged.neighbours)
+            moved = self.judge.neighbours(session) if judged.broken is None else None
+        found = replace(found, figures=judged.figures, neighbours=moved)
         if judged.broken is not None:
             if not found.exact and much_slower(glance := self.timing.glance(contender, best)):
                 # with some of its nodes in float, it would be slower still
@@ -165,11 +167,14 @@ class Trial:
         """Holds answers to the reference's, which are computed when it is first asked."""
         if self._judge is None:
             self.progress("asking the reference")
-            self._judge = self._judging(self.material)
+            golden = [feeds for _, feeds, _ in self.reference.artifact.golden()]
+            self._judge = self._judging(self.material, golden)
         return self._judge
 
-    def _judging(self, material: Material) -> Judge:
-        return Judge(self.reference, material, self.options.budgets, self._tolerances, self.progress)
+    def _judging(self, material: Material, golden: Sequence[Feeds] = ()) -> Judge:
+        return Judge(
+            self.reference, material, self.options.budgets, self._tolerances, self.progress, golden
+        )
 
     def rehearse(self, attempt: Attempt, budgets: Sequence[Budget]) -> Judged:
         """What an attempt's answers to calibration feeds are, for decisions that judging must not see; one
@@ -187,7 +192,7 @@ class Trial:
             with self.timing.opened(graph, attempt.backend, attempt.compute_dtype) as session:
                 return self._rehearsal.judge(session, budgets)
         except Exception as error:  # as in `attempt`
-            return Judged({"cosine": -1.0}, f"it fails: {told(error)}", 0.0)
+            return Judged({"cosine": -1.0}, f"it fails: {told(error)}")
         finally:
             self.workshop.discard(graph_of("rehearsal"))
             self.rehearsal_s = time.perf_counter() - start

@@ -20,7 +20,7 @@ class Verdict:
         declined: why it was not elsewhere → how often.
         figures: how near its answers are, see `infer.optimizer.budget`; empty if it was not judged.
         ratio: its time over that of `against`; None if it was not timed.
-        neighbours: how far an answer moves with its neighbours in a batch.
+        neighbours: how far an answer moves with its neighbours in a batch; None if that was not measured.
         graph: its file, if it has one.
         may_saturate: channels of int8 weights whose products can overflow on x86 without VNNI.
         within: whether its answers are within the budget.
@@ -40,7 +40,7 @@ class Verdict:
     figures: dict[str, float] = field(default_factory=dict)
     ratio: Estimate | None = None
     against: str = ""
-    neighbours: float = 0.0
+    neighbours: float | None = None
     graph: str | None = None
     size_bytes: int = 0
     may_saturate: int = 0
