@@ -13,13 +13,14 @@ import onnx_ir as ir
 
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
+from infer.errors import ArtifactError
 from infer.feeds import Feeds, batch_dim, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
 from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
 from infer.npz import save_npz
-from infer.optimizer.budget import EQUAL
+from infer.optimizer.budget import CLOSEST, EQUAL, FARTHER, figures
 from infer.optimizer.outcome import REFERENCE, Outcome, Settings
 from infer.optimizer.preparing import compile_ahead, files_of, prepare
 from infer.optimizer.verdict import Verdict
@@ -27,6 +28,7 @@ from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions
 from infer.parity import TOLERANCES, Tolerance, compare
 from infer.session import Session, open_session
+from infer.signature import Array
 from infer.warm_up import run_golden
 
 _ROOM = 1.5
@@ -46,7 +48,8 @@ def write_output(
     prepared: bool,
     overwrite: bool,
 ) -> Artifact:
-    """Write the artifact, whole or not at all, and run every new variant once. Raises `ArtifactError`."""
+    """Write the artifact, whole or not at all, and prove every new variant as it was written; `golden` was
+    judged. Raises `ArtifactError`."""
     machine, device = this_machine().fingerprint, reference.plan.device
     with artifact_draft(output, overwrite=overwrite) as draft:
         kept = _elsewhere(artifact.manifest, machine, device)
@@ -75,7 +78,7 @@ def write_output(
             kept, variants=variants, tuned=(*kept.tuned, *plans), golden=points, files=record_files(draft)
         )
         opened = _written(manifest, draft)
-        proved = {variant.name: _proved(opened, variant, device) for variant in added.values()}
+        proved = {variant.name: _proved(opened, variant, reference, golden) for variant in added.values()}
         variants = tuple(replace(v, evidence=proved.get(v.name, v.evidence)) for v in variants)
         manifest = replace(manifest, variants=variants)
         if prepared and device == "cpu":
@@ -225,23 +228,63 @@ def _evidence(verdict: Verdict, changes: dict[str, str], budget: str, data: str,
     )
 
 
-def _proved(artifact: Artifact, variant: Variant, device: str) -> Evidence | None:
-    """A new variant's evidence with what its golden outputs are to be held to, opened as a user would."""
+def _proved(artifact: Artifact, variant: Variant, reference: Session, judged: Feeds) -> Evidence:
+    """A new variant's evidence with what its golden outputs are to be held to, opened as a user would.
+
+    What is to be equal must be so at every golden point, to the source or to the reference as it answers
+    here, and at a feed that was judged. What approximates is held to its figures there, and must be finite
+    at golden points, which need not be like the data. Raises `ArtifactError`, which names the variant.
+    """
     evidence, parity = variant.evidence, artifact.manifest.parity
     assert evidence is not None
-    tolerances = parity.tolerances if parity else TOLERANCES
+    tolerances, exact = parity.tolerances if parity else TOLERANCES, evidence.budget == EQUAL
     found: dict[str, Tolerance] = {}
-    with open_session(artifact, PlanOptions(device=device, variant=variant.name)) as session:
+    with open_session(artifact, PlanOptions(device=reference.plan.device, variant=variant.name)) as session:
+        _hold(variant, evidence, reference.run(judged), session.run(judged), tolerances)
         for name, feeds, expected in artifact.golden():
-            for difference in compare(
-                expected, run_golden(session.artifact, session.run, name, feeds), tolerances
-            ):
-                if not difference.within and difference.max_relative is not None:
-                    scaled = _ROOM * difference.max_relative
-                    before = found.get(difference.output)
-                    if before is None or before.scaled < scaled:
-                        found[difference.output] = Tolerance(atol=1e-7, rtol=0.0, scaled=scaled)
+            answer = run_golden(session.artifact, session.run, name, feeds)
+            here = {each.output: each for each in compare(reference.run(feeds), answer, tolerances)}
+            for difference in compare(expected, answer, tolerances):
+                if difference.within:
+                    continue
+                ours = here[difference.output]
+                if not (ours.within or (not exact and ours.comparable and difference.comparable)):
+                    raise _broken(variant, f"at the golden point '{name}', {difference}")
+                if difference.max_relative is None:  # the reference itself answers so here
+                    continue
+                scaled = _ROOM * difference.max_relative
+                before = found.get(difference.output)
+                if before is None or before.scaled < scaled:
+                    found[difference.output] = Tolerance(atol=1e-7, rtol=0.0, scaled=scaled)
     return replace(evidence, tolerances=found)
+
+
+def _hold(
+    variant: Variant,
+    evidence: Evidence,
+    expected: Mapping[str, Array],
+    answer: Mapping[str, Array],
+    tolerances: Mapping[str, Tolerance],
+) -> None:
+    """Hold the answer to a judged feed to what was judged. Raises `ArtifactError`."""
+    for difference in compare(expected, answer, tolerances):
+        if evidence.budget == EQUAL and not difference.within:
+            raise _broken(variant, f"at a feed that was judged, {difference}")
+        if not difference.comparable:
+            raise _broken(variant, f"at a feed that was judged, {difference}")
+    # of a single element, one answer tells nothing: figures are of all of them together
+    several = {name: array for name, array in expected.items() if array.size > 1}
+    found = figures([several], [answer], tolerances)["min-cosine"]
+    least = 1 - FARTHER * max(1 - evidence.figures["min-cosine"], CLOSEST)
+    if found < least:
+        raise _broken(variant, f"at a feed that was judged, its cosine is {found:.5f}, below {least:.5f}")
+
+
+def _broken(variant: Variant, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"the variant '{variant.name}' does not answer, as it was written, as it did when it was judged:"
+        f" {why}; nothing was written, try again"
+    )
 
 
 def _golden(draft: Path, reference: Session, feeds: Feeds) -> tuple[GoldenPoint, ...]:
