@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from infer.batching.proof import NEIGHBOURLY
 from infer.cli import interrupts
 from infer.cli.output import heading, print_json, rows
 from infer.cli.progress import Progress
@@ -259,6 +260,8 @@ def _cells(found: Optimized, verdict: Verdict) -> tuple[str, str, str, str, str]
     why = f"{'kept' if verdict.kept else 'dropped'}: {verdict.why}"
     if verdict.name in found.replaced:
         why += ", then replaced"
+    if verdict.neighbours is not None and verdict.neighbours > NEIGHBOURLY:
+        why += f"; an answer moves by up to {verdict.neighbours:.1%} with its neighbours in a batch"
     if verdict.found and verdict.declined:
         why += f"; elsewhere not rewritten: {verdict.reasons}"
     rewrote = f"{verdict.rewritten} of {verdict.found}" if verdict.found else ""
