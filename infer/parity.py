@@ -63,13 +63,18 @@ class Difference:
         """Whether they agree, or a wider tolerance could let them."""
         return self.within or self.max_relative is not None
 
-    def __str__(self) -> str:
+    @property
+    def said(self) -> str:
+        """What is wrong, and by how much, without the name."""
         numbers = (
             f"max abs {self.max_abs:.1e}, relative {self.max_relative:.1e}, cosine {self.cosine:.7f}"
             if self.max_abs is not None and self.max_relative is not None and self.cosine is not None
             else "not comparable"
         )
-        return f"output '{self.output}': {self.problem or 'equal'} ({numbers})"
+        return f"{self.problem or 'equal'} ({numbers})"
+
+    def __str__(self) -> str:
+        return f"output '{self.output}': {self.said}"
 
 
 def compare(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,13 +13,14 @@ import onnx_ir as ir
 import pytest
 
 from infer.npz import load_npz
+from infer.optimizer import as_run
 from infer.optimizer.divergence import diverges, write_repro
 from infer.optimizer.passes.attention import attention
 from infer.optimizer.rewriting import constant, weight
 from infer.parity import TOLERANCES
 from tests.command import infer_command
 from tests.test_passes import answers, attending, feeds_of, loaded
-from tests.tiny import parse
+from tests.tiny import edit_manifest, make_artifact, parse
 
 LAYERS = 6
 
@@ -119,7 +122,7 @@ def test_the_command_tells_and_exits_1(tmp_path: Path) -> None:
         "compare", tmp_path / "a.onnx", tmp_path / "c.onnx", "--repro", tmp_path / "repro", "--json"
     )
     assert done.code == 1
-    assert "they part at output 'p4'" in done.err
+    assert "they part at value 'p4'" in done.err
     document = json.loads(done.out)
     assert document["first"]["module"] == "layers.4"
     assert [Path(path).name for path in document["repro"]] == ["repro.onnx", "repro.npz"]
@@ -127,3 +130,106 @@ def test_the_command_tells_and_exits_1(tmp_path: Path) -> None:
     refused = infer_command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--first-variant", "int8")
     assert refused.code == 1
     assert "has no variant 'int8'; it has: onnx" in refused.err
+
+
+def renamed(suffix: str, spoiled: int | None = None) -> ir.Model:
+    """`chain` with other names for all that it makes."""
+    model = chain(spoiled)
+    for node in model.graph:
+        node.outputs[0].name = f"{node.outputs[0].name}{suffix}"
+    return model
+
+
+@pytest.mark.parametrize(("spoiled", "code"), [(None, 0), (2, 1)])
+def test_outputs_are_compared_by_place_where_no_name_is_shared(
+    spoiled: int | None, code: int, tmp_path: Path
+) -> None:
+    """Graphs with nothing in common but their inputs are not equal for that: what they give is compared,
+    what is inside is said not to be."""
+    ir.save(chain(), tmp_path / "a.onnx")
+    ir.save(renamed("_b", spoiled), tmp_path / "b.onnx")
+    done = infer_command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--repro", tmp_path / "repro")
+    assert done.code == code
+    assert "1 values compared" in done.out
+    assert f"compared by place: 'h{LAYERS}' with 'h{LAYERS}_b'" in done.out
+    assert "not compared in the first: 11 values that only it has" in done.out
+    assert ("they part at output 'h6_b'" in done.err) == bool(code)
+
+
+def test_outputs_that_only_one_graph_has_are_said() -> None:
+    """The names that both have are compared, in whatever order."""
+    before, after = chain(), chain()
+    after.graph.outputs.insert(0, next(node.outputs[0] for node in after.graph))
+    found = diverges(before, after, X, TOLERANCES)
+    assert (found.outputs, found.first) == (1, None)
+    assert "not compared: outputs that only the second has: p0" in found.notes
+
+
+def test_what_cannot_be_compared_is_counted(tmp_path: Path) -> None:
+    """Values within a branch, and a sequence."""
+    text = """g (float[B, 8] x, bool c) => (float[B, 8] y) {
+        s = SequenceConstruct(x, x) i = Constant<value = int64 {0}>() a = SequenceAt(s, i)
+        b = If(c) <then_branch = t () => (float[B, 8] u) { v = Relu(a) u = Neg(v) },
+                   else_branch = e () => (float[B, 8] w) { w = Relu(a) }>
+        y = Relu(b) }"""
+    for name in ("a", "b"):
+        onnx.save(parse(text), tmp_path / f"{name}.onnx")
+    feeds = tmp_path / "x.npz"
+    np.savez(feeds, x=X["h0"], c=np.array(True))
+    done = infer_command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx", "--feeds", feeds)
+    assert done.code == 0, done.err
+    for which in ("first", "second"):
+        assert f"not compared in the {which}: 3 values within its branches and loops" in done.out
+    assert "unknown type" in done.out or "sequences" in done.out
+
+
+def test_values_whose_type_a_file_leaves_out_are_compared(tmp_path: Path) -> None:
+    """A plain file need not say the types of what is inside."""
+    for name, spoiled in (("a", None), ("b", 1)):
+        proto = ir.to_proto(chain(spoiled))
+        del proto.graph.value_info[:]
+        onnx.save(proto, tmp_path / f"{name}.onnx")
+    done = infer_command("compare", tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert "12 values compared" in done.out
+    assert "they part at value 'p1'" in done.err
+
+
+@pytest.mark.parametrize("compute_dtype", [None, "bfloat16"])
+def test_a_variant_of_another_backend_is_run_there(
+    compute_dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the reference's own graph, which does not differ from itself; what the backend answers
+    does, and only outputs can be seen there."""
+    pytest.importorskip("openvino")
+    path = make_artifact(tmp_path / "a.infer", ir.to_proto(chain()))
+
+    def further(data: dict[str, Any]) -> None:
+        variant = {**data["variants"][0], "name": "fast", "backend": "openvino"}
+        data["variants"].append({**variant, "compute_dtype": compute_dtype})
+
+    edit_manifest(path, further)
+    done = infer_command("compare", path, path)
+    assert "outputs of openvino" in done.out
+    assert "cannot be seen" in done.out
+    assert "h6" in done.out
+    assert "cosine" in done.out
+    if compute_dtype is None:
+        assert done.code == 0, done.err
+    else:  # in bfloat16 it is far, and where the machine has no fast bfloat16, that is said
+        assert (done.code == 1) != ("has no faster bfloat16 here" in done.out)
+    told = as_run.ran
+
+    def spoilt(artifact: Any, variant: Any, feeds: Any) -> Any:
+        answered = told(artifact, variant, feeds)
+        if variant.backend is None:
+            return answered
+        return replace(answered, outputs={name: array * 1.01 for name, array in answered.outputs.items()})
+
+    monkeypatch.setattr(as_run, "ran", spoilt)
+    done = infer_command("compare", path, path, "--json", "--tolerance", "1e-3")
+    assert done.code == 1
+    document = json.loads(done.out)
+    assert document["first"] is None
+    assert document["as_run"]["second"].startswith("openvino")
+    assert 0.005 < document["as_run"]["outputs"][0]["max_relative"] < 0.02
+    assert "part at output 'h6'" in done.err

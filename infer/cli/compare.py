@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from infer.wording import shown
 
 if TYPE_CHECKING:
     from infer.artifact import Artifact
+    from infer.optimizer.as_run import AsRun
     from infer.optimizer.divergence import Divergence, Part
     from infer.optimizer.modules import ModuleDivergence, ModulePart
 
@@ -72,10 +73,12 @@ def command(
     who made it.
 
     Graphs are artifacts or .onnx files that name their values alike, as an artifact's variants do. They run
-    as they are written, without the backend's optimizations, and all values that both have are compared.
-    FIRST may also be a source as for infer convert: file.py:name, package.module:name, a transformers
-    folder. Then what each of its modules gives is compared with the value the graph has in its place.
-    Exit code 1 if any differs.
+    as they are written, without the backend's optimizations, and all values that both have are compared,
+    and all outputs; what is not compared is said. A variant that was made for another backend, or is
+    computed in another type, is also run so: its outputs are compared, since what is inside cannot be seen
+    there. FIRST may also be a source as for infer convert: file.py:name, package.module:name, a
+    transformers folder. Then what each of its modules gives is compared with the value the graph has in its
+    place. Exit code 1 if any differs.
 
     \b
     Examples:
@@ -83,68 +86,96 @@ def command(
       infer compare net.infer fast.infer --second-variant int8-dynamic --repro repro/
       infer compare net.py:Net net.infer --weights net.safetensors
     """
-    other = open_artifact(second)
-    theirs = _graph(other, second_variant or other.manifest.variants[-1].name)
+    theirs = _variant(open_artifact(second), second_variant, -1)
     given = load_npz(feeds) if feeds else None
     with stdout_kept_clean(), Progress(quiet=as_json) as progress:
         found: Divergence | ModuleDivergence
         if is_graph(first):
             if weights is not None:
                 raise click.UsageError(f"--weights is for a source in PyTorch; '{first}' has its own")
-            one = open_artifact(Path(first))
-            ours = _graph(one, first_variant or one.manifest.variants[0].name)
+            ours = _variant(open_artifact(Path(first)), first_variant, 0)
             progress("comparing values")
-            by_value = _by_value(ours, theirs, given or example_feeds(one), tolerance, repro)
-            found, counted, steps = by_value, [f"{by_value.compared} values compared"], by_value.steps
+            inputs = given or example_feeds(ours.artifact)
+            by_value, as_run = _by_value(ours, theirs, inputs, _scaled(TOLERANCES, tolerance), repro)
+            counted = [f"{by_value.compared} values compared", *by_value.notes]
+            found, steps = by_value, by_value.steps
         else:
             if first_variant is not None:
                 raise click.UsageError(f"--first-variant is for an artifact, and '{first}' is none")
-            inputs = given or failing_feeds(other)
-            by_module = _by_module(first, weights, other, theirs, inputs, tolerance, repro, progress)
+            inputs = given or failing_feeds(theirs.artifact)
+            by_module, as_run = _by_module(first, weights, theirs, inputs, tolerance, repro, progress)
             found, counted, steps = by_module, _counted(by_module), ()
     if as_json:
-        print_json({**asdict(found), "repro": [str(path) for path in found.repro]})
+        ran = None if as_run is None else asdict(as_run)
+        print_json({**asdict(found), "repro": [str(path) for path in found.repro], "as_run": ran})
     else:
-        _report(counted, found.first, steps, found.repro)
+        _report(counted, found.first, steps, found.repro, as_run)
     if found.first is not None:
         raise ParityError(f"they part at {shown(str(found.first))}")
+    if as_run is not None and as_run.differing is not None:
+        raise ParityError(f"{as_run.first} and {as_run.second} part at {shown(str(as_run.differing))}")
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A variant that was asked for, and its graph's file."""
+
+    artifact: Artifact
+    variant: Variant
+    graph: Path
 
 
 def _by_value(
-    first: Path, second: Path, feeds: Feeds, tolerance: float | None, repro: Path | None
-) -> Divergence:
+    first: _Chosen,
+    second: _Chosen,
+    feeds: Feeds,
+    tolerances: Mapping[str, Tolerance],
+    repro: Path | None,
+) -> tuple[Divergence, AsRun | None]:
+    """The graphs as they are written, and the variants as sessions run them, if that is something else."""
     try:
+        from infer.optimizer.as_run import compare_runs, has_way_of_its_own, ran
         from infer.optimizer.divergence import compare_files
     except ImportError as error:
         raise missing_package("onnx-ir", "optimize", error) from error
-    return compare_files(first, second, feeds, _scaled(TOLERANCES, tolerance), repro)
+    found = compare_files(first.graph, second.graph, feeds, tolerances, repro)
+    if not any(has_way_of_its_own(each.variant) for each in (first, second)):
+        return found, None
+    one, other = (ran(each.artifact, each.variant, feeds) for each in (first, second))
+    return found, compare_runs(one, other, tolerances)
 
 
 def _by_module(
     source: str,
     weights: Path | None,
-    artifact: Artifact,
-    graph: Path,
+    chosen: _Chosen,
     feeds: Feeds,
     tolerance: float | None,
     repro: Path | None,
     progress: Progress,
-) -> ModuleDivergence:
+) -> tuple[ModuleDivergence, AsRun | None]:
+    """The modules beside the graph as it is written, and the outputs beside those of a session, if the
+    variant is run otherwise."""
     try:
         from converters.original import original
+        from infer.optimizer.as_run import Ran, compare_runs, has_way_of_its_own, ran
         from infer.optimizer.modules import compare_modules
     except (ImportError, OSError) as error:
         raise missing_package("torch", "convert", error) from error
-    manifest = artifact.manifest
-    stated = manifest.parity.tolerances if manifest.parity else TOLERANCES
+    artifact, manifest = chosen.artifact, chosen.artifact.manifest
+    tolerances = _scaled(manifest.parity.tolerances if manifest.parity else TOLERANCES, tolerance)
     progress("asking the original")
     with original(source, manifest.name, feeds, weights) as asked:
         _check_fit(asked.described, "takes", asked.feeds, (spec.name for spec in manifest.inputs))
         outputs, modules = asked.run(feeds), asked.modules(feeds)
     _check_fit(asked.described, "gives", outputs, (spec.name for spec in manifest.outputs))
     progress(f"comparing {len(modules)} modules")
-    reference = _graph(artifact, manifest.variants[0].name)
-    return compare_modules(modules, outputs, reference, graph, feeds, _scaled(stated, tolerance), repro)
+    reference = _variant(artifact, None, 0).graph
+    found = compare_modules(modules, outputs, reference, chosen.graph, feeds, tolerances, repro)
+    if not has_way_of_its_own(chosen.variant):
+        return found, None
+    answered = ran(artifact, chosen.variant, feeds)
+    return found, compare_runs(Ran(outputs, "PyTorch"), answered, tolerances)
 
 
 def failing_feeds(artifact: Artifact) -> Feeds:
@@ -170,14 +201,16 @@ def _scaled(tolerances: Mapping[str, Tolerance], scaled: float | None) -> Mappin
     return {name: replace(tolerance, scaled=scaled) for name, tolerance in tolerances.items()}
 
 
-def _graph(artifact: Artifact, name: str) -> Path:
-    variant: Variant | None = next((v for v in artifact.manifest.variants if v.name == name), None)
-    if variant is None:
-        known = ", ".join(v.name for v in artifact.manifest.variants)
+def _variant(artifact: Artifact, name: str | None, place: int) -> _Chosen:
+    """The variant of this name, or the one at `place`."""
+    variants = artifact.manifest.variants
+    found = variants[place] if name is None else next((v for v in variants if v.name == name), None)
+    if found is None:
+        known = ", ".join(v.name for v in variants)
         raise ArtifactError(f"'{artifact.path}' has no variant '{name}'; it has: {known}")
-    path = artifact.file(variant.graph)
+    path = artifact.file(found.graph)
     check_graph(artifact, path)
-    return path
+    return _Chosen(artifact, found, path)
 
 
 def _counted(found: ModuleDivergence) -> list[str]:
@@ -189,12 +222,22 @@ def _counted(found: ModuleDivergence) -> list[str]:
 
 
 def _report(
-    counted: Sequence[str], first: Part | ModulePart | None, steps: Sequence[Part], repro: Sequence[Path]
+    counted: Sequence[str],
+    first: Part | ModulePart | None,
+    steps: Sequence[Part],
+    repro: Sequence[Path],
+    as_run: AsRun | None,
 ) -> None:
     for line in counted:
-        click.echo(line)
+        click.echo(shown(line))
+    if as_run is not None:
+        click.echo("as the graphs are written; what is inside cannot be seen as they are run")
+        heading(f"outputs of {as_run.second} beside those of {as_run.first}")
+        rows([(difference.output, difference.said) for difference in as_run.outputs])
+        rows([("", note) for note in as_run.notes])
     if first is None:
-        click.echo("none differs")
+        if as_run is None or as_run.differing is None:
+            click.echo("none differs")
         return
     heading("first")
     rows([(first.value, str(first))])

@@ -16,7 +16,7 @@ _WEIGHTS_ALONE = 4
 """The first IR version in which a weight need not be an input."""
 
 
-_NO_TENSORS = ("Sequence", "Optional")
+NO_TENSORS = ("Sequence", "Optional")
 """In the names of operators that give something else."""
 
 # without shapes, patterns are declined one by one; why there are none is a traceback in the log
@@ -32,7 +32,7 @@ def canonical(path: Path) -> ir.Model:
     _drop_identities(model.graph)
     unknown = any(value.shape is None for node in model.graph for value in node.outputs if value.name)
     # inference notes tensors where sequences are
-    if unknown and not any(word in node.op_type for node in model.graph for word in _NO_TENSORS):
+    if unknown and not any(word in node.op_type for node in model.graph for word in NO_TENSORS):
         ShapeInferencePass()(model)
     _name_nodes(model.graph)
     return model

@@ -1,8 +1,8 @@
 """Where two graphs of one model part: the first value that differs, and who made it.
 
-Rewrites keep the names of the values that they replace, so values are matched by name. Both graphs run as
-they are written, and the values they share are compared in the order of the second graph.
-"""
+Rewrites keep the names of the values that they replace, so values are matched by name; outputs, where their
+names differ, by their place. Both graphs run as they are written, and what they share is compared in the
+order of the second graph. What is not compared is counted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from infer.errors import InferError
 from infer.feeds import Feeds
 from infer.graphwriting import save
 from infer.npz import save_npz
+from infer.optimizer.canonical import NO_TENSORS
 from infer.optimizer.watching import watched
 from infer.parity import Difference, Tolerance, compare_tensor
 from infer.signature import Array
@@ -26,17 +28,23 @@ MODULE, SOURCE = "infer.module", "infer.source"  # written by converters/origins
 @dataclass(frozen=True)
 class Part:
     """A value that both graphs have, and how far it is apart. `module` and `source` are of the node that
-    makes it: its path in the PyTorch original, and file and line; "" if they are not known."""
+    makes it: its path in the PyTorch original, and file and line; "" if they are not known. `is_output`:
+    whether the graph gives it."""
 
     value: str
     operator: str
     module: str
     source: str
     difference: Difference
+    is_output: bool = False
 
     def __str__(self) -> str:
+        what = "output" if self.is_output else "value"
         where = ", ".join(part for part in (self.module, self.source) if part)
-        return f"{self.difference} made by {self.operator}{f' in {where}' if where else ''}"
+        return (
+            f"{what} '{self.value}': {self.difference.said} made by {self.operator}"
+            f"{f' in {where}' if where else ''}"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,16 +52,30 @@ class Divergence:
     """What came of a comparison.
 
     Attributes:
-        compared: how many values both graphs have.
+        compared: how many values both graphs have, outputs included.
+        outputs: how many outputs were compared.
+        notes: what was not compared, and what was matched otherwise than by name.
         first: the first that differs, None if none does.
         steps: of all that differ, those where the cosine falls the most, the largest fall first.
         repro: files of the smallest part that shows the first difference, if they were asked for.
     """
 
     compared: int
+    outputs: int
+    notes: tuple[str, ...]
     first: Part | None
     steps: tuple[Part, ...]
     repro: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A value of the first graph, that of the second it is held against, and the node that makes the
+    latter; None for what no node makes."""
+
+    theirs: str
+    ours: str
+    node: ir.Node | None
 
 
 def compare_files(
@@ -64,44 +86,119 @@ def compare_files(
     repro: Path | None = None,
 ) -> Divergence:
     """`diverges` for two files, with a repro in the folder `repro` if they part. Raises `InferError`."""
-    before, after = ir.load(first), ir.load(second)
+    before, after = _typed(ir.load(first)), _typed(ir.load(second))
     found = diverges(before, after, feeds, tolerances)
     if found.first is None or repro is None:
         return found
+    if found.first.value not in {pair.ours for pair in _shared(before, after)}:
+        note = f"no repro: '{found.first.value}' has another name in the first graph, or no node makes it"
+        return replace(found, notes=(*found.notes, note))
     return replace(found, repro=write_repro(before, after, found.first, feeds, repro))
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """The model with the types of its values as far as they follow from its inputs': only values whose type
+    is known can be asked for."""
+    nodes = list(model.graph)
+    unknown = any(value.type is None for node in nodes for value in node.outputs if value.name)
+    # inference notes tensors where sequences are
+    if unknown and not any(word in node.op_type for node in nodes for word in NO_TENSORS):
+        ShapeInferencePass()(model)
+    return model
 
 
 def diverges(
     before: ir.Model, after: ir.Model, feeds: Feeds, tolerances: Mapping[str, Tolerance], most: int = 5
 ) -> Divergence:
-    """Compare all values that the graphs share, at one feed. Raises `InferError`."""
-    shared = _shared(before, after)
-    names = [name for name, _ in shared]
-    with watched(before, names) as expected, watched(after, names) as found:
-        theirs, ours = expected.run(feeds), found.run(feeds)
+    """Compare all values that the graphs share, and their outputs, at one feed. Raises `InferError`."""
+    pairs = _shared(before, after)
+    outputs, notes = _outputs(before, after)
+    inside = {pair.ours for pair in pairs}
+    pairs += [pair for pair in outputs if pair.ours not in inside]
+    with watched(before, [*dict.fromkeys(pair.theirs for pair in pairs)]) as expected:
+        theirs = expected.run(feeds)
+    with watched(after, [pair.ours for pair in pairs]) as found:
+        ours = found.run(feeds)
+    given = {value.name for value in after.graph.outputs}
     parts = []
-    for name, node in shared:
-        difference = compare_tensor(name, theirs[name], ours[name], tolerances)
-        parts.append(_part(node, difference))
+    for pair in pairs:
+        difference = compare_tensor(pair.ours, theirs[pair.theirs], ours[pair.ours], tolerances)
+        parts.append(_part(pair.node, difference, is_output=pair.ours in given))
     differing = [part for part in parts if not part.difference.within]
-    return Divergence(len(parts), differing[0] if differing else None, _falls(parts, most))
+    return Divergence(
+        len(parts),
+        len(outputs),
+        (*notes, *_left_out(before, after)),
+        differing[0] if differing else None,
+        _falls(parts, most),
+    )
 
 
-def _part(node: ir.Node, difference: Difference) -> Part:
-    meta = node.metadata_props
-    return Part(difference.output, node.op_type, meta.get(MODULE, ""), meta.get(SOURCE, ""), difference)
+def _outputs(before: ir.Model, after: ir.Model) -> tuple[list[_Pair], list[str]]:
+    """The graphs' outputs, and what is to be said about them."""
+    made_by = {value.name or "": value.producer() for value in after.graph.outputs}
+    theirs = [value.name or "" for value in before.graph.outputs]
+    pairs, notes = pair_outputs(theirs, list(made_by))
+    return [_Pair(a, b, made_by[b]) for a, b in pairs], notes
+
+
+def pair_outputs(theirs: Sequence[str], ours: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Outputs that belong together, by name, or, where names differ, by place among the others; and what is
+    to be said about it."""
+    pairs = [(name, name) for name in theirs if name in ours]
+    first = [name for name in theirs if name not in ours]
+    second = [name for name in ours if name not in theirs]
+    notes = []
+    if by_place := list(zip(first, second, strict=False)):
+        named = ", ".join(f"'{a}' with '{b}'" for a, b in by_place)
+        notes.append(f"outputs that differ in name are compared by place: {named}")
+    for which, left in (("first", first[len(second) :]), ("second", second[len(first) :])):
+        if left:
+            notes.append(f"not compared: outputs that only the {which} has: {', '.join(left)}")
+    return [*pairs, *by_place], notes
+
+
+def _left_out(before: ir.Model, after: ir.Model) -> list[str]:
+    """What of the graphs is not compared."""
+    shared = {pair.ours for pair in _shared(before, after)}
+    found = []
+    for which, model in (("first", before), ("second", after)):
+        named = [value for node in model.graph for value in node.outputs if value.name]
+        tensors = [value for value in named if is_tensor(value)]
+        alone = sum(value.name not in shared and not value.is_graph_output() for value in tensors)
+        untyped = sum(value.type is None for value in named)
+        within = sum(
+            bool(value.name)
+            for node in ir.traversal.RecursiveGraphIterator(model.graph)
+            if node.graph is not model.graph
+            for value in node.outputs
+        )
+        counted = {
+            f"value{'s' * (alone != 1)} that only it has": alone,
+            f"value{'s' * (within != 1)} within its branches and loops": within,
+            "of its sequences and the like": len(named) - len(tensors) - untyped,
+            "of unknown type": untyped,
+        }
+        if said := [f"{count} {what}" for what, count in counted.items() if count]:
+            found.append(f"not compared in the {which}: {', '.join(said)}")
+    return found
+
+
+def _part(node: ir.Node | None, difference: Difference, *, is_output: bool) -> Part:
+    meta = {} if node is None else node.metadata_props
+    made_by = "no node" if node is None else node.op_type
+    where = meta.get(MODULE, ""), meta.get(SOURCE, "")
+    return Part(difference.output, made_by, *where, difference, is_output)
 
 
 def part_of(model: ir.Model, difference: Difference) -> Part:
     """The part of a value that one of the graph's nodes makes."""
     made_by = (node for node in model.graph if difference.output in {value.name for value in node.outputs})
-    return next(
-        (_part(node, difference) for node in made_by),
-        Part(difference.output, "no node", "", "", difference),
-    )
+    given = difference.output in {value.name for value in model.graph.outputs}
+    return _part(next(made_by, None), difference, is_output=given)
 
 
-def _shared(before: ir.Model, after: ir.Model) -> list[tuple[str, ir.Node]]:
+def _shared(before: ir.Model, after: ir.Model) -> list[_Pair]:
     """Values that both make, with the node of the second graph; sequences and the like are left out."""
     theirs = {output.name: output for node in before.graph for output in node.outputs if output.name}
     found = []
@@ -109,7 +206,7 @@ def _shared(before: ir.Model, after: ir.Model) -> list[tuple[str, ir.Node]]:
         for output in node.outputs:
             name = output.name or ""
             if name in theirs and is_tensor(output) and is_tensor(theirs[name]):
-                found.append((name, node))
+                found.append(_Pair(name, name, node))
     return found
 
 
@@ -139,7 +236,7 @@ def write_repro(
 
     Raises `InferError` if the graph cannot be cut.
     """
-    agreed = {name for name, _ in _shared(before, after)} - {part.value}
+    agreed = {pair.ours for pair in _shared(before, after)} - {part.value}
     with watched(before, [*agreed, part.value]) as whole:
         values = whole.run(feeds)
     return write_cut(after, part.value, agreed, values, folder)
