@@ -23,8 +23,8 @@ _KINDS: dict[str, tuple[Callable[..., Any], ...]] = {
     ),
     "batch norm": (F.batch_norm, torch.batch_norm),
     "activation": (
-        F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.gelu, F.silu, F.elu, F.leaky_relu, F.hardswish,
-        F.hardsigmoid, F.mish, F.softplus, F.selu,
+        F.relu, torch.relu, torch.Tensor.relu, F.relu6, F.hardtanh, F.gelu, F.silu, F.elu, F.leaky_relu,
+        F.hardswish, F.hardsigmoid, F.mish, F.softplus, F.selu,
     ),
     "convolution": (
         F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d,
@@ -41,8 +41,11 @@ _PRODUCT = frozenset(
     map(id, (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.bmm, torch.Tensor.bmm,
              torch.einsum))
 )  # fmt: skip
-_RMS_NAMES = ("RMSNorm", "T5LayerNorm")
-"""Norms that are written with plain arithmetic, by the ends of their class names."""
+_BY_HAND = {
+    "norm": ("RMSNorm", "T5LayerNorm", "DebertaLayerNorm"),
+    "activation": ("NewGELUActivation", "FastGELUActivation", "QuickGELUActivation"),
+}
+"""What is written with plain arithmetic, by the ends of class names."""
 
 
 class _Counting(TorchFunctionMode):
@@ -82,17 +85,15 @@ def census(module: torch.nn.Module, example: Iterable[torch.Tensor]) -> dict[str
     """How often `module` does what, by kind, in one call with `example`; empty if it cannot be told, as of
     TorchScript, or of what does not run while it is watched."""
     counting = _Counting()
-    by_hand = 0
+    hooks = []
+    for kind, names in _BY_HAND.items():
 
-    def seen(_module: torch.nn.Module, _args: Any, _result: Any) -> None:
-        nonlocal by_hand
-        by_hand += 1
+        def seen(_module: torch.nn.Module, _args: Any, _result: Any, kind: str = kind) -> None:
+            counting.counts[kind] += 1
 
-    hooks = [
-        part.register_forward_hook(seen)
-        for part in module.modules()
-        if type(part).__name__.endswith(_RMS_NAMES) and not isinstance(part, torch.nn.RMSNorm)
-    ]
+        for part in module.modules():
+            if type(part).__name__.endswith(names) and not isinstance(part, torch.nn.RMSNorm):
+                hooks.append(part.register_forward_hook(seen))
     try:
         with torch.no_grad(), counting:
             module(*example)
@@ -101,7 +102,4 @@ def census(module: torch.nn.Module, example: Iterable[torch.Tensor]) -> dict[str
     finally:
         for hook in hooks:
             hook.remove()
-    counts = counting.counts
-    if by_hand:
-        counts["norm"] += by_hand
-    return {kind: counts[kind] for kind in _KINDS if counts[kind]}
+    return {kind: counting.counts[kind] for kind in _KINDS if counting.counts[kind]}

@@ -46,6 +46,15 @@ def test_norms_written_by_hand_count() -> None:
     assert found["linear"] == 7 * LAYERS
 
 
+def test_activations_and_norms_written_by_hand_count() -> None:
+    """GPT-2's GELU is plain arithmetic, and so are DeBERTa's norms; ReLU6 is a hard tanh to torch."""
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=LAYERS, n_head=2)
+    assert census(transformers.GPT2Model(config).eval(), [IDS])["activation"] == LAYERS
+    deberta = transformers.DebertaModel(transformers.DebertaConfig(**SMALL)).eval()
+    assert census(deberta, [IDS])["norm"] == 2 * LAYERS + 1
+    assert census(nn.Sequential(nn.ReLU6(), nn.Hardtanh()), [torch.ones(3)]) == {"activation": 2}
+
+
 def test_convolutions_and_recurrence() -> None:
     """Each kind under its own name; what one function calls is part of it."""
 

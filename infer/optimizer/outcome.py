@@ -9,7 +9,7 @@ from infer.backends import load_backend
 from infer.machine import this_machine
 from infer.measure.statistics import Estimate
 from infer.optimizer.budget import Budget
-from infer.optimizer.contract import shortfalls
+from infer.optimizer.contract import Counted, Shortfall, shortfalls
 from infer.optimizer.material import Data
 from infer.optimizer.targets import saturates
 from infer.optimizer.verdict import Verdict
@@ -142,8 +142,7 @@ class Optimized:
     Attributes:
         budget: what answers were held to, and `metrics` the reference's, if it is about any.
         data: what answers were judged on.
-        whole: norms and activations that are one node in the exact graph, as the default backend optimizes
-            it; empty on another.
+        whole: what is one node in the exact graph, as the default backend optimizes it.
         unfinished: why not all was tried: "", `INTERRUPTED` or `OUT_OF_TIME`.
     """
 
@@ -153,13 +152,14 @@ class Optimized:
     budget: str
     metrics: dict[str, float]
     data: str
-    whole: dict[str, int]
+    whole: Counted
     unfinished: str
 
     @property
-    def shortfalls(self) -> list[str]:
+    def shortfalls(self) -> list[Shortfall]:
         """What the original does more often than is fused; see `contract.shortfalls`."""
-        return shortfalls(self.verdicts, self.artifact.manifest.provenance.census, self.whole)
+        census = self.artifact.manifest.provenance.census
+        return shortfalls(self.verdicts, census, self.whole, self.unfinished)
 
     @property
     def replaced(self) -> frozenset[str]:

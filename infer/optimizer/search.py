@@ -25,7 +25,7 @@ from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.by_rows import faster_at, other_rows
-from infer.optimizer.contract import whole
+from infer.optimizer.contract import Counted, whole
 from infer.optimizer.gates import Contender
 from infer.optimizer.making import Making
 from infer.optimizer.material import material
@@ -128,19 +128,22 @@ def optimize(
     )
 
 
-def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> dict[str, int]:
-    """Of the variant that keeps the numbers, or of the reference; empty if it cannot be told."""
-    plan = reference.plan
+def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> Counted:
+    """Of the variant that keeps the numbers, or of the reference."""
+    plan, graph, instead = reference.plan, workshop.reference.graph, ""
     if plan.backend != "onnxruntime":
-        return {}
-    graph = workshop.reference.graph
-    for found in outcome.variants.values():
-        if found.exact and found.backend == plan.backend and found.graph is not None:
-            graph = found.graph
+        return Counted(untold=f"the reference runs on {plan.backend}, and what that fuses cannot be seen")
+    exact = next((found for found in outcome.variants.values() if found.exact), None)
+    if exact is None and (slower := workshop.known(WHOLE)) is not None:
+        instead = f"dropped: {slower.why} than the reference"
+    elif exact is not None and exact.backend != plan.backend:
+        instead = f"dropped: {exact.backend} is faster, and what that fuses cannot be seen"
+    elif exact is not None and exact.graph is not None:
+        graph = exact.graph
     try:
-        return whole(workshop.folder / graph, plan)
-    except InferError:  # the output is written, and what cannot be counted is no reason to lose it
-        return {}
+        return replace(whole(workshop.folder / graph, plan), instead=instead)
+    except InferError as error:  # the output is written, and what cannot be counted is no reason to lose it
+        return Counted(untold=str(error))
 
 
 def _check(artifact: Artifact, options: OptimizeOptions) -> None:

@@ -17,11 +17,8 @@ import infer
 from infer.backends.openvino import OpenvinoBackend
 from infer.compiled import forget, kept
 from infer.errors import IntegrityError
-from infer.measure.statistics import Estimate
 from infer.optimizer import parse_budget, preparing
-from infer.optimizer.contract import shortfalls
 from infer.optimizer.passes import PassResult
-from infer.optimizer.verdict import Verdict
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, why
 from tests.tiny import edit_manifest
@@ -205,27 +202,6 @@ def test_a_prepared_graph_that_answers_otherwise_is_not_kept(
     assert not (tmp_path / "a.infer" / "prepared").exists()
 
 
-def test_what_is_fused_is_counted_where_it_was_right() -> None:
-    """Of two passes for one thing the better one counts; one that failed or answered otherwise rewrote
-    nothing; without a census nothing is said."""
-    right = Estimate(0.9, 0.8, 1.0)
-    plain = Verdict("attention", False, "its answers differ", found=4, rewritten=4, broken=True)
-    guarded = Verdict("guarded-attention", True, "faster", found=4, rewritten=4, ratio=right)
-    census = {"attention": 4, "norm": 9, "activation": 2}
-    assert shortfalls([plain, guarded], census, {"norm": 9, "activation": 3}) == []
-    assert shortfalls([plain, guarded], {}, {"norm": 0}) == []
-    (said,) = shortfalls([plain], census, {})
-    assert said == "attention: the original does it 4 times, 0 were rewritten; its answers differ"
-    some = Verdict(
-        "attention", False, "not faster", found=3, rewritten=2, declined={"a reason": 1}, ratio=right
-    )
-    assert shortfalls([some], census, {"norm": 8}) == [
-        "attention: the original does it 4 times, 2 were rewritten; 1 were not recognized in the graph;"
-        " 1: a reason",
-        "norm: the original does it 9 times, 8 are one node in the graph",
-    ]
-
-
 def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
     """A model whose queries outnumber its keys: the kernel declines one of its attentions, and the census
     of the original tells; with --strict-fusion that is a failure, but the output is there."""
@@ -251,8 +227,7 @@ def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
     arguments = ["optimize", tmp_path / "g.infer", "-o", tmp_path / "o.infer", "--threads", "1", "--force"]
     done = infer_command(*arguments, "--time", "5s", "--strict-fusion")
     assert done.code == 1
-    said = "attention: the original does it 2 times, 1 were rewritten"
-    assert said in done.err
+    assert "attention: the original does it 2 times" in done.err
     assert "several heads of queries share one of keys" in done.err or "not recognized" in done.err
     assert "not fused" in done.out
     assert (tmp_path / "o.infer").is_dir()
