@@ -4,7 +4,8 @@ found and rewrote of it, what the backend makes whole, and why not the rest.
     python -m bench.fusion [NAME…] [--artifacts FOLDER] [-o TABLE.md]
 
 Each is converted as a user would, or taken from FOLDER/NAME.infer if it is there; every pass of this
-machine's target is applied on top of those that keep the golden outputs.
+machine's target is applied on top of those that keep the golden outputs. Nothing is timed: whether a pass
+stays is decided by `infer optimize`, on the machine that serves.
 """
 
 from __future__ import annotations
@@ -12,22 +13,35 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import converters
 from infer.artifact import Artifact
 from infer.errors import InferError
 from infer.machine import this_machine
-from infer.optimizer.contract import REWRITTEN, whole
+from infer.optimizer.contract import REWRITTEN, Counted, shortfalls, whole
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.targets import targets_of
+from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare
 from infer.planner import make_plan
 from infer.session import open_session
-from tests.architectures import ARCHITECTURES
+from tests.architectures import ARCHITECTURES, Architecture
+
+KINDS = ("attention", "norm", "activation")
+"""What is counted in the graph as the backend optimized it."""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """What each pass did on top of those before it, and what the backend made of all of it."""
+
+    passes: dict[str, PassResult]
+    counted: Counted
 
 
 def main() -> None:
@@ -45,63 +59,76 @@ def main() -> None:
         arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def table(names: list[str], artifacts: Path | None) -> Iterator[str]:
-    """The rows; counts are rewritten / found / in the original, or whole / in the original."""
-    passes = targets_of("cpu")[0].passes
-    names_of = [*passes, "norm", "activation"]
-    yield f"| architecture | {' | '.join(names_of)} | not rewritten because |"
-    yield "|---" * (len(names_of) + 2) + "|"
+def table(names: Collection[str], artifacts: Path | None) -> Iterator[str]:
+    """The rows. Of passes they say rewritten / found; of kinds, how many are fused in the graph as ONNX
+    Runtime optimized it / in the original; of batch norms, how many are in weights / in the original."""
+    passes = [name for target in targets_of("cpu")[:1] for name in target.passes]
+    columns = ["architecture", *(f"pass {name}" for name in passes), *KINDS, "batch norm", "falls short"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|---" * len(columns) + "|"
     for architecture in ARCHITECTURES:
         if names and architecture.name not in names:
             continue
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            there = artifacts / f"{architecture.name}.infer" if artifacts else folder / "none"
-            try:
-                artifact = (
-                    Artifact.open(there)
-                    if there.exists()
-                    else converters.convert(architecture.save(folder / "model"), folder / "model.infer")
-                )
-                found, left = rewritten(artifact, folder / "workshop")
-            except InferError as error:
-                yield f"| {architecture.name} | {'| ' * len(names_of)}| fails: {error!s:.200} |"
-                continue
-        census = artifact.manifest.provenance.census
-        cells = []
-        for name, result in found.items():
-            counted = f" / {census.get(REWRITTEN[name], 0)}" if name in REWRITTEN else ""
-            cells.append(f"{result.rewritten} / {result.found}{counted}")
-        cells += [f"{left[kind]} / {census.get(kind, 0)}" for kind in ("norm", "activation")]
-        why = "; ".join(
-            f"{name}: {count} {reason}"
-            for name, result in found.items()
-            for reason, count in result.declined.items()
-        )
-        yield f"| {architecture.name} | {' | '.join(cells)} | {why} |"
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                cells = row(_artifact(architecture, artifacts, Path(scratch)), Path(scratch) / "workshop")
+        except InferError as error:
+            cells = [*[""] * (len(columns) - 2), f"fails: {error!s:.200}"]
+        yield f"| {' | '.join((architecture.name, *(cell.replace('|', '/') for cell in cells)))} |"
 
 
-def rewritten(artifact: Artifact, folder: Path) -> tuple[dict[str, PassResult], dict[str, int]]:
-    """What each pass did on top of those before it, and what is whole when the graph is loaded. A pass
-    after which golden outputs differ is left out, with the difference as its reason."""
+def _artifact(architecture: Architecture, artifacts: Path | None, scratch: Path) -> Artifact:
+    if artifacts is not None and (there := artifacts / f"{architecture.name}.infer").exists():
+        return Artifact.open(there)
+    return converters.convert(architecture.save(scratch / "model"), scratch / "model.infer")
+
+
+def row(artifact: Artifact, folder: Path) -> list[str]:
+    """All cells but the name. Raises `InferError`."""
+    found = fused(artifact, folder)
+    census = artifact.manifest.provenance.census
+    cells = [f"{each.rewritten} / {each.found}" if each.found else "" for each in found.passes.values()]
+    for kind in KINDS:
+        counts = found.counted.whole[kind], census.get(kind, 0)
+        cells.append(f"{counts[0]} / {counts[1]}" if any(counts) else "")
+    left = sum(sum(each.values()) for kind, each in found.counted.left.items() if "batch norm" in kind)
+    expected = census.get("batch norm", 0)
+    cells.append(f"{expected - left} / {expected}" if expected else "")
+    tried = [
+        Verdict(name, True, "", found=each.found, rewritten=each.rewritten, declined=dict(each.declined))
+        for name, each in found.passes.items()
+        if name in REWRITTEN
+    ]
+    short = [str(shortfall) for shortfall in shortfalls(tried, census, found.counted)]
+    for name, each in found.passes.items():
+        for reason, count in each.declined.items():
+            if not any(reason in said for said in short):
+                short.append(f"pass {name} declines {count}: {reason}")
+    return [*cells, "<br>".join(short)]
+
+
+def fused(artifact: Artifact, folder: Path) -> Fused:
+    """Apply each pass on top of those before it. One after which golden outputs differ is left out, with
+    the difference as its reason."""
     workshop = Workshop(folder, artifact, "")
     found: dict[str, PassResult] = {}
     kept: list[Pass] = []
     plan = make_plan(artifact.manifest, this_machine(), PlanOptions())
+    shipped = artifact.file(plan.graph)
     for name, each in targets_of("cpu")[0].passes.items():
         model = workshop.load()
         for before in kept:
             before(model)
         found[name] = each(model)
+        if not found[name].rewritten:
+            continue
         graph, _ = workshop.write(model, name)
-        if wrong := _difference(artifact, workshop.artifact(name, graph)):
+        if wrong := _difference(artifact, workshop.artifact(graph)):
             found[name] = PassResult(found[name].found, 0, Counter({f"answers differ at {wrong}": 1}))
-        elif found[name].rewritten:
-            kept.append(each)
-            left = whole(workshop.folder / graph, plan)
-    if not kept:
-        left = whole(artifact.file(plan.graph), plan)
-    return found, left
+            continue
+        kept.append(each)
+        shipped = workshop.folder / graph
+    return Fused(found, whole(shipped, plan))
 
 
 def _difference(artifact: Artifact, changed: Artifact) -> str:
