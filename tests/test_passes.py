@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from infer.bare_graph import artifact_of_graph
 from infer.graphwriting import save
 from infer.optimizer.passes.attention import attention, guarded_attention
+from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
+from infer.optimizer.rewriting import constant
 from infer.options import PlanOptions, SessionOptions
 from infer.session import open_session
 from infer.signature import Array
@@ -338,6 +340,76 @@ def test_a_broadcast_sum_is_not_a_residual(tmp_path: Path) -> None:
     result = skip_norm(after)
     assert list(result.declined) == ["its inputs are not known to have three dims"]
     same(before, after, tmp_path)
+
+
+def grouped(groups: int, channels: int = 4, dims: str = "B, 4, H, W") -> ir.Model:
+    """A group norm of `x`."""
+    text = f"y = GroupNormalization<num_groups = {groups}, epsilon = 0.001>(x, s, b)"
+    proto = parse(f"g (float[{dims}] x) => (float[{dims}] y) {{ {text} }}", opset=21, ir_version=10)
+    rng = np.random.default_rng(3)
+    for name in ("s", "b"):
+        array = rng.standard_normal(channels).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    return loaded(proto)
+
+
+def test_a_group_norm_becomes_an_instance_norm_of_its_groups(tmp_path: Path) -> None:
+    """Groups are laid side by side, and scaled by channel afterwards; a group for each channel needs
+    neither. What is expected follows from the formula."""
+    x = np.random.default_rng(5).standard_normal((2, 4, 3, 5)).astype(np.float32)
+    for groups in (1, 2, 4):
+        before, after = grouped(groups), grouped(groups)
+        result = group_norm(after)
+        assert (result.found, result.rewritten) == (1, 1)
+        wide = ["Shape", "Reshape", "InstanceNormalization", "Reshape", "Mul", "Add"]
+        assert operators(after) == (["InstanceNormalization"] if groups == 4 else wide)
+        found = answers(after, tmp_path / "after.onnx", {"x": x})["y"]
+        rows = x.reshape(2, groups, -1).astype(np.float64)
+        rows = (rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + 0.001)
+        scale, bias = (constant(before.graph.initializers[name]) for name in ("s", "b"))
+        assert scale is not None
+        assert bias is not None
+        expected = rows.reshape(x.shape) * scale.reshape(4, 1, 1) + bias.reshape(4, 1, 1)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_group_norms_answer_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """Of any number of groups and dims, and at any size."""
+    groups, each = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
+    sizes = [data.draw(st.integers(1, 6)) for _ in range(data.draw(st.integers(1, 3)))]
+    channels = groups * each
+    dims = ", ".join(["B", str(channels), *"HWD"[: len(sizes)]])
+    before, after = grouped(groups, channels, dims), grouped(groups, channels, dims)
+    assert group_norm(after).rewritten == 1
+    shape = (data.draw(st.integers(1, 3)), channels, *sizes)
+    x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
+    folder = tmp_path_factory.mktemp("grouped")
+    expected = answers(before, folder / "before.onnx", {"x": x})["y"]
+    np.testing.assert_allclose(
+        answers(after, folder / "after.onnx", {"x": x})["y"], expected, rtol=0, atol=1e-5
+    )
+
+
+def test_group_norms_that_cannot_be_rewritten_say_why() -> None:
+    """Scales of groups, scales that are computed, and dims nobody knows."""
+    old = grouped(2)
+    old.opset_imports[""] = 20
+    assert list(group_norm(old).declined) == ["before opset 21 its scale is that of a group"]
+    proto = parse(
+        """g (float[B, 4, H] x, float[4] s) => (float[B, 4, H] y) {
+        y = GroupNormalization<num_groups = 2>(x, s, s) }""",
+        opset=21,
+        ir_version=10,
+    )
+    assert list(group_norm(loaded(proto)).declined) == ["its scale is not a constant"]
+    unknown = grouped(2)
+    unknown.graph.inputs[0].shape = None
+    assert list(group_norm(unknown).declined) == ["its input is not known to have three dims or more"]
+    halves = grouped(2)
+    halves.graph.inputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+    assert list(group_norm(halves).declined) == ["its type is FLOAT16"]
 
 
 def test_what_happened_is_said_in_a_line() -> None:

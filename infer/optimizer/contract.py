@@ -22,6 +22,9 @@ from infer.plan import Plan
 REWRITTEN = {"attention": "attention", "guarded-attention": "attention"}
 """Pass → what it must find all of, or another pass of that, as the census of the original counts it."""
 
+_HELPED = {"group-norm": "norm"}
+"""Pass → what it rewrites some of, where the backend makes whole the rest itself."""
+
 _KERNELS = frozenset({"Attention", "MultiHeadAttention", "GroupQueryAttention"})
 """ONNX Runtime's own operators for attention, which the passes write."""
 
@@ -183,7 +186,7 @@ def shortfalls(
         _of_passes(kind, verdicts, census, counted, unfinished)
         for kind in dict.fromkeys(REWRITTEN.values())
     ]
-    found += [_of_backend(kind, census, counted) for kind in ("norm", "activation")]
+    found += [_of_backend(kind, verdicts, census, counted) for kind in ("norm", "activation")]
     return [*filter(None, found), *_of_convolutions(census, counted)]
 
 
@@ -202,26 +205,36 @@ def _of_passes(
         return Shortfall(f"{parts[0]}; no pass for it was tried{f' ({unfinished})' if unfinished else ''}")
     if (unseen := expected - max(verdict.found for verdict in tried)) > 0:
         parts.append(f"{unseen} were not recognized in the graph")
-    right = [verdict for verdict in tried if verdict.ratio is not None]
-    for verdict in tried:
-        if not verdict.found:
-            continue
-        fate = counted.instead if verdict.kept else f"dropped: {verdict.why}"
-        rewrote = f"the pass {verdict.name} rewrote {verdict.rewritten} of {verdict.found}"
-        parts.append("; ".join(filter(None, (rewrote, verdict.reasons, fate))))
+    parts += _fates(tried, counted)
     if unfinished:
         parts.append(f"not all was tried ({unfinished})")
     if left := counted.left.get(kind, {}):
         parts.append(f"in the graph there are {_listed(left)}")
-    # one that was not timed failed, or answered otherwise
-    complete = any(
-        verdict.rewritten >= expected and (not verdict.kept or counted.instead) for verdict in right
-    )
-    return Shortfall("; ".join(parts), excused=complete)
+    return Shortfall("; ".join(parts), excused=_measured(tried, expected - done, counted))
 
 
-def _of_backend(kind: str, census: Mapping[str, int], counted: Counted) -> Shortfall | None:
-    """What ONNX Runtime makes whole."""
+def _fates(tried: Sequence[Verdict], counted: Counted) -> list[str]:
+    """What passes rewrote, why not the rest, and what became of it."""
+    found = []
+    for verdict in tried:
+        if verdict.found:
+            rewrote = f"the pass {verdict.name} rewrote {verdict.rewritten} of {verdict.found}"
+            fate = counted.instead if verdict.kept else f"dropped: {verdict.why}"
+            found.append("; ".join(filter(None, (rewrote, verdict.reasons, fate))))
+    return found
+
+
+def _measured(tried: Sequence[Verdict], missing: int, counted: Counted) -> bool:
+    """Whether a pass rewrote all that is missing, and is not shipped because of its time. One that was not
+    timed failed, or answered otherwise."""
+    timed = [verdict for verdict in tried if verdict.ratio is not None]
+    return any(each.rewritten >= missing and (not each.kept or counted.instead) for each in timed)
+
+
+def _of_backend(
+    kind: str, verdicts: Sequence[Verdict], census: Mapping[str, int], counted: Counted
+) -> Shortfall | None:
+    """What ONNX Runtime makes whole, with the help of a pass or without."""
     expected, done = census.get(kind, 0), counted.whole.get(kind, 0)
     if done >= expected:
         return None
@@ -230,8 +243,10 @@ def _of_backend(kind: str, census: Mapping[str, int], counted: Counted) -> Short
     if not left:
         why = "nothing is left of the others: they are constants, or nothing takes what they give"
         return Shortfall(f"{said}; {why}", excused=True)
-    why = "ONNX Runtime's fusions do not know how the others are written"
-    return Shortfall(f"{said}; {why}; in the graph there are {_listed(left)}")
+    tried = [verdict for verdict in verdicts if _HELPED.get(verdict.name) == kind and verdict.found]
+    fates = _fates(tried, counted) or ["ONNX Runtime's fusions do not know how the others are written"]
+    said = "; ".join([said, *fates, f"in the graph there are {_listed(left)}"])
+    return Shortfall(said, excused=_measured(tried, expected - done, counted))
 
 
 def _of_convolutions(census: Mapping[str, int], counted: Counted) -> list[Shortfall]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from infer.machine import Machine
 from infer.optimizer.passes import Pass
 from infer.optimizer.passes.attention import attention, guarded_attention
+from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.recipes import ON_CPU, Recipe, static_products_recipe, static_recipe
 
@@ -24,10 +25,11 @@ class Target:
     recipes: tuple[Recipe, ...] = ()
 
 
-_TRANSFORMER_PASSES: dict[str, Pass] = {
+_PASSES: dict[str, Pass] = {
     "attention": attention,
     "guarded-attention": guarded_attention,
     "skip-norm": skip_norm,
+    "group-norm": group_norm,
 }
 
 INSTEAD = {"guarded-attention": "attention"}
@@ -35,7 +37,7 @@ INSTEAD = {"guarded-attention": "attention"}
 
 
 TARGETS: tuple[Target, ...] = (
-    Target("onnxruntime", "cpu", _TRANSFORMER_PASSES, ON_CPU),
+    Target("onnxruntime", "cpu", _PASSES, ON_CPU),
     Target(
         "openvino",
         "cpu",
@@ -45,7 +47,7 @@ TARGETS: tuple[Target, ...] = (
             static_products_recipe("openvino-int8-products"),
         ),
     ),
-    Target("onnxruntime", "cuda", _TRANSFORMER_PASSES),
+    Target("onnxruntime", "cuda", {name: each for name, each in _PASSES.items() if name != "group-norm"}),
 )
 
 
