@@ -23,7 +23,7 @@ from infer.errors import InferError
 from infer.machine import this_machine
 from infer.optimizer.contract import REWRITTEN, Counted, shortfalls, whole
 from infer.optimizer.passes import Pass, PassResult
-from infer.optimizer.targets import targets_of
+from infer.optimizer.targets import INSTEAD, targets_of
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.options import PlanOptions, SessionOptions
@@ -97,12 +97,12 @@ def row(artifact: Artifact, folder: Path) -> list[str]:
     tried = [
         Verdict(name, True, "", found=each.found, rewritten=each.rewritten, declined=dict(each.declined))
         for name, each in found.passes.items()
-        if name in REWRITTEN
+        if name in REWRITTEN and (each.rewritten or name not in INSTEAD)
     ]
     short = [str(shortfall) for shortfall in shortfalls(tried, census, found.counted)]
     for name, each in found.passes.items():
         for reason, count in each.declined.items():
-            if not any(reason in said for said in short):
+            if name not in INSTEAD and not any(reason in said for said in short):
                 short.append(f"pass {name} declines {count}: {reason}")
     return [*cells, "<br>".join(short)]
 

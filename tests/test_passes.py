@@ -229,6 +229,28 @@ def test_what_only_looks_like_attention_is_left(text: str) -> None:
     assert attention(ir.serde.deserialize_model(proto)).found == 0
 
 
+@pytest.mark.parametrize(("text", "reason"), [
+    ("m = MatMul(q, t) u = Tanh(m) s = Softmax(u) y = MatMul(s, v)", "and its softmax: Tanh"),
+    ("m = MatMul(q, k) s = Softmax(m) y = MatMul(s, v)", "keys are not turned in a known way"),
+    ("m = MatMul(q, t) s = Softmax(m) y = Einsum<equation = \"bhij,bhjd->bhid\">(s, v)", "with Einsum"),
+    ("m = MatMul(q, t) s = Softmax(m) r = Reshape(s, i) y = MatMul(r, v)", "its heads lie in the batch"),
+    ("s = Softmax(v) y = MatMul(s, v)", "no product of queries and keys"),
+])  # fmt: skip
+def test_attention_of_another_form_is_declined_with_what_is_in_the_way(text: str, reason: str) -> None:
+    """It counts as found, so that a shortfall has a reason, and stays."""
+    values = "float[B, 2, 4, 4] q, float[B, 2, 4, 4] k, float[B, 2, 4, 4] v, int64[3] i"
+    proto = parse(
+        f"g ({values}) => (float[B, C, S, D] y) {{ t = Transpose<perm = [0, 1, 3, 2]>(k) {text} }}",
+        opset=20,
+        ir_version=9,
+    )
+    model = ir.serde.deserialize_model(proto)
+    result = attention(model)
+    assert (result.found, result.rewritten) == (1, 0)
+    assert reason in next(iter(result.declined))
+    assert "Softmax" in operators(model)
+
+
 def test_scores_that_are_used_elsewhere_keep_their_nodes() -> None:
     """A model that returns its attention's shares needs them."""
     model = attending(spelling="plain")

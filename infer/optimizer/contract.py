@@ -244,7 +244,9 @@ def _of_backend(
         why = "nothing is left of the others: they are constants, or nothing takes what they give"
         return Shortfall(f"{said}; {why}", excused=True)
     tried = [verdict for verdict in verdicts if _HELPED.get(verdict.name) == kind and verdict.found]
-    fates = _fates(tried, counted) or ["ONNX Runtime's fusions do not know how the others are written"]
+    fates = _fates(tried, counted) or [
+        "the others are constants, or ONNX Runtime's fusions do not know how they are written"
+    ]
     said = "; ".join([said, *fates, f"in the graph there are {_listed(left)}"])
     return Shortfall(said, excused=_measured(tried, expected - done, counted))
 

@@ -20,6 +20,15 @@ _LAST_TWO = (0, 1, 3, 2)
 _KEYS_OF_ROWS = (0, 2, 3, 1)
 """From [batch, rows, heads, size] straight to keys on their side."""
 
+_MOVES = ("Reshape", "Transpose", "Cast", "Squeeze", "Unsqueeze")
+_ENDS = frozenset({"MatMul", "Gemm", "Einsum", "Conv", "Softmax", "LayerNormalization", "Shape"})
+"""Where a way back from a softmax ends."""
+
+_UNKNOWN = (
+    "its keys are not turned in a known way, or the kernels lack what is between its product and its"
+    " softmax"
+)
+
 _FORBIDS = -1e4
 """A score that is replaced by less than that is as good as none."""
 
@@ -46,7 +55,11 @@ class Attended:
 
 
 def spelled_out(node: ir.Node) -> Attended | None:
-    """The attention that ends with this node, if one does."""
+    """The attention that ends with this node, if one does; one in another form has that as its problem."""
+    return _known(node) or _in_another_form(node)
+
+
+def _known(node: ir.Node) -> Attended | None:
     if node.domain != "" or node.op_type != "MatMul":
         return None
     softmax = maker(_before_nan(node.inputs[0]), "Softmax")
@@ -67,6 +80,48 @@ def spelled_out(node: ir.Node) -> Attended | None:
     if only_user(softmax.outputs[0]) is None and _before_nan(node.inputs[0]) is node.inputs[0]:
         problem = "its scores, or its keys and values, are used elsewhere"
     return Attended(node, query, key, node.inputs[1], masks, scale=outer * ours * theirs, problem=problem)
+
+
+def _in_another_form(node: ir.Node) -> Attended | None:
+    """A softmax whose result is multiplied with something that is computed, too, as the census counts
+    them."""
+    if node.domain != "" or node.op_type not in ("MatMul", "Einsum"):
+        return None
+    if any(value is None or constant(value) is not None for value in node.inputs):
+        return None
+    value, reshaped = _before_nan(node.inputs[0]), False
+    while (moved := maker(value, *_MOVES)) is not None:
+        value, reshaped = moved.inputs[0], reshaped or moved.op_type == "Reshape"
+    softmax = maker(value, "Softmax")
+    if softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+        return None
+    between = _to_product(softmax.inputs[0])
+    if node.op_type == "Einsum":
+        problem = "it is written with Einsum"
+    elif between is None:
+        problem = "no product of queries and keys is behind its softmax"
+    elif reshaped:
+        problem = "its heads lie in the batch, and are laid apart around the softmax"
+    else:
+        listed = ", ".join(dict.fromkeys(between)) or "nothing"
+        problem = f"{_UNKNOWN}: {listed}"
+    return Attended(node, None, None, None, (), 1.0, problem=problem)
+
+
+def _to_product(value: ir.Value | None, most: int = 12) -> list[str] | None:
+    """The operators on the shortest way from a product of two computed tensors to `value`; None if there is
+    no such product within `most` steps."""
+    waiting: list[tuple[ir.Value | None, list[str]]] = [(value, [])]
+    while waiting:
+        here, way = waiting.pop(0)
+        node = None if here is None else here.producer()
+        if node is None or len(way) > most:
+            continue
+        if node.op_type in ("MatMul", "Einsum") and all(constant(each) is None for each in node.inputs):
+            return way
+        if node.op_type not in _ENDS:
+            waiting += [(each, [node.op_type, *way]) for each in node.inputs]
+    return None
 
 
 @dataclass(frozen=True)
