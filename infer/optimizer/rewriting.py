@@ -17,6 +17,9 @@ from infer.signature import Array
 CONTRIB = "com.microsoft"
 """ONNX Runtime's own operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md"""
 
+_BEGINNING = 64
+"""So many elements tell most weights apart, without reading them all."""
+
 
 def constant(value: ir.Value | None) -> Array | None:
     """What a value always is, if it is a weight or a Constant."""
@@ -103,7 +106,34 @@ def take_place(old: ir.Value, new: ir.Value) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop what nothing uses, and what is computed twice. In place."""
+    """Drop what nothing uses, and what is kept or computed twice. In place."""
+    share_weights(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
     RemoveUnusedOpsetsPass()(model)
+
+
+def share_weights(model: ir.Model) -> int:
+    """Let weights of the same type, shape and bytes be one, as tied embeddings are that an exporter wrote
+    twice; how many fewer there are. Within the main graph, in place."""
+    known: dict[tuple[object, ...], list[ir.Value]] = {}
+    graph, gone = model.graph, 0
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_input():
+            continue
+        beginning = tensor.numpy().reshape(-1)[:_BEGINNING].tobytes()
+        alike = known.setdefault((tensor.dtype, tuple(tensor.shape), beginning), [])
+        first = next((other for other in alike if _bytes(other) == _bytes(value)), None)
+        if first is None or value.is_graph_output():
+            alike.append(value)
+            continue
+        value.replace_all_uses_with(first)
+        graph.initializers.pop(name)
+        gone += 1
+    return gone
+
+
+def _bytes(value: ir.Value) -> bytes:
+    assert value.const_value is not None
+    return value.const_value.tobytes()
