@@ -234,17 +234,19 @@ def test_what_only_looks_like_attention_is_left(text: str) -> None:
     ("m = MatMul(q, k) s = Softmax(m) y = MatMul(s, v)", "keys are not turned in a known way"),
     ("m = MatMul(q, t) s = Softmax(m) y = Einsum<equation = \"bhij,bhjd->bhid\">(s, v)", "with Einsum"),
     ("m = MatMul(q, t) s = Softmax(m) r = Reshape(s, i) y = MatMul(r, v)", "its heads lie in the batch"),
+    ("m = MatMul(q3, k3) s = Softmax(m) y = MatMul(s, v3)", "its heads lie in the batch"),
     ("s = Softmax(v) y = MatMul(s, v)", "no product of queries and keys"),
 ])  # fmt: skip
 def test_attention_of_another_form_is_declined_with_what_is_in_the_way(text: str, reason: str) -> None:
     """It counts as found, so that a shortfall has a reason, and stays."""
     values = "float[B, 2, 4, 4] q, float[B, 2, 4, 4] k, float[B, 2, 4, 4] v, int64[3] i"
+    values += "".join(f", float[B, 4, 4] {name}3" for name in "qkv")
     proto = parse(
         f"g ({values}) => (float[B, C, S, D] y) {{ t = Transpose<perm = [0, 1, 3, 2]>(k) {text} }}",
         opset=20,
         ir_version=9,
     )
-    model = ir.serde.deserialize_model(proto)
+    model = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(proto))
     result = attention(model)
     assert (result.found, result.rewritten) == (1, 0)
     assert reason in next(iter(result.declined))

@@ -100,8 +100,8 @@ def _in_another_form(node: ir.Node) -> Attended | None:
         problem = "it is written with Einsum"
     elif between is None:
         problem = "no product of queries and keys is behind its softmax"
-    elif reshaped:
-        problem = "its heads lie in the batch, and are laid apart around the softmax"
+    elif reshaped or rank(softmax.inputs[0]) == 3:
+        problem = "its heads lie in the batch, in three dims"
     else:
         listed = ", ".join(dict.fromkeys(between)) or "nothing"
         problem = f"{_UNKNOWN}: {listed}"
