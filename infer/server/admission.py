@@ -26,7 +26,8 @@ OPEN_PATHS = frozenset({*PAGE_PATHS, "/v2/health/live", "/v2/health/ready"})
 
 MIN_TOKEN_CHARACTERS = 16
 _WINDOW_BITS = {"gzip": 31, "deflate": 15}
-_PART_BYTES = 2**18
+_PART_BYTES = 1024
+"""What is inflated at once: deflate makes 1032 bytes of one at most."""
 
 
 class StrangerError(InferError):
@@ -162,20 +163,16 @@ def inflated_size(body: bytes, encoding: str, max_bytes: int) -> int:
     bits = _window_bits(encoding)
     if bits is None:
         return len(body)
-    inflater = zlib.decompressobj(bits)
-    size, rest = 0, body
+    inflater, size, end = zlib.decompressobj(bits), 0, 0
     try:
-        while not inflater.eof:
-            part = inflater.decompress(rest, _PART_BYTES)
-            if not part and not rest:  # cut short
-                break
-            size += len(part)
+        while end < len(body) and not inflater.eof:
+            start, end = end, end + _PART_BYTES
+            size += len(inflater.decompress(body[start:end]))
             if size > max_bytes:
                 raise _too_large(max_bytes)
-            rest = inflater.unconsumed_tail
     except zlib.error as error:
         raise HTTPException(400, f"the body is not valid {encoding.strip().lower()}") from error
-    if not inflater.eof or inflater.unused_data:
+    if not inflater.eof or inflater.unused_data or end < len(body):
         raise HTTPException(400, f"the body is not one whole {encoding.strip().lower()} stream")
     return size
 
