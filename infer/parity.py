@@ -160,3 +160,26 @@ def cosine(e: Array, a: Array) -> float:
         return float(largest_e == largest_a)
     e, a = e / largest_e, a / largest_a
     return float(e @ a / math.sqrt(float(e @ e) * float(a @ a)))
+
+
+def alike(a: Array, b: Array) -> float:
+    """The cosine of two answers; of integers, truth values and texts the share of elements that are equal.
+
+    Arrays of two shapes, or whose NaN and infinities are not at the same places, have -1; others are judged
+    by the places that are finite.
+    """
+    if a.shape != b.shape:
+        return -1.0
+    if np.array_equal(a, b):
+        return 1.0
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
+        return float(np.mean(a == b))
+    finite = np.isfinite(a)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
+        return -1.0
+    # masks may be filled with the dtype's lowest value, beside which all else would count for nothing
+    lowest = 0.5 * float(np.finfo(a.dtype).max)
+    a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
+    filled = (np.minimum(np.abs(a), np.abs(b)) >= lowest) & (np.sign(a) == np.sign(b))
+    a, b = a[~filled], b[~filled]
+    return cosine(a, b) if a.size else 1.0

@@ -23,7 +23,7 @@ from infer.errors import InferError, InputError
 from infer.guard import Feeds
 from infer.manifest import Variant
 from infer.options import ShadowOptions
-from infer.parity import Tolerance, compare, cosine
+from infer.parity import Tolerance, alike, compare
 from infer.signature import Array
 
 _log = logging.getLogger("infer")
@@ -172,16 +172,14 @@ class Shadow:
 
 def _apart(expected: Array, found: Array) -> float:
     """1 - cosine of the row that is the farthest off; 2.0 for what cannot be compared."""
-    if np.array_equal(expected, found, equal_nan=True):
-        return 0.0
-    if expected.shape != found.shape or not (np.isfinite(expected) & np.isfinite(found)).all():
+    if expected.shape != found.shape:
         return 2.0
-    a, b = (
-        array.astype(np.float64).reshape(len(array) if array.ndim else 1, -1) for array in (expected, found)
-    )
+    if not expected.size:
+        return 0.0
+    a, b = (array.reshape(len(array) if array.ndim else 1, -1) for array in (expected, found))
     if a.shape[1] == 1:  # the cosine of two numbers says nothing but their sign
         a, b = a.reshape(1, -1), b.reshape(1, -1)
-    return max(1.0 - cosine(*pair) for pair in zip(a, b, strict=True))
+    return max(1.0 - alike(*pair) for pair in zip(a, b, strict=True))
 
 
 def _check(options: ShadowOptions) -> None:

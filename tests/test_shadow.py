@@ -27,7 +27,7 @@ from infer.machine import this_machine
 from infer.manifest import Evidence, Speed, Variant
 from infer.options import ShadowOptions
 from infer.parity import TOLERANCES
-from infer.shadow import Shadow
+from infer.shadow import Shadow, _apart
 from infer.signature import Array
 from tests import waiting
 from tests.serving import serving
@@ -338,3 +338,15 @@ def test_a_reference_that_does_not_load_leaves_the_variant() -> None:
     assert tried == [0, 1]
     checks.close()
     checks.close()
+
+
+def test_what_both_leave_out_is_no_distance() -> None:
+    """Infinities at the same places, as of masked classes, are not compared; at others they are as far off
+    as can be. Rows are judged one by one."""
+    expected = np.array([[-np.inf, 1.0, 2.0], [0.5, 1.0, 2.0]], np.float32)
+    assert _apart(expected, expected + np.float32(1e-4)) < 1e-6
+    other = expected.copy()
+    other[0] = [1.0, -np.inf, 2.0]
+    assert _apart(expected, other) == 2.0
+    turned = np.array([[-np.inf, 1.0, 2.0], [2.0, 1.0, 0.5]], np.float32)
+    assert 0.1 < _apart(expected, turned) < 1.0

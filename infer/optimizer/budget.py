@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer.errors import InputError
-from infer.parity import TOLERANCES, Tolerance, compare, cosine
+from infer.parity import TOLERANCES, Tolerance, alike, compare
 from infer.signature import Array
 
 EQUAL = "equal"
@@ -138,11 +138,7 @@ def cosines_of(expected: Answers, found: Answers) -> dict[str, Array]:
 
 def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
     """Of each pair of arrays; of single elements, of all of them as one pair, since the cosine of two
-    numbers is 1 or -1 whatever they are.
-
-    Of integers, truth values and texts, it is the share of elements that are equal. Arrays of two shapes,
-    or whose NaN and infinities are not at the same places, have the cosine -1; others are judged by the
-    places that are finite.
+    numbers is 1 or -1 whatever they are. What has none is judged as `infer.parity.alike` does it.
     """
     single = [a.shape == b.shape and a.size == 1 for a, b in pairs]
     joined = [pair for pair, one in zip(pairs, single, strict=True) if one]
@@ -150,22 +146,4 @@ def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
     if joined:
         first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
         rest.append((first, second))
-    return np.array([_cosine(a, b) for a, b in rest])
-
-
-def _cosine(a: Array, b: Array) -> float:
-    if a.shape != b.shape:
-        return -1.0
-    if np.array_equal(a, b):
-        return 1.0
-    if a.dtype.kind != "f" or b.dtype.kind != "f":
-        return float(np.mean(a == b))
-    finite = np.isfinite(a)
-    if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-        return -1.0
-    # masks may be filled with the dtype's lowest value, beside which all else would count for nothing
-    lowest = 0.5 * float(np.finfo(a.dtype).max)
-    a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
-    filled = (np.minimum(np.abs(a), np.abs(b)) >= lowest) & (np.sign(a) == np.sign(b))
-    a, b = a[~filled], b[~filled]
-    return cosine(a, b) if a.size else 1.0
+    return np.array([alike(a, b) for a, b in rest])

@@ -59,9 +59,7 @@ class Counted:
     """What is in the graph that is shipped, as ONNX Runtime optimized it.
 
     Attributes:
-        whole: "attention", "norm", "activation" → how many are one node, or a part of one; "batch norm" →
-        how
-            many are left as nodes.
+        whole: "attention", "norm", "activation" → how many are one node, or a part of one.
         left: kind → what is there instead, in words → how often.
         instead: why what passes rewrote is not shipped, if a measurement is the reason.
         untold: why nothing could be counted, if so.
@@ -79,8 +77,7 @@ class Shortfall:
 
     Attributes:
         excused: whether that is the best there is: the fused form answered rightly, was measured and was
-        not
-            faster here, or nothing is left in the graph that could be fused. Anything else breaks the
+            not faster here, or nothing is left in the graph that could be fused. Anything else breaks the
             contract.
     """
 
