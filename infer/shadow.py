@@ -16,8 +16,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from infer.backends import Executable
 from infer.errors import InferError, InputError
 from infer.guard import Feeds
