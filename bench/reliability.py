@@ -34,7 +34,16 @@ from bench.report import report
 from infer.cli.progress import Progress
 from infer.errors import BackendError
 from infer.options import BatchOptions
-from tests.serving import Served, serving, slow, slow_request, wait_until_waiting
+from tests.serving import (
+    Served,
+    ready_lines,
+    serving,
+    slow,
+    slow_request,
+    wait_for_workers,
+    wait_until_waiting,
+    workers,
+)
 from tests.tiny import identity, make_artifact, write
 
 _INFER, _SLOW = "/v2/models/net/infer", "/v2/models/slow/infer"
@@ -233,14 +242,10 @@ def a_worker_is_killed(folder: Path) -> Iterator[Figure]:
     """kill -9 of one of two workers"""
     model = write(folder, identity("float32"), "net.onnx")
     with serving(folder, model, "--workers", "2", "--json-logs") as served:
-        _until(lambda: _ready(served) == 2)
-        victim = next(
-            child for child in psutil.Process(served.process.pid).children()
-            if "spawn_main" in " ".join(child.cmdline())
-        )  # fmt: skip
-        victim.kill()
+        wait_for_workers(served, 2)
+        psutil.Process(workers(psutil.Process(served.process.pid))[0]).kill()
         start, wrong, lost, right = time.perf_counter(), 0, 0, 0
-        while _ready(served) < 3:
+        while len(ready_lines(served)) < 3:
             try:
                 response = served.post(_INFER, json=_ONE)
                 good = response.status_code == 200 and response.json()["outputs"][0]["data"] == [1, 2]
@@ -335,18 +340,6 @@ def _highest_rss(served: Served) -> Iterator[Callable[[], float]]:
     finally:
         ended.set()
         watcher.join()
-
-
-def _ready(served: Served) -> int:
-    return sum("is ready" in line["message"] for line in served.lines())
-
-
-def _until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        if time.monotonic() > end:
-            raise TimeoutError("what was waited for did not come")
-        time.sleep(0.01)
 
 
 EVENTS = (

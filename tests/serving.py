@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 import onnx
+import psutil
 
 from tests.tiny import identity, parse, write
 
@@ -128,6 +129,32 @@ def wait_until_waiting(served: Served, count: int) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{count} requests never waited at once")
+
+
+def workers(parent: psutil.Process) -> list[int]:
+    """The processes that answer; multiprocessing has another one of its own."""
+    found = []
+    for child in parent.children():
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def ready_lines(served: Served) -> list[dict[str, Any]]:
+    """What workers logged when their model was ready."""
+    return [line for line in served.lines() if "is ready" in line["message"]]
+
+
+def wait_for_workers(served: Served, count: int) -> None:
+    """Until so many have said that the model is ready."""
+    for _ in range(400):
+        if len(ready_lines(served)) >= count:
+            return
+        time.sleep(0.05)
+    raise AssertionError(served.lines())
 
 
 def identities(folder: Path) -> list[Path]:

@@ -22,7 +22,16 @@ from infer.errors import InputError, OverloadedError
 from infer.server.models import Models, UnavailableError, UnknownModelError, model_name
 from infer.server.options import ServerOptions
 from tests.command import infer_command
-from tests.serving import Served, serving, slow, slow_request, wait_until_waiting
+from tests.serving import (
+    Served,
+    ready_lines,
+    serving,
+    slow,
+    slow_request,
+    wait_for_workers,
+    wait_until_waiting,
+    workers,
+)
 from tests.tiny import edit_manifest, identity, make_artifact, parse, write
 
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
@@ -112,32 +121,6 @@ def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
         assert 'infer_requests_total{model="net",outcome="success",version="1"}' in text
         assert served.stop() == 0
         assert not any(psutil.pid_exists(pid) for pid in (*first, *now))
-
-
-def workers(parent: psutil.Process) -> list[int]:
-    """The processes that answer; multiprocessing has another one of its own."""
-    found = []
-    for child in parent.children():
-        try:
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child.pid)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def ready_lines(served: Served) -> list[dict[str, Any]]:
-    """What workers logged when their model was ready."""
-    return [line for line in served.lines() if "is ready" in line["message"]]
-
-
-def wait_for_workers(served: Served, count: int) -> None:
-    """Until so many have said that the model is ready."""
-    for _ in range(400):
-        if len(ready_lines(served)) >= count:
-            return
-        time.sleep(0.05)
-    raise AssertionError(served.lines())
 
 
 @pytest.mark.slow

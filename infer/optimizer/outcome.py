@@ -8,7 +8,7 @@ from infer.artifact import Artifact
 from infer.backends import load_backend
 from infer.machine import this_machine
 from infer.measure.statistics import Estimate
-from infer.optimizer.budget import Budget
+from infer.optimizer.budget import EQUAL, Budget
 from infer.optimizer.contract import Counted, Shortfall, shortfalls
 from infer.optimizer.material import Data
 from infer.optimizer.targets import saturates
@@ -52,6 +52,11 @@ class OptimizeOptions:
     backends: tuple[str, ...] = ()
     prepare: bool = True
     overwrite: bool = False
+
+    @property
+    def budget(self) -> str:
+        """What answers are held to, in words."""
+        return " and ".join(map(str, self.budgets)) or EQUAL
 
 
 def runtime_of(backend: str) -> str:

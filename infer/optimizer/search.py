@@ -106,7 +106,7 @@ def optimize(
             search.outcome,
             reference,
             found.judged[0],
-            " and ".join(map(str, options.budgets)) or EQUAL,
+            options.budget,
             found.described,
             prepared=options.prepare and options.objective != "size",
             overwrite=True,  # what is there was looked at in the beginning
@@ -120,7 +120,7 @@ def optimize(
         written,
         tuple(workshop.verdicts),
         search.outcome,
-        " and ".join(map(str, options.budgets)) or EQUAL,
+        options.budget,
         search.metrics,
         found.described,
         left,
