@@ -43,6 +43,12 @@ class PlanOptions:
     here. On answers a back-to-back caller sooner; a service with gaps between requests should turn it off:
     it costs CPU time while waiting."""
 
+    streams: int | None = None
+    """How many runs of a session's batcher go on at once, 1 to `MAX_THREADS`, and share the threads.
+    Default: one, where threads spin, since they would take them from each other; elsewhere, with ONNX
+    Runtime on a CPU, as many as there are threads, at most 8. Each needs memory of its own for what the
+    graph computes. OpenVINO divides the threads among them, which makes a lone run slower."""
+
     prepacking: bool | None = None
     """Whether the backend lays weights out anew for its products while loading; default: it does, unless
     weights as they are were measured to be faster here."""

@@ -26,6 +26,8 @@ class Plan:
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
     compiled: str | None = None
     """The sha256 of the graph as the backend compiled it before, taken if the user's cache still has it."""
+    streams: int = 1
+    """How many runs of a batcher go on at once; they share the threads."""
     shared_threads: bool = False
     """Whether the threads are those that all sessions of this process share."""
     arena: bool = True
@@ -71,6 +73,7 @@ class Plan:
             ("device", self.device),
             ("threads", f"{self.num_threads}, shared" if self.shared_threads else str(self.num_threads)),
             ("spinning", "on" if self.spinning else "off"),
+            ("streams", f"{self.streams} run{'s' * (self.streams > 1)} at once, of many callers"),
             ("optimize", self.graph_optimization),
             ("prepacking", "on" if self.prepacking else "off"),
             ("arena", self._arena),

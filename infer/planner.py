@@ -12,6 +12,9 @@ from infer.manifest import Manifest, Tuned, Variant
 from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, SHRINK_ABOVE_BYTES, PlanOptions
 from infer.plan import Plan
 
+_MOST_STREAMS = 8
+"""Runs that go on at once unless more are asked for: each has memory of its own."""
+
 _WEIGHTS_MOST = 0.25
 """Two plans for one artifact may take so much of the memory for their weights."""
 
@@ -106,6 +109,7 @@ def _planned(
         device=device,
         num_threads=threads,
         spinning=spinning,
+        streams=_streams(backend, device, min(threads, machine.cores), spinning, options),
         compute_dtype=compute_dtype,
         graph_optimization=options.graph_optimization,
         prepacking=prepacking,
@@ -121,9 +125,9 @@ def _planned(
 
 def _check(options: PlanOptions) -> None:
     """What types alone say, for callers who have none."""
-    threads = options.num_threads
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
-        raise DeviceError(f"num_threads must be an int from 1 to {MAX_THREADS}, but is {threads!r:.60}")
+    for name, count in (("num_threads", options.num_threads), ("streams", options.streams)):
+        if count is not None and (type(count) is not int or not 1 <= count <= MAX_THREADS):
+            raise DeviceError(f"{name} must be an int from 1 to {MAX_THREADS}, but is {count!r:.60}")
     if options.graph_optimization not in GRAPH_OPTIMIZATIONS:
         raise DeviceError(
             f"graph_optimization must be one of {', '.join(GRAPH_OPTIMIZATIONS)},"
@@ -160,6 +164,9 @@ def _settings(
 ) -> tuple[bool, bool]:
     """Whether threads spin, and whether weights are packed: as asked, or as measured to be faster here."""
     spinning, prepacking = options.spinning, options.prepacking
+    if spinning is None and (options.streams or 1) > 1 and backend.spins:
+        spinning = False
+        reasons.append("no spinning: runs at once, as asked, would wait for each other")
     if spinning is None and tuned and not tuned.spinning:
         spinning = False
         reasons.append("no spinning: measured to be faster here")
@@ -167,6 +174,13 @@ def _settings(
         prepacking = False
         reasons.append("weights as they are, not packed: measured to be faster here")
     return spinning is not False and backend.spins, prepacking is not False
+
+
+def _streams(backend: Backend, device: str, threads: int, spinning: bool, options: PlanOptions) -> int:
+    """How many runs go on at once: as asked, or as many as help where they share threads that are free."""
+    if options.streams is not None:
+        return options.streams
+    return min(threads, _MOST_STREAMS) if backend.overlaps and device == "cpu" and not spinning else 1
 
 
 def _tuned(

@@ -46,6 +46,7 @@ def load(
     num_threads: int | None = None,
     backend: str | None = None,
     spinning: bool | None = None,
+    streams: int | None = None,
     prepacking: bool | None = None,
     arena: bool | None = None,
     shrink_above_bytes: int | None = None,
@@ -73,6 +74,7 @@ def load(
             num_threads=num_threads,
             backend=backend,
             spinning=spinning,
+            streams=streams,
             prepacking=prepacking,
             arena=arena,
             shrink_above_bytes=shrink_above_bytes,
@@ -293,7 +295,9 @@ class Session:
 
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
         layout = proved_layout(self.artifact, self.plan, padding, self.admit, self.run)
-        return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes)
+        return Batcher(
+            self, layout, self.options.batching, self.options.max_feed_bytes, streams=self.plan.streams
+        )
 
     def check_answers(self, options: ShadowOptions) -> None:
         """Check a share of the answers from now on, unless the reference itself answers. Raises

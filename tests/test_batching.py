@@ -97,14 +97,16 @@ def _opened(
     served: Served,
     options: BatchOptions = BatchOptions(),
     seconds: Callable[[int], float] = lambda cost: 900.0,
+    streams: int = 1,
 ) -> Iterator[Batcher]:
     """A batcher that was taught how many seconds runs take: a quarter of an hour, whatever is in them."""
     layout = layout_of(served.signature, PADDING)
     assert isinstance(layout, Layout)
-    found = Batcher(served, layout, options)
-    for size in range(14):
-        for _ in range(5):
-            found._pace.learn(2**size, seconds(2**size))
+    found = Batcher(served, layout, options, streams=streams)
+    for pace in {found._pace, found._crowded_pace}:
+        for size in range(14):
+            for _ in range(5):
+                pace.learn(2**size, seconds(2**size))
     try:
         yield found
     finally:
@@ -574,12 +576,84 @@ def test_a_pace_stops_where_more_gains_nothing() -> None:
     assert pace.seconds(16) == pytest.approx(0.026, rel=0.5)
 
 
+# --- several runs at once
+
+
+def test_as_many_runs_as_streams_go_on_at_once(served: Served) -> None:
+    """Each in its caller's own thread; what comes then waits, and runs together."""
+    with _opened(served, streams=2) as batcher, ThreadPoolExecutor(2) as pool:
+        served.free.clear()
+        lone = [pool.submit(batcher, [n]) for n in (1, 2)]
+        for _ in lone:
+            assert served.begun.acquire(timeout=WAIT_S)
+        futures = _submit(batcher, [3], [4], [5])
+        assert len(served.runs) == 2
+        served.free.set()
+        assert [future.result(WAIT_S) for future in (*lone, *futures)] == [1, 2, 3, 4, 5]
+    assert [len(ids) for ids in served.runs] == [1, 1, 3]
+    assert "infer-batcher" not in served.threads[:2]
+
+
+def test_what_waits_takes_every_stream(served: Served) -> None:
+    """Rows that may not run together, because more of them gain nothing, run beside each other."""
+    with _opened(served, seconds=float, streams=3) as batcher:
+        served.free.clear()
+        futures = [batcher.submit([n]) for n in range(3)]
+        for _ in futures:
+            assert served.begun.acquire(timeout=WAIT_S)
+        more = _submit(batcher, *([n] for n in range(3, 9)))
+        served.free.set()
+        assert [future.result(WAIT_S) for future in (*futures, *more)] == list(range(9))
+    assert len(served.runs) == 9
+
+
+def test_what_runs_take_beside_others_is_learned_apart(served: Served) -> None:
+    """Else a run that had all threads to itself would make larger ones look dear."""
+    layout = layout_of(served.signature, PADDING)
+    batcher = Batcher(served, layout, streams=2)
+    try:
+        for _ in range(3):
+            batcher([1])
+        assert batcher._pace.seconds(1) is not None
+        assert batcher._crowded_pace.seconds(1) is None
+        for _ in range(3):
+            served.free.clear()
+            both = [batcher.submit([n]) for n in (1, 2)]
+            for _ in both:
+                assert served.begun.acquire(timeout=WAIT_S)
+            served.free.set()
+            assert [future.result(WAIT_S) for future in both] == [1, 2]
+        assert batcher._crowded_pace.seconds(1) is not None
+        assert batcher.stats().runs == batcher.stats().rows == 9
+    finally:
+        batcher.close()
+
+
+def test_closing_waits_for_all_streams(served: Served) -> None:
+    """What runs ends well, what waits is told."""
+    with _opened(served, streams=2) as batcher:
+        served.free.clear()
+        running = [batcher.submit([n]) for n in (1, 2)]
+        for _ in running:
+            assert served.begun.acquire(timeout=WAIT_S)
+        (waits,) = _submit(batcher, [3])
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        with pytest.raises(SessionClosedError):
+            waits.result(WAIT_S)
+        served.free.set()
+        closing.join(WAIT_S)
+        assert not closing.is_alive()
+        assert [future.result(WAIT_S) for future in running] == [1, 2]
+
+
 # --- on real sessions
 
 
-def test_many_threads_get_the_answers_of_one(net: Path) -> None:
+@pytest.mark.parametrize("streams", [1, 3])
+def test_many_threads_get_the_answers_of_one(net: Path, streams: int) -> None:
     """8 threads, 200 requests each, of one to three rows."""
-    with infer.load(net) as session:
+    with infer.load(net, streams=streams) as session:
         rng = np.random.default_rng(0)
         asked = [rng.standard_normal((int(n), 10)).astype(np.float32) for n in rng.integers(1, 4, 200)]
         alone = [session.run({"x": x})["logits"] for x in asked]

@@ -32,6 +32,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             name="pretend",
             version="1.2",
             spins=True,
+            overlaps=True,
             has_arena=True,
             shared_threads=None,
             device_kinds=lambda: tuple(found),
@@ -41,6 +42,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             name="other",
             version="3",
             spins=False,
+            overlaps=False,
             has_arena=False,
             shared_threads=None,
             device_kinds=lambda: ("cpu",),
@@ -234,6 +236,36 @@ def test_more_threads_than_cores_do_not_spin(kinds: list[str]) -> None:
     assert any(f"more threads than cores ({MACHINE.cores})" in reason for reason in plan.reasons)
     plan = make_plan(MANIFEST, MACHINE, PlanOptions(num_threads=MACHINE.cores))
     assert plan.spinning
+
+
+def test_runs_go_on_at_once_where_they_share_free_threads(kinds: list[str]) -> None:
+    """As many as threads that do not spin, on a CPU, with a backend that lets them; or as asked."""
+
+    def streams(**options: Any) -> int:
+        return make_plan(MANIFEST, MACHINE, PlanOptions(**options)).streams
+
+    assert streams() == 1  # threads that spin keep the cores from other runs
+    assert streams(spinning=False) == MACHINE.cores
+    assert streams(spinning=False, num_threads=2) == 2
+    assert streams(spinning=False, num_threads=MACHINE.cores + 1) == MACHINE.cores
+    assert streams(spinning=False, streams=1) == 1
+    assert streams(backend="other") == 1
+    assert streams(backend="other", streams=2) == 2
+    many = replace(MACHINE, cores=64)
+    assert make_plan(MANIFEST, many, PlanOptions(spinning=False)).streams == 8
+    kinds.append("cuda")
+    assert make_plan(MANIFEST, GPU, PlanOptions(spinning=False)).streams == 1
+
+
+def test_streams_that_are_asked_for_do_not_spin(kinds: list[str]) -> None:
+    """Unless spinning was asked for, too; the plan says why."""
+    plan = make_plan(MANIFEST, MACHINE, PlanOptions(streams=2))
+    assert (plan.streams, plan.spinning) == (2, False)
+    assert any("no spinning" in reason for reason in plan.reasons)
+    both = make_plan(MANIFEST, MACHINE, PlanOptions(streams=2, spinning=True))
+    assert (both.streams, both.spinning) == (2, True)
+    with pytest.raises(DeviceError, match="streams must be an int from 1 to 1024, but is 0"):
+        make_plan(MANIFEST, MACHINE, PlanOptions(streams=0))
 
 
 @pytest.mark.parametrize(

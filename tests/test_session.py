@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import converters
 import infer
 from infer.backends.ort import OrtExecutable, _options
 from infer.options import PlanOptions
-from infer.session import open_artifact, open_session
+from infer.session import Session, open_artifact, open_session
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 
@@ -59,6 +59,59 @@ def test_eight_threads_answer_alike(net: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(work, range(8))) == 0
+
+
+class _CountedRuns:
+    """A session of ONNX Runtime, how often it computed, and how often in buffers that were bound."""
+
+    def __init__(self, session: Any) -> None:
+        self._session, self.plain, self.bound = session, 0, 0
+        self.io_binding = session.io_binding
+
+    def run(self, *args: Any) -> Any:
+        self.plain += 1
+        return self._session.run(*args)
+
+    def run_with_iobinding(self, binding: Any) -> None:
+        self.bound += 1
+        self._session.run_with_iobinding(binding)
+
+
+@pytest.fixture
+def counted(net: Path) -> Iterator[tuple[Session, _CountedRuns]]:
+    with infer.load(net, warm_up=False) as session:
+        executable = session._executable
+        assert isinstance(executable, OrtExecutable)
+        runs = executable._session = _CountedRuns(executable._session)
+        yield session, runs
+
+
+def test_a_graph_is_run_once_for_each_request(
+    counted: tuple[Session, _CountedRuns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where buffers are bound, and where there are more shapes than are remembered."""
+    session, runs = counted
+    monkeypatch.setattr("infer.backends.ort._MAX_BOUND_S", 60.0)  # none is long
+    for _ in range(3):
+        for rows in range(1, 41):
+            x = np.full((rows, 10), rows, np.float32)
+            assert session.run({"x": x})["logits"].shape == (rows, 2)
+    assert runs.plain + runs.bound == 3 * 40
+    for _ in range(3):
+        session.run({"x": np.ones((1, 10), np.float32)})
+    assert runs.bound >= 2
+
+
+def test_long_runs_are_not_bound(
+    counted: tuple[Session, _CountedRuns], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing would be saved, and those of short runs would be forgotten for them."""
+    session, runs = counted
+    monkeypatch.setattr("infer.backends.ort._MAX_BOUND_S", 0.0)
+    x = np.ones((1, 10), np.float32)
+    answers = [session.run({"x": x})["logits"] for _ in range(4)]
+    assert (runs.plain, runs.bound) == (4, 0)
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
 
 def test_some_outputs(net: Path) -> None:

@@ -44,6 +44,8 @@ class Backend(Protocol):
     version: str
     spins: bool
     """Whether its idle threads can wait by spinning."""
+    overlaps: bool
+    """Whether runs on a CPU that go on at once share its threads, and do not wait for each other."""
     has_arena: bool
     """Whether it can keep the memory of a run for the next one, or not."""
 

@@ -80,6 +80,7 @@ class OpenvinoBackend:
     name = "openvino"
     version: str = str(ov.__version__).split("-")[0]
     spins = False
+    overlaps = False
     has_arena = False
     shared_threads = None
 
@@ -104,7 +105,7 @@ class OpenvinoBackend:
                 )
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
-            "NUM_STREAMS": "1",
+            "NUM_STREAMS": str(plan.streams),
             "INFERENCE_NUM_THREADS": plan.num_threads,
             "INFERENCE_PRECISION_HINT": _HINTS[plan.compute_dtype],
             # sessions that share cores would be pinned to the same ones

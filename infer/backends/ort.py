@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ three times as long as its LayerNormalization."""
 
 # Above this, copying through a bound buffer costs more than making a tensor (~2 µs) saves.
 _MAX_BOUND_BYTES = 64 * 1024
+# A longer run does not notice what binding saves, and texts have more lengths than there are to remember.
+_MAX_BOUND_S = 1e-3
 # Shapes remembered before all are forgotten: bounds memory to 32 · 2 · 64 KiB a thread.
 _MAX_BOUND_SHAPES = 32
 
@@ -110,6 +113,7 @@ class OrtBackend:
     name = "onnxruntime"
     version: str = ort.__version__
     spins = True
+    overlaps = True
     has_arena = True
 
     @property
@@ -252,6 +256,19 @@ class _Binding:
     outputs: list[tuple[str, Array]]
 
 
+@dataclass(slots=True)
+class _Bindings:
+    """Those for feeds of one shape.
+
+    Attributes:
+        outputs: what a run on such feeds gives: name, dtype, shape.
+        idle: those that no run uses; list.pop and append are atomic.
+    """
+
+    outputs: list[tuple[str, np.dtype[Any], tuple[int, ...]]]
+    idle: list[_Binding]
+
+
 class OrtExecutable:
     """A loaded session."""
 
@@ -260,19 +277,19 @@ class OrtExecutable:
         self._signature = signature
         self._shrinking = shrinking
         self._bindable = bind and _can_bind(signature)
-        # idle bindings by output names and input shapes; list.pop and append are atomic
-        self._idle: dict[_Key, list[_Binding]] = {}
+        self._bindings: dict[_Key, _Bindings] = {}  # by output names and input shapes
 
     def run(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
         if not self._bindable or self._shrinking.grown:
             return self._run_plain(feeds, outputs)
         key = (outputs, feeds.shapes)
-        idle = self._idle.get(key)
-        if idle is None:
+        bindings = self._bindings.get(key)
+        if bindings is None:
             return self._run_first(feeds, outputs, key)
         # a tiny model itself takes 3 µs, so from here on every 0.1 µs counts
+        idle = bindings.idle
         try:
-            bound = idle.pop() if idle else self._bind(feeds, outputs)
+            bound = idle.pop() if idle else self._bind(feeds, bindings)
             for name, buffer in bound.inputs:
                 buffer[...] = feeds[name]
             self._session.run_with_iobinding(bound.binding)
@@ -291,12 +308,14 @@ class OrtExecutable:
         return answer
 
     def _run_first(self, feeds: Feeds, outputs: tuple[str, ...], key: _Key) -> dict[str, Array]:
-        """A run with new shapes. If they are small, they are bound when they come again."""
+        """A run with new shapes. If they are small and it is short, they are bound when they come again."""
+        start = time.perf_counter()
         answer = self._run_plain(feeds, outputs)
-        if _small(feeds) and _small(answer):
-            if len(self._idle) >= _MAX_BOUND_SHAPES:
-                self._idle.clear()
-            self._idle.setdefault(key, [])
+        if time.perf_counter() - start < _MAX_BOUND_S and _small(feeds) and _small(answer):
+            if len(self._bindings) >= _MAX_BOUND_SHAPES:
+                self._bindings.clear()
+            found = [(name, array.dtype, array.shape) for name, array in answer.items()]
+            self._bindings.setdefault(key, _Bindings(found, []))
         return answer
 
     def _run_plain(self, feeds: Feeds, outputs: tuple[str, ...]) -> dict[str, Array]:
@@ -306,29 +325,22 @@ class OrtExecutable:
             raise BackendError(f"ONNX Runtime failed while running the graph: {_words(error)}") from error
         return dict(zip(outputs, results, strict=True))
 
-    def _bind(self, feeds: Feeds, outputs: tuple[str, ...]) -> _Binding:
+    def _bind(self, feeds: Feeds, bindings: _Bindings) -> _Binding:
         binding = self._session.io_binding()
         inputs = [(name, array.copy()) for name, array in feeds.items()]
-        for name, buffer in inputs:
-            binding.bind_input(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-        # the shapes of the outputs are learned from a run, then pinned; from then on ONNX
-        # Runtime itself refuses a run whose output has another shape than its buffer
-        for name in outputs:
-            binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
-        arrays = [np.array(array) for array in binding.copy_outputs_to_cpu()]
-        results = list(zip(outputs, arrays, strict=True))
-        binding.clear_binding_outputs()
-        for name, buffer in results:
-            binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
-        return _Binding(binding, inputs, results)
+        # ONNX Runtime itself refuses a run whose output has another shape than its buffer
+        outputs = [(name, np.empty(shape, dtype)) for name, dtype, shape in bindings.outputs]
+        for bind, buffers in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, buffer in buffers:
+                bind(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+        return _Binding(binding, inputs, outputs)
 
     def watched(self, switch: Switch) -> OrtExecutable:
         session = _Watched(self._session, switch)
         return OrtExecutable(session, self._signature, self._shrinking, bind=self._bindable)
 
     def close(self) -> None:
-        self._idle.clear()
+        self._bindings.clear()
         self._session = None
 
 

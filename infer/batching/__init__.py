@@ -1,8 +1,8 @@
 """Many callers of one session, answered together.
 
 Rows of several requests run as one batch where that takes less time than one after the other, and only if
-a row's answer does not depend on its neighbours. A request that comes while nothing runs is run at once, by
-its own thread; batches form of those that come meanwhile.
+a row's answer does not depend on its neighbours. Several runs may go on at once; a request that comes while
+fewer do is run at once, by its own thread, and batches form of those that come meanwhile.
 """
 
 from __future__ import annotations
@@ -97,16 +97,21 @@ class Batcher:
         layout: Layout | str,
         options: BatchOptions = BatchOptions(),
         max_feed_bytes: int | None = None,
+        streams: int = 1,
     ) -> None:
-        """`max_feed_bytes`: the most that one run may be fed with. Raises `InputError`."""
+        """`max_feed_bytes`: the most that one run may be fed with; `streams`: how many may go on at once.
+        Raises `InputError`."""
         _check(options)
         self.options, self.layout = options, layout
         self._session = session
         self._joins = layout if isinstance(layout, Layout) else None
-        self._pace = Pace()
-        self._waiting = Waiting(self._joins, self._pace, options.max_rows, max_feed_bytes)
+        self._streams = streams
+        self._pace = Pace()  # of runs that have the threads to themselves
+        self._crowded_pace = Pace() if streams > 1 else self._pace
+        # requests wait while all streams are taken, so what comes next will not be alone
+        self._waiting = Waiting(self._joins, self._crowded_pace, options.max_rows, max_feed_bytes)
         self._stats = BatchStats()
-        self._running = False
+        self._running = 0
         self._in_flight = 0
         self._closed = ""  # why, once it is
         self._pid = os.getpid()
@@ -114,8 +119,11 @@ class Batcher:
         self._asking = threading.local()
         self._task = session.task_on(self._run_asked)
         self._callers = ThreadPoolExecutor(options.max_waiting, thread_name_prefix="infer-caller")
-        self._thread = threading.Thread(target=self._serve, name="infer-batcher", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=self._serve, name="infer-batcher", daemon=True) for _ in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Future[Any]:
         """A future of what `session(inputs)` gives, answered together with other callers' requests.
@@ -184,8 +192,9 @@ class Batcher:
             self._closed = self._closed or _CLOSED
             for request in self._waiting.clear():
                 request.finish(None, SessionClosedError(_CLOSED))
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
         self._callers.shutdown()
 
     def _enter(self) -> None:
@@ -272,20 +281,20 @@ class Batcher:
         ]
 
     def _may_run_at_once(self, asked: Asked, rows: int, cost: int) -> bool:
-        """Whether nothing runs and nothing waits, and it will surely end in time; then it is this request
-        that runs from now on."""
+        """Whether a stream is free and nothing waits, and it will surely end in time; then it is this
+        request that runs from now on."""
         if self.options.max_delay_s or rows > self.options.max_rows:
             return False
         if (left_s := asked.left_s()) is not None:
-            expected_s = self._pace.seconds(cost)
+            expected_s = self._crowded_pace.seconds(cost)
             if expected_s is None or left_s < _SURELY * expected_s:
                 return False
         with self._changed:
             if self._closed:
                 raise SessionClosedError(self._closed)
-            if self._running or len(self._waiting):
+            if self._running >= self._streams or len(self._waiting):
                 return False
-            self._running = True
+            self._running += 1
             return True
 
     def _run_at_once(
@@ -301,7 +310,7 @@ class Batcher:
             return answer
         finally:
             with self._changed:
-                self._running = False
+                self._running -= 1
                 if len(self._waiting):
                     self._changed.notify()
 
@@ -324,11 +333,11 @@ class Batcher:
         return answers
 
     def _serve(self) -> None:
-        """The batcher's thread: run what waits, whatever happens to it."""
+        """A thread of the batcher's: run what waits, whatever happens to it."""
         while True:
             with self._changed:
                 while not self._closed:
-                    pause_s = 0.0 if self._running else self._pause_s()
+                    pause_s = 0.0 if self._running >= self._streams else self._pause_s()
                     if pause_s is None:
                         break
                     self._changed.wait(pause_s or None)
@@ -337,7 +346,9 @@ class Batcher:
                 waiting = len(self._waiting)
                 together = self._waiting.take()
                 self._stats.dropped += waiting - len(self._waiting) - len(together)
-                self._running = True
+                self._running += 1
+                if len(self._waiting):
+                    self._changed.notify()  # another thread may have a stream for them
             try:
                 self._run_together(together)
             except BaseException as error:
@@ -346,7 +357,7 @@ class Batcher:
                         request.finish(None, error)
             finally:
                 with self._changed:
-                    self._running = False
+                    self._running -= 1
 
     def _pause_s(self) -> float | None:
         """How long to wait for more before the next run: 0.0 without an end, None not at all."""
@@ -385,13 +396,15 @@ class Batcher:
     def _timed(
         self, feeds: Mapping[str, object], outputs: tuple[str, ...], rows: int, cost: int, padding: int
     ) -> dict[str, Array]:
-        start = time.perf_counter()
+        start, others = time.perf_counter(), self._running > 1
         answer = self._session.run(feeds, outputs)
         taken = time.perf_counter() - start
-        self._pace.learn(cost, taken)
-        stats = self._stats
-        stats.runs, stats.rows, stats.cost = stats.runs + 1, stats.rows + rows, stats.cost + cost
-        stats.padding, stats.seconds = stats.padding + padding, stats.seconds + taken
+        with self._changed:
+            pace = self._crowded_pace if others or self._running > 1 else self._pace
+            pace.learn(cost, taken)
+            stats = self._stats
+            stats.runs, stats.rows, stats.cost = stats.runs + 1, stats.rows + rows, stats.cost + cost
+            stats.padding, stats.seconds = stats.padding + padding, stats.seconds + taken
         return answer
 
 

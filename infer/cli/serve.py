@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from infer.errors import InputError
+from infer.options import MAX_THREADS
 
 _DURATIONS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -110,6 +111,12 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option("--lazy", is_flag=True, help="Load each model at its first request.")
 @click.option("--spinning", is_flag=True, help="Let idle threads wait for work by spinning.")
 @click.option(
+    "--streams",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Runs of a model that go on at once, each with memory of its own; default: as many as threads, at"
+    " most 8, with ONNX Runtime on a CPU, else 1.",
+)
+@click.option(
     "--share-weights",
     is_flag=True,
     help="Let workers share weights in memory, unpacked, which may take longer to compute with.",
@@ -143,6 +150,7 @@ def command(
     memory_budget: int | None,
     lazy: bool,
     spinning: bool,
+    streams: int | None,
     share_weights: bool,
     shadow: float | None,
     untrusted: bool,
@@ -192,6 +200,7 @@ def command(
         memory_budget_bytes=memory_budget,
         lazy=lazy,
         spinning=spinning,
+        streams=streams,
         share_weights=share_weights,
         shadow=shadow,
         untrusted=untrusted,

@@ -190,6 +190,7 @@ class Models:
         cores = this_machine().cores
         plan_options = PlanOptions(
             spinning=options.spinning,
+            streams=options.streams,
             prepacking=False if options.share_weights else None,
             num_threads=None if options.workers == 1 else max(1, cores // options.workers),
         )

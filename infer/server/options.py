@@ -66,6 +66,9 @@ class ServerOptions:
     spinning: bool = False
     """Whether threads wait for work by spinning, which costs CPU time between requests."""
 
+    streams: int | None = None
+    """How many runs of a model go on at once; default: as `PlanOptions.streams` says."""
+
     share_weights: bool = False
     """Leave weights in external files as they are: they are mapped, so that workers have them in memory
     once, but products may take longer than with weights that each of them packs anew."""
