@@ -35,9 +35,8 @@ TOKEN = "a-token-that-is-long"
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("grpc")
     models = [*identities(folder), slow(folder)]
-    with serving(
-        folder, *models, "--grpc-port", "0", "--json-logs", "--queue", "4", "--max-body", "8MiB"
-    ) as found:
+    options = ("--grpc-port", "0", "--json-logs", "--queue", "4", "--max-body", "8MiB", "--streams", "1")
+    with serving(folder, *models, *options) as found:
         yield found
 
 

@@ -55,7 +55,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     models = [first, make_artifact(folder / "net.infer"), embedder(folder / "words.infer")]
     models += [brightness(folder / "bright.infer"), loudness(folder / "loud.infer"), slow(folder)]
     models += identities(folder)
-    with serving(folder, *models, "--json-logs", "--max-body", "1MiB", "--queue", "64") as running:
+    options = ("--json-logs", "--max-body", "1MiB", "--queue", "64", "--streams", "1")
+    with serving(folder, *models, *options) as running:
         yield running
 
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from infer.errors import InputError, OverloadedError
+from infer.machine import this_machine
 from infer.server.models import Models, UnavailableError, UnknownModelError, model_name
 from infer.server.options import ServerOptions
 from tests.command import infer_command
@@ -214,6 +215,17 @@ def test_shared_weights_are_mapped(tmp_path: Path) -> None:
         assert ("net.data" in Path("/proc/self/maps").read_text(encoding="utf-8")) == shared
         held.leave()
         models.close()
+
+
+@pytest.mark.parametrize(("asked", "streams"), [(None, this_machine().cores), (1, 1), (3, 3)])
+def test_runs_of_a_model_go_on_at_once(tmp_path: Path, asked: int | None, streams: int) -> None:
+    """As many as asked for, or else as this machine has cores, up to eight."""
+    path = write(tmp_path, identity("float32"), "net.onnx")
+    models = Models([path], ServerOptions(streams=asked))
+    held = models.hold(models.get("net"))
+    assert held.session.plan.streams == min(streams, 8)
+    held.leave()
+    models.close()
 
 
 @pytest.mark.parametrize(
