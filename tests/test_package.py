@@ -236,11 +236,11 @@ def test_an_inference_service_with_a_container_of_its_own(
     }
     assert mounts.keys() == volumes.keys()
     if auth:
-        assert container["args"] == ["--token-file", f"{mounts['token']}/token"]
+        assert container["args"] == ["--token-file", f"{mounts['token']}/token", "--lame-duck", "5s"]
         assert volumes["token"]["secret"] == {"secretName": "net-token"}
         assert "annotations" not in found["InferenceService"]["metadata"]  # Prometheus would have no token
     else:
-        assert (container["args"], set(mounts)) == (["--no-auth"], {"tmp"})
+        assert (container["args"], set(mounts)) == (["--no-auth", "--lame-duck", "5s"], {"tmp"})
 
 
 def test_an_inference_service_that_downloads_the_artifact(artifact: Path, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from tests.serving import (
     workers,
 )
 from tests.tiny import edit_manifest, identity, make_artifact, parse, write
+from tests.waiting import until
 
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
 ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -79,6 +80,29 @@ def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
             assert time.monotonic() - start < 5
             assert {line["level"] for line in served.lines()} == {"info"}
             idle.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_lame_duck_answers_on(tmp_path: Path, workers: int) -> None:
+    """Told to stop, it is not ready any more, and takes requests until its time is over."""
+    model = write(tmp_path, identity("float32"), "net.onnx")
+    with serving(tmp_path, model, "--lame-duck", "2s", "--workers", workers) as served:
+        start = time.monotonic()
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: served.get(READY).status_code == 503)
+        assert (served.get(LIVE).status_code, asks(served).status_code) == (200, 200)
+        assert served.get("/v2/models/net/ready").status_code == 503
+        assert time.monotonic() - start < 2
+        assert served.process.wait(10) == 0
+        assert 2 <= time.monotonic() - start < 6
+
+
+def test_a_lame_duck_that_is_told_again_ends(tmp_path: Path) -> None:
+    model = write(tmp_path, identity("float32"), "net.onnx")
+    with serving(tmp_path, model, "--lame-duck", "60s") as served:
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: served.get(READY).status_code == 503)
+        assert served.stop() == 0
 
 
 def test_a_run_that_does_not_end_does_not_keep_the_process(tmp_path: Path) -> None:

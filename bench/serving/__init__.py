@@ -68,6 +68,17 @@ SERVERS: tuple[Server, ...] = (
         "https://fastapi.tiangolo.com/async/",
     ),
     Server(
+        "fastapi-calm",
+        "FastAPI, and ONNX Runtime in its threads, without spinning",
+        ("-m", "uvicorn", "bench.serving.servers.fastapi_app:app", "--port", "{port}", "--workers",
+         "{workers}", "--log-level", "warning"),
+        "/embed",
+        lambda text: {"text": text},
+        lambda answer: answer["vector"],
+        "https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
+        environment={"SPINNING": "0"},
+    ),
+    Server(
         "litserve",
         "LitServe, batches of at most 16 within 5 ms",
         ("-m", "bench.serving.servers.litserve_app"),

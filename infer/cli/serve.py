@@ -32,6 +32,10 @@ def _seconds(ctx: click.Context, param: click.Parameter, text: str) -> float:
     return _quantity(text, _DURATIONS, "500ms, 30s")
 
 
+def _optional_seconds(ctx: click.Context, param: click.Parameter, text: str | None) -> float:
+    return 0.0 if text is None else _seconds(ctx, param, text)
+
+
 def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int | None:
     return None if text is None else max(1, round(_quantity(text, _SIZES, "512KiB, 64MiB")))
 
@@ -95,6 +99,20 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     help="For a request's body.",
 )
 @click.option(
+    "--keep-alive",
+    default="75s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="For a connection between two requests: longer than a proxy in front keeps its own.",
+)
+@click.option(
+    "--lame-duck",
+    metavar="TIME",
+    callback=_optional_seconds,
+    help="Take requests so much longer when told to stop, but say that it is not ready.",
+)
+@click.option(
     "--drain",
     default="10s",
     show_default=True,
@@ -146,6 +164,8 @@ def command(
     timeout: float,
     header_timeout: float,
     body_timeout: float,
+    keep_alive: float,
+    lame_duck: float,
     drain: float,
     memory_budget: int | None,
     lazy: bool,
@@ -195,6 +215,8 @@ def command(
         header_timeout_s=header_timeout,
         body_timeout_s=body_timeout,
         timeout_s=timeout,
+        keep_alive_s=keep_alive,
+        lame_duck_s=lame_duck,
         drain_s=drain,
         max_waiting=queue,
         memory_budget_bytes=memory_budget,

@@ -21,6 +21,7 @@ from infer.packaging.written import PORT, USER, Written, model_name
 from infer.packaging.yaml import Value, document
 
 _TOKEN_FOLDER = "/var/run/secrets/infer"
+_LAME_DUCK = "5s"  # a pod gets requests until all nodes have heard that it ends
 _MODELS = "/mnt/models"  # where KServe puts what it downloads
 _MEMORY = re.compile(r"[1-9][0-9]*(Ki|Mi|Gi|Ti)")
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})")
@@ -161,13 +162,14 @@ class Kserve:
     def _container(self, served: str, cpus: int, memory: str) -> dict[str, Value]:
         resources: dict[str, Value] = {"cpu": str(cpus), "memory": memory}
         command: list[Value] = ["infer", "serve", served, "--host", "0.0.0.0", "--port", str(PORT)]
+        access: list[Value] = ["--token-file", f"{_TOKEN_FOLDER}/token"] if self.auth else ["--no-auth"]
         token: dict[str, Value] = {"name": "token", "mountPath": _TOKEN_FOLDER, "readOnly": True}
         return {
             "name": "kserve-container",
             "image": self.image,
             # an image with an artifact begins so by itself
             **({"command": command} if self.storage_uri else {}),
-            "args": ["--token-file", f"{_TOKEN_FOLDER}/token"] if self.auth else ["--no-auth"],
+            "args": [*access, "--lame-duck", _LAME_DUCK],
             "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
             "readinessProbe": _probe("/v2/health/ready", period_s=5),
             "livenessProbe": {**_probe("/v2/health/live", period_s=10), "initialDelaySeconds": 30},

@@ -37,6 +37,7 @@ GONE = 499
 
 _RETRY_AFTER_S = "1"
 _LINGER_S = 1.0
+_SMALL_BYTES, _SOON_S = 64 * 1024, 0.05
 _log = logging.getLogger("infer.server")
 
 
@@ -111,7 +112,11 @@ class _Exchange:
         self.status = 0
         self.bytes_out = 0
         self._receive, self._send = receive, send
-        self._all_read = b"transfer-encoding" not in headers and headers.get(b"content-length", "0") == "0"
+        length = "" if b"transfer-encoding" in headers else headers.get(b"content-length", "0")
+        self._all_read = length == "0"
+        # who expects to be told to go on has sent nothing yet
+        small = length.isdecimal() and len(length) <= 6 and int(length) <= _SMALL_BYTES
+        self._comes_soon = small and b"expect" not in headers
 
     def give_up(self) -> None:
         """Wait for no more of the request."""
@@ -126,6 +131,8 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            if not self._all_read and self._comes_soon:
+                await self._read_on(_SOON_S)  # rather than connect anew, which costs more than to refuse
             added: list[tuple[bytes, bytes]] = [
                 (b"x-request-id", self.request_id.encode("ascii")),
                 (b"x-content-type-options", b"nosniff"),
@@ -138,14 +145,15 @@ class _Exchange:
             self.bytes_out += len(message.get("body", b""))
             if not self._all_read and not message.get("more_body", False):
                 await self._send({**message, "more_body": True})
-                await self._linger()
+                # a client that still sends would lose the answer if it was hung up on
+                await self._read_on(_LINGER_S)
                 message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
-    async def _linger(self) -> None:
-        """Read on for a moment: a client that still sends would lose the answer if it was hung up on."""
+    async def _read_on(self, seconds: float) -> None:
+        """Until all of the request is there, for so long at most."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._read_all(), _LINGER_S)
+            await asyncio.wait_for(self._read_all(), seconds)
 
     async def _read_all(self) -> None:
         while not self._all_read:

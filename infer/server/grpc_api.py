@@ -178,7 +178,7 @@ class GrpcServer:
 
     async def _model_ready(self, message: Any, call: Call) -> Any:
         model = self._model(message.name, message.version, call)
-        ready = not self._served.draining and self._served.models.can_answer(model)
+        ready = not self._served.leaving and self._served.models.can_answer(model)
         return MESSAGES["ModelReadyResponse"](ready=ready)
 
     async def _server_metadata(self, message: Any, call: Call) -> Any:

@@ -41,11 +41,14 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
     class Connection(H11Protocol):
         """Hangs up on clients that are silent in the head of a request, or do not read their answer."""
 
+        _answered = False  # any request yet
+
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head = _Alarm(options.header_timeout_s, self._head_is_late)
+            self.idle = _Alarm(options.keep_alive_s, transport.close)
             self._writing = _Alarm(options.write_timeout_s, transport.abort)
-            if len(self.connections) > options.max_connections:
+            if len(self.connections) > options.max_connections and not self._take_place():
                 transport.write(_FULL)
                 transport.close()
                 return
@@ -59,10 +62,13 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
+            self._unset_keepalive_if_required()  # bytes that are no head would end it
+            self._answered = True
             self._await_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head.off()
+            self.idle.off()
             self._writing.off()
             super().connection_lost(exc)
 
@@ -77,15 +83,28 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             """What is no HTTP; uvicorn calls this while it handles the parser's error."""
             self._head.off()
+            self.idle.off()
             hint = getattr(sys.exc_info()[1], "error_status_hint", 400)
             self._say(431 if hint == 431 else 400)
 
         def _await_head(self) -> None:
             """Keep the time of a head that has not come; bytes that trickle in do not begin it anew."""
-            if self.conn.their_state is not h11.IDLE or self.transport.is_closing():
-                self._head.off()
-            else:
-                self._head.on()
+            awaited = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+            begun = not self._answered or bool(self.conn.trailing_data[0])
+            for alarm, due in ((self._head, awaited and begun), (self.idle, awaited and not begun)):
+                if due:
+                    alarm.on()
+                else:
+                    alarm.off()
+
+        def _take_place(self) -> bool:
+            """Hang up on the connection that is idle for the longest, between two requests, if any is."""
+            others = (other for other in self.connections if isinstance(other, Connection))
+            idle = [other for other in others if other.idle.due is not None]
+            if not idle:
+                return False
+            min(idle, key=lambda other: other.idle.due or 0.0).transport.close()
+            return True
 
         def _head_is_late(self) -> None:
             if self.transport.is_closing():
@@ -123,6 +142,11 @@ class _Alarm:
         self._after_s, self._late = after_s, late
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def due(self) -> float | None:
+        """When, by the event loop's clock; None while it is off."""
+        return None if self._timer is None else self._timer.when()
+
     def on(self) -> None:
         """Begin, unless it is on already."""
         if self._timer is None:
@@ -137,7 +161,10 @@ class _Alarm:
 class Server(uvicorn.Server):
     """One process that serves. SIGTERM and SIGINT drain it; then it returns, as after any work done."""
 
-    def __init__(self, app: Any, options: ServerOptions, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self, app: Any, options: ServerOptions, on_leave: Callable[[], None], on_drain: Callable[[], None]
+    ) -> None:
+        """`on_leave` is called when it is told to stop, `on_drain` when it takes nothing new any more."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -151,12 +178,12 @@ class Server(uvicorn.Server):
                 proxy_headers=False,
                 server_header=False,
                 h11_max_incomplete_event_size=options.max_header_bytes,
-                timeout_keep_alive=max(1, round(options.header_timeout_s)),
                 timeout_graceful_shutdown=max(1, round(options.drain_s)),
             )
         )
-        self._drain_s = options.drain_s
-        self._on_drain = on_drain
+        self._options = options
+        self._on_leave, self._on_drain = on_leave, on_drain
+        self._leaving: threading.Timer | None = None
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -169,18 +196,32 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain; a second Ctrl-C ends at once."""
+        """Leave, then drain; a second signal drains at once, and a Ctrl-C after that ends at once."""
+        first = self._leaving is None and not self.should_exit
+        if first and self._options.lame_duck_s:
+            self._on_leave()
+            self._leaving = _timer(self._options.lame_duck_s, self.drain)
+            return
         super().handle_exit(sig, frame)
         self.drain()
 
     def drain(self) -> None:
         """Answer what is there, take nothing new, stop."""
+        if self._leaving is not None:
+            self._leaving.cancel()
+        self._on_leave()
         self.should_exit = True
         self._on_drain()
         # a run that does not return would keep the process for ever
-        timer = threading.Timer(self._drain_s + _GRACE_S, _end, args=(1,))
-        timer.daemon = True
-        timer.start()
+        _timer(self._options.drain_s + _GRACE_S, lambda: _end(1))
+
+
+def _timer(after_s: float, call: Callable[[], None]) -> threading.Timer:
+    """Calls it later, unless the process has ended."""
+    timer = threading.Timer(after_s, call)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _end(status: int) -> None:

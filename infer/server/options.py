@@ -36,7 +36,12 @@ class ServerOptions:
     """The most that a request's first line and headers may have."""
 
     header_timeout_s: float = 5.0
-    """The time a connection has for the head of a request, and may be idle between two."""
+    """The time a connection has for the head of a request."""
+
+    keep_alive_s: float = 75.0
+    """The time a connection may be idle between two requests: longer than proxies keep theirs, most of them
+    for 60 s, or they would send a request when it is closed. Who comes when there are `max_connections`
+    takes the place of the one that is idle for the longest."""
 
     body_timeout_s: float = 30.0
     """The time a request has for its body."""
@@ -46,6 +51,11 @@ class ServerOptions:
 
     timeout_s: float = 30.0
     """The time for an answer, once the request is there."""
+
+    lame_duck_s: float = 0.0
+    """How long it still takes requests once it is told to stop, and says that it is not ready, until those
+    that send them here have noticed. Off by default: where something waits before it tells (a preStop
+    hook), that has passed."""
 
     drain_s: float = 10.0
     """How long requests under way may go on once the server is told to stop."""

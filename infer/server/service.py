@@ -34,14 +34,15 @@ class Service:
     """Models, answering over HTTP. It belongs to the event loop's thread.
 
     Attributes:
-        draining: whether the server was told to stop.
+        leaving: whether the server was told to stop.
+        draining: whether it takes no more requests.
     """
 
     def __init__(self, models: Models, options: ServerOptions) -> None:
         self.models, self.options = models, options
         self.metrics = Metrics(iter(models))
         self.bodies = Bodies(options)
-        self.draining = False
+        self.leaving = self.draining = False
         self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="infer-parse")
         # apart, so that requests for loaded models never wait for others to load
         self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="infer-load")
@@ -49,7 +50,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether requests should be sent here."""
-        return not self.draining and self.models.ready
+        return not self.leaving and self.models.ready
 
     @contextmanager
     def counted(self, model: Model, timeout_s: float | None = None) -> Iterator[None]:

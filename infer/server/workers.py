@@ -73,7 +73,7 @@ def serve_here(models: Models, options: ServerOptions, listener: socket.socket) 
             server.drain()
 
     def reload() -> None:
-        if not service.draining:
+        if not service.leaving:
             loading.append(asyncio.ensure_future(service.reload()))
 
     def start() -> None:
@@ -86,12 +86,15 @@ def serve_here(models: Models, options: ServerOptions, listener: socket.socket) 
         if grpc is not None:
             await grpc.stop()
 
+    def on_leave() -> None:
+        service.leaving = True
+
     def on_drain() -> None:
         service.draining = True
         if grpc is not None:
             grpc.drain()
 
-    server = Server(make_app(service, start, stop), options, on_drain)
+    server = Server(make_app(service, start, stop), options, on_leave, on_drain)
     try:
         server.run(sockets=[listener])
     finally:
@@ -157,9 +160,14 @@ class Workers:
                 signal.signal(number, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:  # told again: they need not wait until it was noticed
+            self._tell(number)
         self._stopping = True
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._tell(number)
+
+    def _tell(self, number: int) -> None:
         for process in self._processes:
             with suppress(ProcessLookupError):
                 if process.pid is not None:
@@ -202,7 +210,7 @@ class Workers:
         for process in self._processes:
             process.terminate()
         self._listener.close()  # with the last worker's, so that nobody waits for a connection in vain
-        deadline = time.monotonic() + self._options.drain_s + 1.0
+        deadline = time.monotonic() + self._options.lame_duck_s + self._options.drain_s + 1.0
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
             if process.is_alive():

@@ -216,6 +216,20 @@ def test_a_second_head_has_a_deadline_too(served: Served) -> None:
     alive(served)
 
 
+def test_a_connection_may_be_idle_between_two_requests(served: Served) -> None:
+    """For longer than a head may take, so that a proxy finds it open; one that was never used may not."""
+    ask = b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    with (
+        socket.create_connection(("127.0.0.1", served.port), timeout=20) as used,
+        socket.create_connection(("127.0.0.1", served.port), timeout=20) as unused,
+    ):
+        for _ in range(2):
+            used.sendall(ask)
+            assert used.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(1.5)
+        assert unused.recv(1) == b""
+
+
 def test_many_silent_connections_do_not_keep_others_out(served: Served) -> None:
     """200 of them are open while one more is answered."""
     silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(200)]
@@ -328,7 +342,7 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
     async def attack() -> tuple[float, bytes]:
         listener = bind(options)
         port = listener.getsockname()[1]
-        server = Server(_endless, options, lambda: None)
+        server = Server(_endless, options, lambda: None, lambda: None)
         serving_task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)
@@ -355,6 +369,41 @@ def test_an_answer_that_nobody_reads_is_given_up() -> None:
     lasted, refusal = asyncio.run(attack())
     assert 0.25 < lasted < 5
     assert refusal.startswith(b"HTTP/1.1 503 ")
+
+
+@pytest.mark.parametrize("crowded", [False, True])
+def test_idle_connections_end(crowded: bool) -> None:
+    """After their time, or when another needs the place: then the one that is idle for the longest."""
+    options = ServerOptions(port=0, max_connections=2, drain_s=1, keep_alive_s=60.0 if crowded else 0.3)
+
+    async def live(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await _endless(scope, receive, send)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def attack() -> list[bool]:
+        listener = bind(options)
+        port = listener.getsockname()[1]
+        server = Server(live, options, lambda: None, lambda: None)
+        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        opened = []
+        for _ in range(2 + crowded):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            opened.append((reader, writer))
+        await asyncio.sleep(1.0)
+        ended = [reader.at_eof() for reader, _ in opened]
+        for _, writer in opened:
+            writer.close()
+        server.should_exit = True
+        await serving_task
+        return ended
+
+    assert asyncio.run(attack()) == ([True, False, False] if crowded else [True, True])
 
 
 TOKEN = "correct-horse-battery"

@@ -14,7 +14,8 @@ _TYPES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_id
 
 
 class Model:
-    """Of the graph $GRAPH and the tokenizer $TOKENIZER, on $THREADS threads."""
+    """Of the graph $GRAPH and the tokenizer $TOKENIZER, on $THREADS threads, which spin unless $SPINNING is
+    0."""
 
     def __init__(self) -> None:
         self._tokenizer = Tokenizer.from_file(os.environ["TOKENIZER"])
@@ -22,6 +23,7 @@ class Model:
         self._tokenizer.enable_truncation(256)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(os.environ["THREADS"])
+        options.add_session_config_entry("session.intra_op.allow_spinning", os.environ.get("SPINNING", "1"))
         self._session = onnxruntime.InferenceSession(os.environ["GRAPH"], options)
 
     def __call__(self, texts: Sequence[str]) -> Any:
