@@ -20,6 +20,8 @@ from click.testing import CliRunner
 from bench.peers import PEERS, Peer, environment
 from bench.peers.candidate import PeerError, Remote, started
 from bench.peers.environment import INSTALLED, EnvironmentFailedError, place, prepare, python
+from bench.peers.lengths import in_turns
+from bench.peers.lengths import lines as many_lengths
 from bench.peers.material import Material, unfit
 from bench.peers.model import Given
 from bench.peers.places import ROOT
@@ -235,6 +237,31 @@ def test_answers_are_compared_at_the_sizes_that_are_timed(material: Material) ->
     assert alone.record.candidates[1].excluded is None
     batches = side_by_side(material, [peer], Asked(("multi-stream",), seconds=0.05), threads=1)
     assert "the batch must be 1" in str(batches.record.candidates[1].excluded)
+
+
+def test_inputs_of_many_lengths_are_asked_in_turn(material: Material) -> None:
+    """All of them in each round; who fails is named with the reason, and the rest goes on."""
+    peers = [_fake("is fine"), _fake("refuses"), _fake("dies late"), _fake("approximates", exact=False)]
+    found = in_turns(material, peers, threads=1, inputs=2, rounds=30, progress=lambda _: None)
+    assert [each.name for each in found] == ["infer", *(peer.name for peer in peers)]
+    excluded = {each.name: each.excluded for each in found if each.excluded}
+    assert list(excluded) == ["refuses", "dies late"]
+    assert "nobody knows" in excluded["refuses"]
+    assert "exit code 3" in excluded["dies late"]
+    for each in found:
+        if not each.excluded:
+            assert len(each.round_ms) == 30
+            assert each.distance is not None
+            assert each.distance.count == 2
+    table = list(many_lengths(found, "infer"))
+    assert len(table) == 2 + 5
+    assert "×1.00 (1.00–1.00) | 1.00000, 1.00000 |" in table[2]
+
+
+def test_a_query_of_many_inputs_goes_on_where_it_was(start: Start) -> None:
+    remote = start("is fine")
+    query = remote.query_each([{"x": X}, {"x": X[:1]}])
+    assert len(query.turn(3)) == len(query.turn(3)) == 3
 
 
 def test_cosines_of_vectors_and_of_numbers() -> None:

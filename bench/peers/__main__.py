@@ -166,6 +166,32 @@ def compare(
         context.exit(1)
 
 
+@peers.command("lengths")
+@click.argument("family", type=click.Choice([*FAMILIES, *FULL_SIZE]))
+@click.option("--peer", "names", multiple=True, type=click.Choice(_NAMES), help="Default: all. Repeatable.")
+@click.option("--inputs", type=click.IntRange(1, 1024), default=64, show_default=True)
+@click.option("--rounds", type=click.IntRange(3, 1000), default=12, show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path))
+def lengths_of(family: str, names: tuple[str, ...], inputs: int, rounds: int, output: Path | None) -> None:
+    """Ask inputs of many lengths, one after another: what a service gets."""
+    from bench.peers.lengths import in_turns, lines
+    from bench.peers.material import material
+    from bench.report import report
+
+    machine = this_machine()
+    with Progress() as progress:
+        found = material(family, progress)
+        timed = in_turns(found, _chosen(names), machine.cores, inputs, rounds, progress)
+    best = next(
+        (each.name for each in timed if each.name == "infer-budget" and each.round_ms), timed[0].name
+    )
+    about = (
+        f"{family}: {inputs} of its inputs, one after another, {rounds} rounds of all candidates in turns,"
+        f" each in a process of its own; {machine.cpu}, {machine.cores} cores."
+    )
+    report("Inputs of many lengths", [about, "", *lines(timed, best)], "bench.peers lengths", output)
+
+
 @peers.command("standing")
 @click.argument(
     "folder",

@@ -120,9 +120,17 @@ class Remote:
     def query(self, feeds: Mapping[str, Array], repeat: int = 1) -> Query:
         """Asking with `feeds`, `repeat` times in a row. Raises `PeerError`."""
         feeds_file = self._save(feeds, f"query-{len(self._queries)}.npz")
-        request = {"do": "query", "feeds": feeds_file, "repeat": repeat}
+        return self._asked({"do": "query", "feeds": feeds_file, "repeat": repeat}, repeat)
+
+    def query_each(self, feeds: Sequence[Mapping[str, Array]]) -> Query:
+        """Asking with one of `feeds` after another, again and again. Raises `PeerError`."""
+        number = len(self._queries)
+        files = [self._save(each, f"query-{number}-{i}.npz") for i, each in enumerate(feeds)]
+        return self._asked({"do": "query", "each": files}, len(files))
+
+    def _asked(self, request: dict[str, Any], runs: int) -> Query:
         self._queries.append(request)
-        return _RemoteQuery(self, int(self.ask(request, self._run_s)["query"]), repeat * self._run_s)
+        return _RemoteQuery(self, int(self.ask(request, runs * self._run_s)["query"]), runs * self._run_s)
 
     def ask(self, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """The worker's reply. Raises `PeerError`; after the worker's end, the same one again."""

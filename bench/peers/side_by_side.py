@@ -62,21 +62,7 @@ def side_by_side(
     entries: dict[str, Entry] = {}
     answers: dict[str, str] = {}
     with ExitStack() as stack:
-        feeds = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infer-peers-"))) / "feeds.npz"
-        save_npz(feeds, found.feeds)
-
-        def opened(peer: Peer) -> Remote:
-            progress(f"loading {peer.name}")
-            python = prepare(peer.requirements, progress) if peer.requirements else Path(sys.executable)
-            remote = stack.enter_context(
-                started(
-                    peer.name, peer.module, python, found.signature, threads, environment=peer.environment
-                )
-            )
-            remote.load(found.given(peer, threads, feeds))
-            return remote
-
-        ours = opened(OURS)
+        ours = opened(stack, OURS, found, threads, progress)
         entries[OURS.name] = Entry(OURS.name, ours.described)
         answers[OURS.name] = "its own"
         remotes = [ours]
@@ -87,7 +73,7 @@ def side_by_side(
             try:
                 reason = unfit(peer, found, isa)
                 if reason is None:
-                    remote = opened(peer)
+                    remote = opened(stack, peer, found, threads, progress)
                     described = remote.described
                     if peer.takes == "graph":
                         described += f" ({found.graph_axes})"
@@ -96,9 +82,9 @@ def side_by_side(
                         answers[peer.name] = "equal"
                         reason = _differs(ours, remote, found, asked)
                     else:
-                        distance = _distance(ours, remote, found.judged)
-                        answers[peer.name] = f"cos {distance.mean:.3f}, min {distance.least:.3f}"
-                        described += f"; {distance}"
+                        far = distance(ours, remote, found.judged)
+                        answers[peer.name] = f"cos {far.mean:.3f}, min {far.least:.3f}"
+                        described += f"; {far}"
             except InferError as error:
                 reason = str(error)
             if reason is None:
@@ -106,6 +92,19 @@ def side_by_side(
             entries[peer.name] = Entry(peer.name, described, reason)
         measured = _measure(remotes, entries, found, asked, progress)
     return Compared(found.name, _record(measured, entries, asked, threads), answers)
+
+
+def opened(stack: ExitStack, peer: Peer, found: Material, threads: int, progress: Progress) -> Remote:
+    """The peer in a worker that ends with `stack`. Raises `InferError`."""
+    progress(f"loading {peer.name}")
+    feeds = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="infer-peers-"))) / "feeds.npz"
+    save_npz(feeds, found.feeds)
+    python = prepare(peer.requirements, progress) if peer.requirements else Path(sys.executable)
+    remote = stack.enter_context(
+        started(peer.name, peer.module, python, found.signature, threads, environment=peer.environment)
+    )
+    remote.load(found.given(peer, threads, feeds))
+    return remote
 
 
 def _measure(
@@ -142,7 +141,7 @@ def _differs(ours: Remote, remote: Remote, found: Material, asked: Asked) -> str
     return None
 
 
-def _distance(ours: Remote, remote: Remote, judged: Sequence[Feeds]) -> Distance:
+def distance(ours: Remote, remote: Remote, judged: Sequence[Feeds]) -> Distance:
     """Raises `InferError`, for answers of other shapes, too."""
     pairs: dict[str, list[tuple[Array, Array]]] = {}
     for feeds in judged:

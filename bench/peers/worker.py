@@ -6,6 +6,7 @@ print goes to stdout and stderr and disturbs neither. Arrays travel in `.npz` fi
     {"do": "load", …the fields of Given}                   {"described": "…"}
     {"do": "run", "feeds": PATH, "outputs": PATH}          {}
     {"do": "query", "feeds": PATH, "repeat": 1}            {"query": 0}
+    {"do": "query", "each": [PATH, …]}                     {"query": 0}, which asks one after another
     {"do": "turn", "query": 0, "count": 50}                {"latencies_ms": […]}
     {"do": "serve", "query": 0, "due_s": […]}              {"latencies_ms": […]}
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -98,14 +100,21 @@ class _Worker:
         return {}
 
     def _query(self, request: dict[str, Any]) -> dict[str, Any]:
-        call = self._model.prepare(load_npz(Path(request["feeds"])))
-        repeat = int(request["repeat"])
+        files = request.get("each") or [request["feeds"]] * int(request["repeat"])
+        prepared = {file: self._model.prepare(load_npz(Path(file))) for file in dict.fromkeys(files)}
+        calls = [prepared[file] for file in files]
+        in_turn = itertools.cycle(calls)
 
         def several() -> None:
-            for _ in range(repeat):
+            for call in calls:
                 call()
 
-        self._queries.append(Call(several if repeat > 1 else call))
+        def next_one() -> None:
+            next(in_turn)()
+
+        self._queries.append(
+            Call(next_one if "each" in request else several if len(calls) > 1 else calls[0])
+        )
         return {"query": len(self._queries) - 1}
 
     def _turn(self, request: dict[str, Any]) -> dict[str, Any]:
