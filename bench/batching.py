@@ -6,6 +6,7 @@ Each caller asks its next sentence when the last one is answered. In every round
 in an order drawn anew, on the same sentences:
 
     one by one     each request runs by itself, one after the other
+    in threads     each request runs by itself, in its caller's thread, beside the others
     by count       what waits, at most `--count` requests in the order they came, padded to the longest, as
                    serving frameworks do
     by count, 5 ms the same, and a run waits up to 5 ms for more
@@ -114,6 +115,11 @@ def _one_by_one(session: Session) -> Iterator[tuple[Ask, Any]]:
     yield ask, None
 
 
+@contextmanager
+def _in_threads(session: Session) -> Iterator[tuple[Ask, Any]]:
+    yield session, None
+
+
 def _by_count(most: int, delay_s: float) -> Callable[[Session], Any]:
     @contextmanager
     def opened(session: Session) -> Iterator[tuple[Ask, Any]]:
@@ -153,6 +159,7 @@ def main() -> None:
     texts = texts[: arguments.texts]
     ways = [
         Way("one by one", _one_by_one),
+        Way("in threads", _in_threads),
         Way("by count", _by_count(arguments.count, 0.0)),
         Way("by count, 5 ms", _by_count(arguments.count, 0.005)),
         Way("infer", _ours),

@@ -69,8 +69,8 @@ class BatchOptions:
     """How requests of many callers are answered together."""
 
     max_delay_s: float = 0.0
-    """How long a request waits for others while nothing runs. Off by default: under load, requests gather
-    while a batch runs, and without load waiting only makes answers late."""
+    """How long a request waits for others while a stream is free. Off by default: under load, requests
+    gather while a batch runs, and without load waiting only makes answers late."""
 
     max_rows: int = 64
     """The most rows of one run; a request with more is run in several."""

@@ -85,6 +85,7 @@ def _planned(
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
+    streams = _streams(backend, device, min(threads, machine.cores), spinning, options)
     prepared = compiled = None
     if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
         here = f"{backend.name} {backend.version}"
@@ -95,7 +96,7 @@ def _planned(
         elif tuned.prepared:
             prepared = tuned.prepared.graph
             reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
-        elif tuned.compiled:
+        elif tuned.compiled and streams == 1:  # as what is kept was compiled
             compiled = tuned.compiled.sha256
             reasons.append(
                 f"compiled before: loads in ×{tuned.compiled.load_ratio:.2f} of the time while this user's"
@@ -109,7 +110,7 @@ def _planned(
         device=device,
         num_threads=threads,
         spinning=spinning,
-        streams=_streams(backend, device, min(threads, machine.cores), spinning, options),
+        streams=streams,
         compute_dtype=compute_dtype,
         graph_optimization=options.graph_optimization,
         prepacking=prepacking,
@@ -164,7 +165,7 @@ def _settings(
 ) -> tuple[bool, bool]:
     """Whether threads spin, and whether weights are packed: as asked, or as measured to be faster here."""
     spinning, prepacking = options.spinning, options.prepacking
-    if spinning is None and (options.streams or 1) > 1 and backend.spins:
+    if spinning is None and (options.streams or 1) > 1 and backend.spins and backend.shared_threads is None:
         spinning = False
         reasons.append("no spinning: runs at once, as asked, would wait for each other")
     if spinning is None and tuned and not tuned.spinning:

@@ -295,9 +295,9 @@ class Session:
 
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
         layout = proved_layout(self.artifact, self.plan, padding, self.admit, self.run)
-        return Batcher(
-            self, layout, self.options.batching, self.options.max_feed_bytes, streams=self.plan.streams
-        )
+        # a plan whose threads spin would slow the other's runs down
+        streams = min(plan.streams for plan in (self.plan, self.plan.larger) if plan is not None)
+        return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes, streams=streams)
 
     def check_answers(self, options: ShadowOptions) -> None:
         """Check a share of the answers from now on, unless the reference itself answers. Raises
@@ -310,7 +310,7 @@ class Session:
         plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
 
         def reference_plan(num_threads: int = 1, spinning: bool = False) -> Plan:
-            own = replace(plan, num_threads=num_threads, spinning=spinning)
+            own = replace(plan, num_threads=num_threads, spinning=spinning, streams=self.plan.streams)
             # threads that all sessions share stay as they are
             return plan if plan.shared_threads else own
 

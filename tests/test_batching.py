@@ -619,12 +619,34 @@ def test_what_runs_take_beside_others_is_learned_apart(served: Served) -> None:
         for _ in range(3):
             served.free.clear()
             both = [batcher.submit([n]) for n in (1, 2)]
-            for _ in both:
-                assert served.begun.acquire(timeout=WAIT_S)
+            until(lambda: batcher._running == 2)
             served.free.set()
             assert [future.result(WAIT_S) for future in both] == [1, 2]
         assert batcher._crowded_pace.seconds(1) is not None
         assert batcher.stats().runs == batcher.stats().rows == 9
+    finally:
+        batcher.close()
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_lone_callers_are_served_as_with_one_stream(served: Served, streams: int) -> None:
+    """What their runs take is known, so those with time to spare run in their own thread, and a delay is
+    kept until a run would be full."""
+    batcher = Batcher(served, layout_of(served.signature, PADDING), streams=streams)
+    try:
+        for _ in range(8):
+            batcher([1], timeout_s=60.0)
+        assert served.threads[-3:] == [threading.current_thread().name] * 3
+    finally:
+        batcher.close()
+    options = BatchOptions(max_delay_s=0.05)
+    batcher = Batcher(served, layout_of(served.signature, PADDING), options, streams=streams)
+    try:
+        for _ in range(8):
+            batcher([1])
+        start = time.monotonic()
+        batcher([1])
+        assert time.monotonic() - start >= 0.05
     finally:
         batcher.close()
 

@@ -123,6 +123,20 @@ def test_what_is_compiled_for_its_size(dims: str, fixed: int, tmp_path: Path) ->
         assert models._any is not None
 
 
+@pytest.mark.parametrize("streams", [1, 2])
+def test_threads_are_divided_among_streams(streams: int, tmp_path: Path) -> None:
+    """As many as asked for, and callers who come at once get their own answers."""
+    path = write(tmp_path, "g (float[N, L] x) => (float[N, L] y) { y = Relu(x) }")
+    with infer.load(path, backend="openvino", num_threads=2, streams=streams) as session:
+        compiled = session._executable._models.requests(((1, 1),))._compiled  # type: ignore[attr-defined]
+        assert compiled.get_property("NUM_STREAMS") == streams
+        with ThreadPoolExecutor(4) as pool:
+            asked = [np.full((1, 1 + n % 5), n - 20, np.float32) for n in range(40)]
+            answers = list(pool.map(lambda x: session.batcher.run({"x": x})["y"], asked))
+    for x, answer in zip(asked, answers, strict=True):
+        np.testing.assert_array_equal(answer, np.maximum(x, 0))
+
+
 def test_large_feeds_are_not_kept_for_every_thread(tmp_path: Path) -> None:
     """A request holds its feeds until it is asked again, so only two of those with large ones are kept."""
     path = write(tmp_path, "g (float[N, 1000] x) => (float[N, 1000] y) { y = Relu(x) }")

@@ -304,8 +304,9 @@ def test_services_have_names_that_kubernetes_takes(text: str) -> None:
 
 
 def test_memory_is_guessed_from_the_largest_graph(artifact: Path) -> None:
-    """512 MiB and a little for a tiny one, in steps."""
-    assert guessed_memory(open_artifact(artifact)) == "640Mi"
+    """512 MiB and a little for a tiny one, in steps, and more where several runs go on at once."""
+    assert guessed_memory(open_artifact(artifact), 1) == "640Mi"
+    assert guessed_memory(open_artifact(artifact), 4) == "1408Mi"
 
 
 KEYS = st.from_regex(r"[a-zA-Z]{1,3}[A-Z][a-zA-Z]{0,8}", fullmatch=True)

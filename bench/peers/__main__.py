@@ -183,7 +183,7 @@ def lengths_of(family: str, names: tuple[str, ...], inputs: int, rounds: int, ou
         found = material(family, progress)
         timed = in_turns(found, _chosen(names), machine.cores, inputs, rounds, progress)
     best = next(
-        (each.name for each in timed if each.name == "infer-budget" and each.round_ms), timed[0].name
+        (each.name for each in timed if each.name == "infer-budget" and not each.excluded), timed[0].name
     )
     about = (
         f"{family}: {inputs} of its inputs, one after another, {rounds} rounds of all candidates in turns,"

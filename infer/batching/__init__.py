@@ -108,8 +108,7 @@ class Batcher:
         self._streams = streams
         self._pace = Pace()  # of runs that have the threads to themselves
         self._crowded_pace = Pace() if streams > 1 else self._pace
-        # requests wait while all streams are taken, so what comes next will not be alone
-        self._waiting = Waiting(self._joins, self._crowded_pace, options.max_rows, max_feed_bytes)
+        self._waiting = Waiting(self._joins, self._pace, options.max_rows, max_feed_bytes)
         self._stats = BatchStats()
         self._running = 0
         self._in_flight = 0
@@ -286,7 +285,7 @@ class Batcher:
         if self.options.max_delay_s or rows > self.options.max_rows:
             return False
         if (left_s := asked.left_s()) is not None:
-            expected_s = self._crowded_pace.seconds(cost)
+            expected_s = self._next_pace.seconds(cost) or self._pace.seconds(cost)
             if expected_s is None or left_s < _SURELY * expected_s:
                 return False
         with self._changed:
@@ -296,6 +295,11 @@ class Batcher:
                 return False
             self._running += 1
             return True
+
+    @property
+    def _next_pace(self) -> Pace:
+        """That of a run which begins now."""
+        return self._crowded_pace if self._running else self._pace
 
     def _run_at_once(
         self, asked: Asked, feeds: Feeds, names: tuple[str, ...], rows: int, cost: int
@@ -337,6 +341,7 @@ class Batcher:
         while True:
             with self._changed:
                 while not self._closed:
+                    self._waiting.pace = self._next_pace
                     pause_s = 0.0 if self._running >= self._streams else self._pause_s()
                     if pause_s is None:
                         break
@@ -386,7 +391,8 @@ class Batcher:
                 first.finish(None, error)
                 return
             # one of them is the cause, and the others shall not suffer for it
-            self._stats.alone += len(together)
+            with self._changed:
+                self._stats.alone += len(together)
             for request in together:
                 self._run_together([request])
             return

@@ -93,6 +93,9 @@ class Request:
 class Waiting:
     """The queue. Not safe for threads: its owner has the lock.
 
+    Attributes:
+        pace: of what runs next.
+
     Callers take turns by the work they ask for, so that one with much of it does not hold up the others
     (weighted fair queueing, Demers et al. 1989, with equal weights). A request whose deadline would pass
     during the next run goes first: before others of its caller, and before other callers' if its caller is
@@ -102,7 +105,7 @@ class Waiting:
     def __init__(
         self, layout: Layout | None, pace: Pace, most_rows: int, most_bytes: int | None = None
     ) -> None:
-        self._layout, self._pace, self._most_rows = layout, pace, most_rows
+        self._layout, self.pace, self._most_rows = layout, pace, most_rows
         self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._requests: list[Request] = []
         self._now = 0.0  # the turn of what runs
@@ -119,7 +122,7 @@ class Waiting:
     @property
     def full(self) -> bool:
         """Whether waiting for more would not fill a run any better."""
-        return sum(request.cost for request in self._requests) >= self._pace.enough
+        return sum(request.cost for request in self._requests) >= self.pace.enough
 
     def add(self, request: Request) -> None:
         """Queue it."""
@@ -148,7 +151,7 @@ class Waiting:
         if first is None:
             return []
         together = [first]
-        if self._layout is not None and first.cost < self._pace.enough:
+        if self._layout is not None and first.cost < self.pace.enough:
             fitting = [r for r in self._requests if r.kind == first.kind and r.outputs == first.outputs]
             fitting.sort(key=lambda request: (abs(request.length - first.length), request.turn))
             rows, longest = first.rows, first.length
@@ -174,7 +177,7 @@ class Waiting:
             for request in sorted(self._requests, key=lambda request: request.turn):
                 in_turn.setdefault(request.asked.caller, []).append(request)
             chosen = next(iter(in_turn.values()))[0]
-            ahead = chosen.turn + self._pace.enough
+            ahead = chosen.turn + self.pace.enough
             due = [requests for requests in in_turn.values() if requests[0].turn <= ahead]
             urgent = [request for requests in due for request in requests if self._is_urgent(request)]
             if urgent:
@@ -188,7 +191,7 @@ class Waiting:
         left = request.asked.left_s()
         if left is None:
             return False
-        run, longest = (self._pace.seconds(cost) or 0.0 for cost in (request.cost, self._pace.enough))
+        run, longest = (self.pace.seconds(cost) or 0.0 for cost in (request.cost, self.pace.enough))
         return left < run + longest
 
     def _claimed(self, request: Request) -> bool:
@@ -204,11 +207,11 @@ class Waiting:
         """Whether it takes less time in a run with so many rows than after it."""
         before = rows * longest * request.row_cost
         after = (rows + request.rows) * max(longest, request.length) * request.row_cost
-        if rows + request.rows > self._most_rows or after > self._pace.enough:
+        if rows + request.rows > self._most_rows or after > self.pace.enough:
             return False
         if after * request.bytes_of_cost > self._most_bytes:
             return False
-        run, without, apart = map(self._pace.seconds, (after, before, request.cost))
+        run, without, apart = map(self.pace.seconds, (after, before, request.cost))
         if run is None or without is None or apart is None:
             return after - before - request.cost <= _PADDED * after
         return run <= without + apart

@@ -19,6 +19,7 @@ from infer.manifest import FORMAT_VERSION
 from infer.options import PlanOptions
 from infer.packaging.written import PORT, USER, Written, model_name
 from infer.packaging.yaml import Value, document
+from infer.plan import Plan
 
 _TOKEN_FOLDER = "/var/run/secrets/infer"
 _LAME_DUCK = "5s"  # a pod gets requests until all nodes have heard that it ends
@@ -48,7 +49,10 @@ class Kserve:
         a backend."""
         name = service_name(model_name(artifact, self.name))
         self._check()
-        cpus, memory = self._cpus(artifact), self.memory or guessed_memory(artifact)
+        cpus, memory = (
+            self._cpus(artifact),
+            self.memory or guessed_memory(artifact, self._streams(artifact)),
+        )
         bare = artifact.manifest_sha256 is None
         path = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
         served = f"{name}={path}"  # the folder is called the same for all
@@ -57,7 +61,10 @@ class Kserve:
             (folder / file).write_text(text, encoding="utf-8")
         secret = f"kubectl create secret generic {name}-token --from-file=token=TOKEN_FILE"
         guess = (
-            "as asked" if self.memory else "a guess: 512 MiB and three times the largest graph; measure it"
+            "as asked"
+            if self.memory
+            else "a guess: 256 MiB, as much for each run at once, and three times the largest graph;"
+            " measure it"
         )
         where = self.storage_uri or "in the image"
         url = f"/v2/models/{name}/infer"
@@ -100,13 +107,19 @@ class Kserve:
         if self.memory is not None and not _MEMORY.fullmatch(self.memory):
             raise InputError(f"--memory must be like 512Mi or 2Gi, but is {self.memory!r:.60}")
 
-    def _cpus(self, artifact: Artifact) -> int:
+    def _plan(self, artifact: Artifact) -> Plan:
         from infer.machine import this_machine
         from infer.planner import make_plan
 
-        asked = PlanOptions(device="cpu", num_threads=self.num_threads)
-        plan = make_plan(artifact.manifest, this_machine(), asked)
+        asked = PlanOptions(device="cpu", num_threads=self.num_threads, spinning=False)
+        return make_plan(artifact.manifest, this_machine(), asked)
+
+    def _cpus(self, artifact: Artifact) -> int:
+        plan = self._plan(artifact)
         return max(plan.num_threads, plan.larger.num_threads if plan.larger else 0)
+
+    def _streams(self, artifact: Artifact) -> int:
+        return self._plan(artifact).streams
 
     def _documents(self, name: str, served: str, cpus: int, memory: str) -> dict[str, str]:
         """File → its text, in the order in which they are applied."""
@@ -201,11 +214,13 @@ def service_name(name: str) -> str:
     return found
 
 
-def guessed_memory(artifact: Artifact) -> str:
-    """Python, the libraries and room for requests, and thrice the largest graph: its file, what the backend
-    packs of it, and what runs hold. In steps of 128 MiB."""
+def guessed_memory(artifact: Artifact, streams: int) -> str:
+    """512 MiB for Python, the libraries and a run, half of that for each further run that goes on at once,
+    and thrice the largest graph: its file, what the backend packs of it, and what runs hold. In steps of
+    128 MiB."""
     largest = max(variant.size_bytes for variant in artifact.manifest.variants)
-    return f"{-(-(512 * 2**20 + 3 * largest) // (_STEP_MIB * 2**20)) * _STEP_MIB}Mi"
+    needed = (256 + 256 * streams) * 2**20 + 3 * largest
+    return f"{-(-needed // (_STEP_MIB * 2**20)) * _STEP_MIB}Mi"
 
 
 def _probe(path: str, *, period_s: int) -> dict[str, Value]:

@@ -54,7 +54,7 @@ class Front:
             await self._router(scope, receive, send)
             return
         start = time.perf_counter()
-        exchange = _Exchange(scope, receive, send)
+        exchange = _Exchange(scope, receive, send, self._service)
         state = scope["state"] = {"caller": "", "model": None, "bytes_in": 0}
         try:
             state["caller"] = self._gate.check(scope)
@@ -105,13 +105,13 @@ class _Exchange:
         status: of the response, once it has begun; else 0.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, served: Service) -> None:
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         self.request_id = logs.request_id(headers.get(b"x-request-id"))
         self.trace = logs.trace(headers.get(b"traceparent"))
         self.status = 0
         self.bytes_out = 0
-        self._receive, self._send = receive, send
+        self._receive, self._send, self._service = receive, send, served
         length = "" if b"transfer-encoding" in headers else headers.get(b"content-length", "0")
         self._all_read = length == "0"
         # who expects to be told to go on has sent nothing yet
@@ -138,7 +138,8 @@ class _Exchange:
                 (b"x-content-type-options", b"nosniff"),
                 (b"cache-control", b"no-store"),
             ]
-            if not self._all_read:  # the rest is not waited for
+            # the rest is not waited for; or the next request had better go to another server
+            if not self._all_read or self._service.leaving:
                 added.append((b"connection", b"close"))
             message = {**message, "headers": [*message["headers"], *added]}
         elif message["type"] == "http.response.body":

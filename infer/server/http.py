@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from types import FrameType
@@ -28,6 +29,8 @@ except ImportError as _error:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _GRACE_S = 0.8
 """What stopping may take beside draining, before the process is ended with what still runs."""
+
+_TOLD_ONCE_S = 1.0
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -48,7 +51,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
             self._head = _Alarm(options.header_timeout_s, self._head_is_late)
             self.idle = _Alarm(options.keep_alive_s, transport.close)
             self._writing = _Alarm(options.write_timeout_s, transport.abort)
-            if len(self.connections) > options.max_connections and not self._take_place():
+            if len(self.connections) > options.max_connections and not self._has_place():
                 transport.write(_FULL)
                 transport.close()
                 return
@@ -97,14 +100,29 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
                 else:
                     alarm.off()
 
-        def _take_place(self) -> bool:
-            """Hang up on the connection that is idle for the longest, between two requests, if any is."""
-            others = (other for other in self.connections if isinstance(other, Connection))
-            idle = [other for other in others if other.idle.due is not None]
-            if not idle:
+        def _has_place(self) -> bool:
+            """Whether there is room for this connection, for which another one may have to go."""
+            alive = [
+                other
+                for other in self.connections
+                if isinstance(other, Connection) and not other.transport.is_closing()
+            ]
+            if len(alive) <= options.max_connections:
+                return True
+            of_no_use = [other for other in alive if other is not self and other.unused is not None]
+            if not of_no_use:
                 return False
-            min(idle, key=lambda other: other.idle.due or 0.0).transport.close()
+            min(of_no_use, key=lambda other: other.unused or (False, 0.0)).transport.close()
             return True
+
+        @property
+        def unused(self) -> tuple[bool, float] | None:
+            """Which goes first of connections that nothing came on yet, and then of those that are idle
+            between two requests; None for others."""
+            if self.transport.get_write_buffer_size() or self.conn.trailing_data[0]:
+                return None
+            due = self.idle.due if self._answered else self._head.due
+            return None if due is None else (self._answered, due)
 
         def _head_is_late(self) -> None:
             if self.transport.is_closing():
@@ -159,7 +177,7 @@ class _Alarm:
 
 
 class Server(uvicorn.Server):
-    """One process that serves. SIGTERM and SIGINT drain it; then it returns, as after any work done."""
+    """One process that serves. At SIGTERM and SIGINT it leaves, drains, and returns as after any work."""
 
     def __init__(
         self, app: Any, options: ServerOptions, on_leave: Callable[[], None], on_drain: Callable[[], None]
@@ -184,6 +202,8 @@ class Server(uvicorn.Server):
         self._options = options
         self._on_leave, self._on_drain = on_leave, on_drain
         self._leaving: threading.Timer | None = None
+        self._told_at = 0.0
+        self._drained = False
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -199,21 +219,26 @@ class Server(uvicorn.Server):
         """Leave, then drain; a second signal drains at once, and a Ctrl-C after that ends at once."""
         first = self._leaving is None and not self.should_exit
         if first and self._options.lame_duck_s:
+            self._told_at = time.monotonic()
             self._on_leave()
             self._leaving = _timer(self._options.lame_duck_s, self.drain)
+            return
+        # who tells a group of processes tells a worker twice: itself, and through its parent
+        if not self._drained and time.monotonic() - self._told_at < _TOLD_ONCE_S:
             return
         super().handle_exit(sig, frame)
         self.drain()
 
     def drain(self) -> None:
         """Answer what is there, take nothing new, stop."""
-        if self._leaving is not None:
-            self._leaving.cancel()
+        if self._drained:
+            return
+        self._drained = True
+        # a run that does not return would keep the process for ever
+        _timer(self._options.drain_s + _GRACE_S, lambda: _end(1))
         self._on_leave()
         self.should_exit = True
         self._on_drain()
-        # a run that does not return would keep the process for ever
-        _timer(self._options.drain_s + _GRACE_S, lambda: _end(1))
 
 
 def _timer(after_s: float, call: Callable[[], None]) -> threading.Timer:

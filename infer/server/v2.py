@@ -112,7 +112,9 @@ async def model_statistics(request: Request) -> Response:
 
 async def model_ready(request: Request) -> Response:
     model = asked_model(request)
-    if service(request).leaving or not service(request).models.can_answer(model):
+    if service(request).leaving:
+        raise UnavailableError("the server is stopping; ask another one")
+    if not service(request).models.can_answer(model):
         raise UnavailableError(f"the model '{model.name}' is not ready: {model.state.lower()}")
     return json_response({"name": model.name, "ready": True})
 

@@ -46,8 +46,8 @@ _log = logging.getLogger("infer.server")
 
 
 def serve(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
-    """Answer until SIGTERM or SIGINT, then drain; at SIGHUP, take up artifacts that changed. Raises what
-    loading the models raises."""
+    """Answer until SIGTERM or SIGINT, then leave and drain; at SIGHUP, take up artifacts that changed.
+    Raises what loading the models raises."""
     logs.start(options.json_logs)
     if options.workers == 1:
         with _reload_held_back():

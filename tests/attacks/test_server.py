@@ -335,6 +335,15 @@ async def _endless(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.body", "body": bytes(MIB), "more_body": True})
 
 
+async def _short(scope: Any, receive: Any, send: Any) -> None:
+    """An application with nothing to say."""
+    if scope["type"] == "lifespan":
+        await _endless(scope, receive, send)
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
     """A client that asks and does not read is hung up on, and so are connections beyond the limit."""
     options = ServerOptions(port=0, write_timeout_s=0.3, max_connections=2, drain_s=1)
@@ -376,16 +385,10 @@ def test_idle_connections_end(crowded: bool) -> None:
     """After their time, or when another needs the place: then the one that is idle for the longest."""
     options = ServerOptions(port=0, max_connections=2, drain_s=1, keep_alive_s=60.0 if crowded else 0.3)
 
-    async def live(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "lifespan":
-            await _endless(scope, receive, send)
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body"})
-
     async def attack() -> list[bool]:
         listener = bind(options)
         port = listener.getsockname()[1]
-        server = Server(live, options, lambda: None, lambda: None)
+        server = Server(_short, options, lambda: None, lambda: None)
         serving_task = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)
@@ -404,6 +407,37 @@ def test_idle_connections_end(crowded: bool) -> None:
         return ended
 
     assert asyncio.run(attack()) == ([True, False, False] if crowded else [True, True])
+
+
+def test_a_burst_stays_within_the_connections() -> None:
+    """Those that nothing came on go first, and one that is used stays."""
+    options = ServerOptions(port=0, max_connections=4, drain_s=1)
+
+    async def attack() -> tuple[int, bytes]:
+        listener = bind(options)
+        port = listener.getsockname()[1]
+        server = Server(_short, options, lambda: None, lambda: None)
+        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
+        while not server.started:
+            await asyncio.sleep(0.01)
+        used, writer = await asyncio.open_connection("127.0.0.1", port)
+        ask = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        writer.write(ask)
+        await used.readuntil(b"\r\n\r\n")
+        burst = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(30)))
+        await asyncio.sleep(0.2)
+        held = len(server.server_state.connections)
+        writer.write(ask)
+        answer = await used.readuntil(b"\r\n\r\n")
+        for _, other in (*burst, (used, writer)):
+            other.close()
+        server.should_exit = True
+        await serving_task
+        return held, answer
+
+    held, answer = asyncio.run(attack())
+    assert held <= 4
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 TOKEN = "correct-horse-battery"
