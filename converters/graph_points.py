@@ -11,6 +11,7 @@ import numpy as np
 from converters.points import Point, to_numpy
 from converters.sources import SourceRequest
 from infer.errors import ConversionError, InferError
+from infer.feeds import EXAMPLE
 from infer.signature import Array, Range, Signature, TensorSpec
 from infer.tasks import Run
 
@@ -33,7 +34,7 @@ def graph_points(
     kinds = _kinds(signature)
     example = _example(signature, request, kinds)
     try:
-        points = [Point("example", frozenset(), example, run(example))]
+        points = [Point(EXAMPLE, frozenset(), example, run(example))]
     except InferError as error:
         raise ConversionError(
             f"{error}. If the example feeds are at fault, give some that fit: --input NAME=SHAPE:DTYPE"

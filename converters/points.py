@@ -18,6 +18,7 @@ import torch
 from converters.flat import FlatModule
 from converters.pristine import pristine
 from infer.errors import ConversionError
+from infer.feeds import EXAMPLE
 from infer.signature import DTYPES, Array, Dim, Range, TensorSpec
 from infer.structure import Structure
 
@@ -82,7 +83,7 @@ def make_points(
     notes = []
 
     example_sizes = _sizes(flat, axes)
-    first = _ask(flat, flat.example, "example", frozenset())
+    first = _ask(flat, flat.example, EXAMPLE, frozenset())
     if isinstance(first, Exception):
         raise ConversionError(
             f"the model fails on its own example inputs: {type(first).__name__}: {first};"
@@ -91,7 +92,7 @@ def make_points(
     _check_example(first)
     if kept := ", ".join(f"{name} = {value!r}" for name, value in flat.constants.items()):
         notes.append(f"inputs that are no tensors are part of the graph, as in the example: {kept}")
-    again = _ask(flat, flat.example, "example", frozenset())
+    again = _ask(flat, flat.example, EXAMPLE, frozenset())
     if isinstance(again, Exception) or not _same(first.outputs, again.outputs):
         raise ConversionError(
             "the model answers differently each time it is asked the same, so nothing can be proved"

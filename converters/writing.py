@@ -15,6 +15,7 @@ from typing import Any
 from converters.points import Point
 from infer.artifact import MANIFEST, Artifact, record_files
 from infer.errors import ArtifactError, InferError
+from infer.feeds import EXAMPLE
 from infer.manifest import GoldenPoint, Manifest
 from infer.npz import save_npz
 from infer.session import Session, open_session
@@ -74,13 +75,20 @@ def _unknown_tensor(session: Session, role: str, name: object, names: list[str])
 
 
 def _write_golden(points: Sequence[Point], draft: Path) -> tuple[GoldenPoint, ...]:
-    """The cheapest point first, because a session warms up with it, and the most varied one."""
+    """The cheapest point first, because a session warms up with it, the most varied one, and the example,
+    at whose sizes it is measured; as far as there is room for them."""
     (draft / "golden").mkdir()
     by_cost = sorted(points, key=_nbytes)
     chosen = [by_cost[0]]
-    rest = [p for p in by_cost[1:] if _nbytes(p) + _nbytes(chosen[0]) <= _MAX_GOLDEN_BYTES]
-    if rest:
+
+    def fitting() -> list[Point]:
+        left = _MAX_GOLDEN_BYTES - sum(map(_nbytes, chosen))
+        others = [point for point in by_cost if all(point is not each for each in chosen)]
+        return [point for point in others if _nbytes(point) <= left]
+
+    if rest := fitting():
         chosen.append(max(rest, key=lambda p: len(p.varied)))
+    chosen += [point for point in fitting() if point.name == EXAMPLE]
     golden = []
     for i, point in enumerate(chosen):
         feeds, outputs = f"golden/{i}-feeds.npz", f"golden/{i}-outputs.npz"

@@ -17,15 +17,22 @@ Feeds = dict[str, Array]
 BATCH = "batch"
 """What `--sweep` and `--size` call the first dim of the first input, whatever its name is."""
 
+EXAMPLE = "example"
+"""What the golden point is called that the model was converted with."""
+
 # sizes of a plain graph's open dims, when nothing is known of them
 _LENGTH, _EDGE = 128, 224
 
 
 def example_feeds(artifact: Artifact) -> Feeds:
-    """The artifact's golden feeds; without any, made-up ones: normal floats, small ints, masks of ones."""
-    for _, feeds, _ in artifact.golden():
-        return feeds
-    return made_up_feeds(artifact.manifest.signature)
+    """What the model was converted with, or else the artifact's first golden feeds; without any, made-up
+    ones: normal floats, small ints, masks of ones."""
+    first: Feeds | None = None
+    for name, feeds, _ in artifact.golden():
+        if name == EXAMPLE:
+            return feeds
+        first = feeds if first is None else first
+    return made_up_feeds(artifact.manifest.signature) if first is None else first
 
 
 def made_up_feeds(signature: Signature) -> Feeds:

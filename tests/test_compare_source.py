@@ -268,13 +268,16 @@ def test_a_source_that_does_not_fit_is_refused(
 
 
 def test_where_parity_failed_is_where_it_is_compared(converted: Path, tmp_path: Path) -> None:
-    """Of two golden points, the one at which the conversion was let through although it failed."""
+    """Of the golden points, the one at which the conversion was let through although it failed; the example
+    where there is none."""
     copy = Path(shutil.copytree(converted, tmp_path / "net.infer"))
     artifact = Artifact.open(copy)
-    (_, first, _), (name, second, _) = artifact.golden()
+    (_, first, _), (name, second, _), (example, third, _) = artifact.golden()
+    assert example == "example"
     parity = artifact.manifest.parity
     assert parity is not None
-    assert failing_feeds(artifact)["x"].shape == first["x"].shape != second["x"].shape
+    assert failing_feeds(artifact)["x"].shape == third["x"].shape
+    assert len({first["x"].shape, second["x"].shape, third["x"].shape}) == 3
     measured = tuple(replace(m, within=m.point != name) for m in parity.measured)
     marked = replace(artifact.manifest, parity=replace(parity, measured=measured, mismatch_allowed=True))
     (copy / "manifest.json").write_text(marked.to_json(), encoding="utf-8")

@@ -16,6 +16,7 @@ from torch import nn
 import converters
 import infer
 from infer.errors import ConversionError, ParityError
+from infer.feeds import example_feeds
 from infer.parity import Tolerance
 from tests import models
 
@@ -237,6 +238,15 @@ def test_arrays_that_torch_has_no_tensors_of_are_named(tmp_path: Path) -> None:
         converters.convert(models.TwoLayers(), tmp_path / "t.infer", example_inputs={"x": np.array(["a"])})
 
 
+def test_it_is_measured_at_the_sizes_of_its_example(tmp_path: Path) -> None:
+    """A session warms up with the smallest golden point, which says nothing of what it will be asked."""
+    x = torch.randn(5, 10)
+    artifact = converters.convert(models.TwoLayers(), tmp_path / "n.infer", example_inputs={"x": x})
+    (smallest, feeds, _), *_ = artifact.golden()
+    assert (smallest, feeds["x"].shape) == ("batch=1", (1, 10))
+    np.testing.assert_array_equal(example_feeds(artifact)["x"], x.numpy())
+
+
 def test_lazy_layers_with_weights_convert(tmp_path: Path, source_file: Callable[[str], Path]) -> None:
     """Lazy layers take their shapes from the weights' file, and are ordinary ones from then on."""
     path = source_file("def build():\n    return nn.Sequential(nn.LazyLinear(2), nn.LazyBatchNorm1d())\n")
@@ -282,7 +292,7 @@ def test_weights_from_a_file(tmp_path: Path, source_file: Callable[[str], Path],
         save_file(state, weights)
     else:
         torch.save({"epoch": 3, "state_dict": {f"module.{n}": t for n, t in state.items()}}, weights)
-    x = torch.randn(5, 3)
+    x = torch.randn(5, 10)
     converters.convert(f"{path}:Net", tmp_path / "net.infer", weights=weights, example_inputs={"x": x})
     with infer.load(tmp_path / "net.infer") as session:
         np.testing.assert_allclose(session.run({"x": x.numpy()})["output"], expected(trained, x), atol=1e-6)

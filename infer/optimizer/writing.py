@@ -14,7 +14,7 @@ import onnx_ir as ir
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
 from infer.errors import ArtifactError
-from infer.feeds import Feeds, batch_dim, resized
+from infer.feeds import EXAMPLE, Feeds, batch_dim, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
@@ -292,7 +292,7 @@ def _golden(draft: Path, reference: Session, feeds: Feeds) -> tuple[GoldenPoint,
     (draft / "golden").mkdir(exist_ok=True)
     save_npz(draft / "golden/0-feeds.npz", feeds)
     save_npz(draft / "golden/0-outputs.npz", reference.run(feeds))
-    return (GoldenPoint("example", "golden/0-feeds.npz", "golden/0-outputs.npz"),)
+    return (GoldenPoint(EXAMPLE, "golden/0-feeds.npz", "golden/0-outputs.npz"),)
 
 
 def _copy(source: Path, target: Path) -> None:
