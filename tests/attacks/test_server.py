@@ -8,7 +8,8 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -344,33 +345,48 @@ async def _short(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body"})
 
 
+@asynccontextmanager
+async def _listening(application: Any, options: ServerOptions) -> AsyncIterator[tuple[Server, int]]:
+    """The server, in this event loop, and its port."""
+    listener = bind(options)
+    server = Server(application, options, lambda: None, lambda: None)
+    serving_task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield server, listener.getsockname()[1]
+    server.should_exit = True
+    await serving_task
+
+
+ASK = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """The head of the answer to `ASK`."""
+    writer.write(ASK)
+    return await reader.readuntil(b"\r\n\r\n")
+
+
 def test_an_answer_that_nobody_reads_is_given_up() -> None:
     """A client that asks and does not read is hung up on, and so are connections beyond the limit."""
     options = ServerOptions(port=0, write_timeout_s=0.3, max_connections=2, drain_s=1)
 
     async def attack() -> tuple[float, bytes]:
-        listener = bind(options)
-        port = listener.getsockname()[1]
-        server = Server(_endless, options, lambda: None, lambda: None)
-        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        start = time.perf_counter()
         writers = []
-        for _ in range(2):
-            _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        async with _listening(_endless, options) as (server, port):
+            start = time.perf_counter()
+            for _ in range(2):
+                _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
+                writer.write(ASK)
+                writers.append(writer)
+            await asyncio.sleep(0.1)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            refusal = await reader.read()
             writers.append(writer)
-        await asyncio.sleep(0.1)
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        refusal = await reader.read()
-        writers.append(writer)
-        while server.server_state.connections:
-            assert time.perf_counter() - start < 5
-            await asyncio.sleep(0.02)
-        lasted = time.perf_counter() - start
-        server.should_exit = True
-        await serving_task
+            while server.server_state.connections:
+                assert time.perf_counter() - start < 5
+                await asyncio.sleep(0.02)
+            lasted = time.perf_counter() - start
         for writer in writers:
             writer.close()
         return lasted, refusal
@@ -386,24 +402,15 @@ def test_idle_connections_end(crowded: bool) -> None:
     options = ServerOptions(port=0, max_connections=2, drain_s=1, keep_alive_s=60.0 if crowded else 0.3)
 
     async def attack() -> list[bool]:
-        listener = bind(options)
-        port = listener.getsockname()[1]
-        server = Server(_short, options, lambda: None, lambda: None)
-        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
         opened = []
-        for _ in range(2 + crowded):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            opened.append((reader, writer))
-        await asyncio.sleep(1.0)
-        ended = [reader.at_eof() for reader, _ in opened]
-        for _, writer in opened:
-            writer.close()
-        server.should_exit = True
-        await serving_task
+        async with _listening(_short, options) as (_, port):
+            for _ in range(2 + crowded):
+                opened.append(await asyncio.open_connection("127.0.0.1", port))
+                assert (await _answer(*opened[-1])).startswith(b"HTTP/1.1 200 ")
+            await asyncio.sleep(1.0)
+            ended = [reader.at_eof() for reader, _ in opened]
+            for _, writer in opened:
+                writer.close()
         return ended
 
     assert asyncio.run(attack()) == ([True, False, False] if crowded else [True, True])
@@ -414,25 +421,15 @@ def test_a_burst_stays_within_the_connections() -> None:
     options = ServerOptions(port=0, max_connections=4, drain_s=1)
 
     async def attack() -> tuple[int, bytes]:
-        listener = bind(options)
-        port = listener.getsockname()[1]
-        server = Server(_short, options, lambda: None, lambda: None)
-        serving_task = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started:
-            await asyncio.sleep(0.01)
-        used, writer = await asyncio.open_connection("127.0.0.1", port)
-        ask = b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"
-        writer.write(ask)
-        await used.readuntil(b"\r\n\r\n")
-        burst = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(30)))
-        await asyncio.sleep(0.2)
-        held = len(server.server_state.connections)
-        writer.write(ask)
-        answer = await used.readuntil(b"\r\n\r\n")
-        for _, other in (*burst, (used, writer)):
-            other.close()
-        server.should_exit = True
-        await serving_task
+        async with _listening(_short, options) as (server, port):
+            used = await asyncio.open_connection("127.0.0.1", port)
+            await _answer(*used)
+            burst = await asyncio.gather(*(asyncio.open_connection("127.0.0.1", port) for _ in range(30)))
+            await asyncio.sleep(0.2)
+            held = len(server.server_state.connections)
+            answer = await _answer(*used)
+            for _, writer in (*burst, used):
+                writer.close()
         return held, answer
 
     held, answer = asyncio.run(attack())
