@@ -36,7 +36,7 @@ measure yours.
 ## What is assumed
 
 - A node is the machine above. A worker is a process with a session and a queue of its own, first come
-  first served; whenever it is free it runs all that waits together, up to as many rows as pay,
+  first served; one run goes on at a time, of all that waits together, up to as many rows as pay,
   as infer's batcher judges. A run takes the measured median of its rows times a ratio that a
   measured run had.
 - A request is one row of one size. Where {waiting} are at its worker already it is refused, and does

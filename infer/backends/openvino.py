@@ -57,7 +57,7 @@ _REFUSED = ("string", "float64")
 # Above this, copying costs more than the tensors that it saves.
 _MAX_BOUND_BYTES = 64 * 1024
 
-# A request keeps its feeds until it is asked again: of larger ones, so many are kept.
+# A request keeps its feeds until it is asked again: of larger ones so many are kept, or one a stream.
 _SMALL_BYTES, _MAX_IDLE_LARGE = 2**20, 2
 
 _LEAST, _MOST = -(2**31), 2**31 - 1
@@ -118,6 +118,7 @@ class OpenvinoBackend:
             lambda model: core.compile_model(model, "CPU", settings),
             signature,
             ready,
+            max(_MAX_IDLE_LARGE, plan.streams),
         )
         return OpenvinoExecutable(models, signature)
 
@@ -199,9 +200,11 @@ class _Models:
         compile_model: Callable[[Any], Any],
         signature: Signature,
         ready: Any,
+        kept_large: int,
     ) -> None:
-        """`ready`: a model that need not be read and compiled, or None."""
-        self._read, self._compile = read, compile_model
+        """`ready`: a model that need not be read and compiled, or None. `kept_large`: so many requests with
+        large feeds are kept."""
+        self._read, self._compile, self._kept_large = read, compile_model, kept_large
         self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
         self._any: _Requests | None = None
@@ -212,9 +215,11 @@ class _Models:
             self._model = self._read_model()
             self._any = None if self._most else self._compiled(None)
         elif all(port.get_partial_shape().is_static for port in ready.inputs):
-            self._fixed[tuple(tuple(port.shape) for port in ready.inputs)] = _Requests(ready, fixed=True)
+            self._fixed[tuple(tuple(port.shape) for port in ready.inputs)] = self._requests_of(
+                ready, fixed=True
+            )
         else:
-            self._any = _Requests(ready, fixed=False)
+            self._any = self._requests_of(ready, fixed=False)
         ports = (ready or self._model).outputs
         self.places = {name: place for place, port in enumerate(ports) for name in port.get_names()}
 
@@ -243,9 +248,12 @@ class _Models:
             if shapes is not None:
                 model = model.clone()
                 model.reshape(dict(enumerate(shapes)))
-            return _Requests(self._compile(model), fixed=shapes is not None)
+            return self._requests_of(self._compile(model), fixed=shapes is not None)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
+
+    def _requests_of(self, compiled: Any, *, fixed: bool) -> _Requests:
+        return _Requests(compiled, self._kept_large, fixed=fixed)
 
     def _read_model(self) -> Any:
         try:
@@ -269,8 +277,8 @@ class _Request:
 class _Requests:
     """Requests of one compiled model; each is used by one thread at a time."""
 
-    def __init__(self, compiled: Any, *, fixed: bool) -> None:
-        self._compiled, self._fixed = compiled, fixed
+    def __init__(self, compiled: Any, kept_large: int, *, fixed: bool) -> None:
+        self._compiled, self._kept_large, self._fixed = compiled, kept_large, fixed
         self._idle: list[_Request] = []  # pop and append are atomic
 
     def take(self, feeds: Feeds) -> _Request:
@@ -295,7 +303,7 @@ class _Requests:
             raise BackendError(f"OpenVINO cannot export what it compiled: {_words(error)}") from error
 
     def give_back(self, request: _Request, feeds: Feeds) -> None:
-        if request.buffers or _bytes(feeds) <= _SMALL_BYTES or len(self._idle) < _MAX_IDLE_LARGE:
+        if request.buffers or _bytes(feeds) <= _SMALL_BYTES or len(self._idle) < self._kept_large:
             self._idle.append(request)
 
 
