@@ -250,7 +250,7 @@ def test_hooks_are_gone_afterwards_and_writes_in_place_are_not_seen() -> None:
     ("arguments", "code", "said"),
     [
         (["tests.test_compare_source:narrower"], 1, "the graph is of another model: it names the modules"),
-        (["tests.models:TwoLayers"], 1, "TwoLayers fails in PyTorch on x: float32[1, 3, 5, 5]"),
+        (["tests.models:TwoLayers"], 1, "TwoLayers fails in PyTorch on x: float32[2, 3, 5, 5]"),
         (["tests.test_compare_source:absent"], 1, "'tests.test_compare_source' has no 'absent'"),
         (["nowhere"], 1, "there is no 'nowhere'; a source is"),
         ([SOURCE, "--first-variant", "fp32"], 2, "--first-variant is for an artifact"),

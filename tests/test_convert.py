@@ -292,7 +292,7 @@ def test_weights_from_a_file(tmp_path: Path, source_file: Callable[[str], Path],
         save_file(state, weights)
     else:
         torch.save({"epoch": 3, "state_dict": {f"module.{n}": t for n, t in state.items()}}, weights)
-    x = torch.randn(5, 10)
+    x = torch.randn(5, 3)
     converters.convert(f"{path}:Net", tmp_path / "net.infer", weights=weights, example_inputs={"x": x})
     with infer.load(tmp_path / "net.infer") as session:
         np.testing.assert_allclose(session.run({"x": x.numpy()})["output"], expected(trained, x), atol=1e-6)
