@@ -473,21 +473,25 @@ def test_without_a_layout_each_request_runs_by_itself(served: Served) -> None:
         batcher.close()
 
 
-def test_closing_fails_what_waits(served: Served, batcher: Batcher) -> None:
-    """Nobody waits for an answer that never comes, and what comes later is told."""
-    served.free.clear()
-    first = batcher.submit([0])
-    assert served.begun.acquire(timeout=WAIT_S)
-    (waits,) = _submit(batcher, [1])
-    closing = threading.Thread(target=batcher.close)
-    closing.start()
-    with pytest.raises(SessionClosedError):
-        waits.result(WAIT_S)
-    served.free.set()
-    closing.join(WAIT_S)
-    assert first.result(WAIT_S) == 0
-    with pytest.raises(SessionClosedError):
-        batcher.submit([2])
+@pytest.mark.parametrize("streams", [1, 2])
+def test_closing_fails_what_waits(served: Served, streams: int) -> None:
+    """Nobody waits for an answer that never comes, what runs ends well, and what comes later is told."""
+    with _opened(served, streams=streams) as batcher:
+        served.free.clear()
+        running = [batcher.submit([n]) for n in range(streams)]
+        for _ in running:
+            assert served.begun.acquire(timeout=WAIT_S)
+        (waits,) = _submit(batcher, [9])
+        closing = threading.Thread(target=batcher.close)
+        closing.start()
+        with pytest.raises(SessionClosedError):
+            waits.result(WAIT_S)
+        served.free.set()
+        closing.join(WAIT_S)
+        assert not closing.is_alive()
+        assert [future.result(WAIT_S) for future in running] == list(range(streams))
+        with pytest.raises(SessionClosedError):
+            batcher.submit([2])
 
 
 @pytest.mark.parametrize(
@@ -649,24 +653,6 @@ def test_lone_callers_are_served_as_with_one_stream(served: Served, streams: int
         assert time.monotonic() - start >= 0.05
     finally:
         batcher.close()
-
-
-def test_closing_waits_for_all_streams(served: Served) -> None:
-    """What runs ends well, what waits is told."""
-    with _opened(served, streams=2) as batcher:
-        served.free.clear()
-        running = [batcher.submit([n]) for n in (1, 2)]
-        for _ in running:
-            assert served.begun.acquire(timeout=WAIT_S)
-        (waits,) = _submit(batcher, [3])
-        closing = threading.Thread(target=batcher.close)
-        closing.start()
-        with pytest.raises(SessionClosedError):
-            waits.result(WAIT_S)
-        served.free.set()
-        closing.join(WAIT_S)
-        assert not closing.is_alive()
-        assert [future.result(WAIT_S) for future in running] == [1, 2]
 
 
 # --- on real sessions

@@ -49,10 +49,9 @@ class Kserve:
         a backend."""
         name = service_name(model_name(artifact, self.name))
         self._check()
-        cpus, memory = (
-            self._cpus(artifact),
-            self.memory or guessed_memory(artifact, self._streams(artifact)),
-        )
+        plan = self._plan(artifact)
+        cpus = max(plan.num_threads, plan.larger.num_threads if plan.larger else 0)
+        memory = self.memory or guessed_memory(artifact, plan.streams)
         bare = artifact.manifest_sha256 is None
         path = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
         served = f"{name}={path}"  # the folder is called the same for all
@@ -113,13 +112,6 @@ class Kserve:
 
         asked = PlanOptions(device="cpu", num_threads=self.num_threads, spinning=False)
         return make_plan(artifact.manifest, this_machine(), asked)
-
-    def _cpus(self, artifact: Artifact) -> int:
-        plan = self._plan(artifact)
-        return max(plan.num_threads, plan.larger.num_threads if plan.larger else 0)
-
-    def _streams(self, artifact: Artifact) -> int:
-        return self._plan(artifact).streams
 
     def _documents(self, name: str, served: str, cpus: int, memory: str) -> dict[str, str]:
         """File → its text, in the order in which they are applied."""

@@ -49,7 +49,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             self._head = _Alarm(options.header_timeout_s, self._head_is_late)
-            self.idle = _Alarm(options.keep_alive_s, transport.close)
+            self._idle = _Alarm(options.keep_alive_s, transport.close)
             self._writing = _Alarm(options.write_timeout_s, transport.abort)
             if len(self.connections) > options.max_connections and not self._has_place():
                 transport.write(_FULL)
@@ -71,7 +71,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._head.off()
-            self.idle.off()
+            self._idle.off()
             self._writing.off()
             super().connection_lost(exc)
 
@@ -86,7 +86,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
         def send_400_response(self, msg: str) -> None:
             """What is no HTTP; uvicorn calls this while it handles the parser's error."""
             self._head.off()
-            self.idle.off()
+            self._idle.off()
             hint = getattr(sys.exc_info()[1], "error_status_hint", 400)
             self._say(431 if hint == 431 else 400)
 
@@ -94,7 +94,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
             """Keep the time of a head that has not come; bytes that trickle in do not begin it anew."""
             awaited = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
             begun = not self._answered or bool(self.conn.trailing_data[0])
-            for alarm, due in ((self._head, awaited and begun), (self.idle, awaited and not begun)):
+            for alarm, due in ((self._head, awaited and begun), (self._idle, awaited and not begun)):
                 if due:
                     alarm.on()
                 else:
@@ -121,7 +121,7 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
             between two requests; None for others."""
             if self.transport.get_write_buffer_size() or self.conn.trailing_data[0]:
                 return None
-            due = self.idle.due if self._answered else self._head.due
+            due = self._idle.due if self._answered else self._head.due
             return None if due is None else (self._answered, due)
 
         def _head_is_late(self) -> None:
@@ -201,8 +201,7 @@ class Server(uvicorn.Server):
         )
         self._options = options
         self._on_leave, self._on_drain = on_leave, on_drain
-        self._leaving: threading.Timer | None = None
-        self._told_at = 0.0
+        self._told_at: float | None = None  # to leave
         self._drained = False
 
     @contextlib.contextmanager
@@ -217,15 +216,15 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Leave, then drain; a second signal drains at once, and a Ctrl-C after that ends at once."""
-        first = self._leaving is None and not self.should_exit
-        if first and self._options.lame_duck_s:
-            self._told_at = time.monotonic()
-            self._on_leave()
-            self._leaving = _timer(self._options.lame_duck_s, self.drain)
-            return
-        # who tells a group of processes tells a worker twice: itself, and through its parent
-        if not self._drained and time.monotonic() - self._told_at < _TOLD_ONCE_S:
-            return
+        if self._options.lame_duck_s and not self._drained:
+            if self._told_at is None:
+                self._told_at = time.monotonic()
+                self._on_leave()
+                _later(self._options.lame_duck_s, self.drain)
+                return
+            # who tells a group of processes tells a worker twice: itself, and through its parent
+            if time.monotonic() - self._told_at < _TOLD_ONCE_S:
+                return
         super().handle_exit(sig, frame)
         self.drain()
 
@@ -235,18 +234,17 @@ class Server(uvicorn.Server):
             return
         self._drained = True
         # a run that does not return would keep the process for ever
-        _timer(self._options.drain_s + _GRACE_S, lambda: _end(1))
+        _later(self._options.drain_s + _GRACE_S, lambda: _end(1))
         self._on_leave()
         self.should_exit = True
         self._on_drain()
 
 
-def _timer(after_s: float, call: Callable[[], None]) -> threading.Timer:
-    """Calls it later, unless the process has ended."""
+def _later(after_s: float, call: Callable[[], None]) -> None:
+    """Call it then, unless the process has ended."""
     timer = threading.Timer(after_s, call)
     timer.daemon = True
     timer.start()
-    return timer
 
 
 def _end(status: int) -> None:
