@@ -19,11 +19,15 @@ from hypothesis import strategies as st
 import infer
 from infer.backends import load_backend
 from infer.errors import BackendError, SessionClosedError
+from infer.graphwriting import save
 from infer.machine import this_machine
 from infer.measure.waterfall import waterfall
+from infer.optimizer.quantization import static
+from infer.optimizer.quantization.calibration import observe
 from infer.options import PlanOptions
 from infer.session import open_artifact, open_session
 from tests.command import infer_command
+from tests.test_passes import loaded
 from tests.tiny import parse, write
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
@@ -293,6 +297,50 @@ def test_it_computes_in_bfloat16_as_the_plan_says(tmp_path: Path) -> None:
     for answer in (rounded, many[:64], many[64:]):
         off = float(np.abs(answer - exact).max() / np.abs(exact).max())
         assert 1e-4 < off < 2e-2 if has else off < 1e-5
+
+
+def test_it_computes_in_eight_bits_what_is_quantized(tmp_path: Path) -> None:
+    """Every convolution of a small U-Net, where tensors that meet have the same steps."""
+    import openvino as ov
+
+    text = """g (float[B, 3, 16, 16] x) => (float[B, 1, 16, 16] y) {
+        a = Conv<pads = [1,1,1,1]>(x, w0, b0) ar = Relu(a)
+        p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(ar)
+        b = Conv<pads = [1,1,1,1]>(p, w1, b1) br = Relu(b)
+        c = Conv<pads = [1,1,1,1]>(br, w2, b2) cr = Relu(c)
+        u = ConvTranspose<strides = [2,2]>(cr, w3, b3) d = Concat<axis = 1>(u, ar)
+        e = Conv<pads = [1,1,1,1]>(d, w4, b4) er = Relu(e) y = Conv(er, w5, b5)
+    }"""
+    proto = parse(text, opset=21, ir_version=10)
+    rng = np.random.default_rng(0)
+    shapes = [(16, 3, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (32, 16, 2, 2), (16, 32, 3, 3), (1, 16, 1, 1)]
+    for place, shape in enumerate(shapes):
+        outputs = shape[1] if place == 3 else shape[0]
+        for name, array in (("w", rng.standard_normal(shape) * 0.2), ("b", rng.standard_normal(outputs))):
+            tensor = onnx.numpy_helper.from_array(array.astype(np.float32), f"{name}{place}")
+            proto.graph.initializer.append(tensor)
+    model = loaded(proto)
+    feeds = [{"x": rng.standard_normal((1, 3, 16, 16)).astype(np.float32)} for _ in range(4)]
+    result = static.quantize_statically(
+        model,
+        lambda names: observe(model, names, feeds),
+        "extremes",
+        pair_bounded=False,
+        transposed=True,
+        step_by_step=False,
+    )
+    assert result.rewritten == len(shapes)
+    save(model, tmp_path / "unet.onnx")
+    graph = ov.Core().read_model(tmp_path / "unet.onnx")
+    graph.reshape([1, 3, 16, 16])
+    compiled = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    kinds = [
+        (info["layerType"], info["runtimePrecision"])
+        for info in (op.get_rt_info() for op in compiled.get_runtime_model().get_ops())
+    ]
+    found = [precision for layer, precision in kinds if layer in ("Convolution", "Deconvolution")]
+    assert len(found) == len(shapes)
+    assert all(precision == "u8" for precision in found)
 
 
 def test_what_a_backend_cannot_compute_in_is_refused(net: Path) -> None:

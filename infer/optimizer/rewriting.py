@@ -20,6 +20,10 @@ CONTRIB = "com.microsoft"
 _BEGINNING = 64
 """So many elements tell most weights apart, without reading them all."""
 
+_LEAST_SHARED_BYTES = 2**16
+"""Smaller ones are not worth sharing, and must not be: where a convolution and a transposed one have the
+same vector of zero points, OpenVINO computes what is around them in float32."""
+
 
 def constant(value: ir.Value | None) -> Array | None:
     """What a value always is, if it is a weight or a Constant."""
@@ -121,6 +125,8 @@ def share_weights(model: ir.Model) -> int:
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_input():
+            continue
+        if tensor.nbytes < _LEAST_SHARED_BYTES:
             continue
         beginning = tensor.numpy().reshape(-1)[:_BEGINNING].tobytes()
         alike = known.setdefault((tensor.dtype, tuple(tensor.shape), beginning), [])
