@@ -16,6 +16,8 @@ def shown(text: str) -> str:
 
 def unseen(text: str) -> list[str]:
     """The different characters of `text` that are not visible as themselves."""
+    if text.isascii() and text.isprintable():
+        return []
     return [c for c in set(text) if unicodedata.category(c) in _UNSEEN or _is_noncharacter(ord(c))]
 
 

@@ -58,6 +58,8 @@ def _post(path: str, endpoint: Callable[[Request], Any]) -> Route:
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 
 ROUTES = (
+    _post(f"{_MODEL}/infer", v2.infer_model),
+    _post("/v1/models/{model}:predict", predict),
     _get("/v2/health/live", v2.live),
     _get("/v2/health/ready", v2.ready),
     _get("/v2", v2.server_metadata),
@@ -71,9 +73,7 @@ ROUTES = (
     _get(f"{_VERSION}/config", v2.model_config),
     _get(f"{_MODEL}/stats", v2.model_statistics),
     _get(f"{_VERSION}/stats", v2.model_statistics),
-    _post(f"{_MODEL}/infer", v2.infer_model),
     _post(f"{_VERSION}/infer", v2.infer_model),
-    _post("/v1/models/{model}:predict", predict),
     _post("/v1/models/{model}/versions/{version}:predict", predict),
     _post("/v1/embeddings", openai_api.embeddings),
     _get("/v1/models", openai_api.models),
@@ -82,7 +82,7 @@ ROUTES = (
     _get("/openapi.json", openapi),
     *(_get(path, page) for path in PAGE_PATHS),
 )
-"""Path → endpoint; the first that fits answers."""
+"""Path → endpoint; the first that fits answers, so those that are asked the most come first."""
 
 
 def make_app(served: Service, start: Callable[[], None], stop: Callable[[], Awaitable[None]]) -> Front:

@@ -31,6 +31,7 @@ _GRACE_S = 0.8
 """What stopping may take beside draining, before the process is ended with what still runs."""
 
 _TOLD_ONCE_S = 1.0
+_SMALL_BYTES = 64 * 1024
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -47,13 +48,13 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
         _answered = False  # any request yet
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
+            super().connection_made(JoinedWrites(transport))  # type: ignore[arg-type]
             self._head = _Alarm(options.header_timeout_s, self._head_is_late)
-            self._idle = _Alarm(options.keep_alive_s, transport.close)
-            self._writing = _Alarm(options.write_timeout_s, transport.abort)
+            self._idle = _Alarm(options.keep_alive_s, self.transport.close)
+            self._writing = _Alarm(options.write_timeout_s, self.transport.abort)
             if len(self.connections) > options.max_connections and not self._has_place():
-                transport.write(_FULL)
-                transport.close()
+                self.transport.write(_FULL)
+                self.transport.close()
                 return
             self._await_head()
 
@@ -151,6 +152,40 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
             self.transport.close()
 
     return Connection
+
+
+class JoinedWrites:
+    """A transport that sends together what is written in one turn of the event loop.
+
+    uvicorn writes the head of an answer and its body apart: two calls of the system, and two packets.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport, self._written = transport, bytearray()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if len(data) > _SMALL_BYTES:  # rather two calls than a copy
+            self._send()
+            self._transport.write(data)
+            return
+        if not self._written:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._written += data
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._written) + self._transport.get_write_buffer_size()
+
+    def _send(self) -> None:
+        if self._written:
+            written, self._written = self._written, bytearray()
+            self._transport.write(written)
 
 
 class _Alarm:
