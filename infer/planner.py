@@ -12,7 +12,7 @@ from infer.manifest import Manifest, Tuned, Variant
 from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, SHRINK_ABOVE_BYTES, PlanOptions
 from infer.plan import Plan
 
-_MOST_STREAMS = 8
+MOST_STREAMS = 8
 """Runs that go on at once unless more are asked for: each has memory of its own."""
 
 _WEIGHTS_MOST = 0.25
@@ -85,7 +85,7 @@ def _planned(
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
-    streams = _streams(backend, device, min(threads, machine.cores), spinning, options)
+    streams = _streams(tuned, backend, device, machine, options, threads, spinning, reasons)
     prepared = compiled = None
     if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
         here = f"{backend.name} {backend.version}"
@@ -96,7 +96,7 @@ def _planned(
         elif tuned.prepared:
             prepared = tuned.prepared.graph
             reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
-        elif tuned.compiled and streams == 1:  # as what is kept was compiled
+        elif tuned.compiled and streams == (tuned.streams or 1):  # as what is kept was compiled
             compiled = tuned.compiled.sha256
             reasons.append(
                 f"compiled before: loads in ×{tuned.compiled.load_ratio:.2f} of the time while this user's"
@@ -177,11 +177,28 @@ def _settings(
     return spinning is not False and backend.spins, prepacking is not False
 
 
-def _streams(backend: Backend, device: str, threads: int, spinning: bool, options: PlanOptions) -> int:
-    """How many runs go on at once: as asked, or as many as help where they share threads that are free."""
+def _streams(
+    tuned: Tuned | None,
+    backend: Backend,
+    device: str,
+    machine: Machine,
+    options: PlanOptions,
+    threads: int,
+    spinning: bool,
+    reasons: list[str],
+) -> int:
+    """How many runs go on at once: as asked, as measured to answer more here, or as many as help where they
+    share threads that are free."""
     if options.streams is not None:
         return options.streams
-    return min(threads, _MOST_STREAMS) if backend.overlaps and device == "cpu" and not spinning else 1
+    free = min(threads, machine.cores)
+    most = machine.cores if options.num_threads is None else free
+    if tuned and tuned.streams and tuned.streams <= most and not spinning:
+        reasons.append(
+            f"{tuned.streams} run{'s' * (tuned.streams > 1)} at once: measured to answer most here"
+        )
+        return tuned.streams
+    return min(free, MOST_STREAMS) if backend.overlaps and device == "cpu" and not spinning else 1
 
 
 def _tuned(

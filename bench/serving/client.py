@@ -1,11 +1,18 @@
-"""An open-loop client: requests go out when they are due, whether or not earlier ones were answered."""
+"""An open-loop client: requests go out when they are due, whether or not earlier ones were answered.
+
+One thread and a selector: client and server share the cores here, and what asyncio takes for a request,
+several times as much, would be missing in the server.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import re
+import selectors
+import socket
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
 
 import numpy as np
 
@@ -14,6 +21,11 @@ from infer.signature import Array
 
 _MOST_CONNECTIONS = 512
 """Requests under way. A server that has so many unanswered is beyond its rate."""
+
+_PART_BYTES = 2**18
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
+_LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 
 
 def request(path: str, body: bytes) -> bytes:
@@ -35,130 +47,188 @@ class HttpQuery:
         self._port, self._requests, self._timeout_s = port, requests, timeout_s
 
     def answer(self, number: int) -> bytes:
-        """The body of one answer. Raises `BackendError` if it is not 200."""
-
-        async def ask() -> bytes:
-            connection = await self._connected()
-            status, body = await connection.ask(self._requests[number])
+        """The body of one answer. Raises `OSError`, and `BackendError` if it is not 200."""
+        connection = _Connection(self._port, self._timeout_s)
+        try:
+            found = connection.ask(self._requests[number])
+        finally:
             connection.close()
-            if status != 200:
-                raise BackendError(f"status {status}: {body[:200].decode(errors='replace')}")
-            return body
-
-        return asyncio.run(ask())
+        if found.status != 200:
+            raise BackendError(f"status {found.status}: {found.body[:200].decode(errors='replace')}")
+        return found.body
 
     def turn(self, count: int) -> Array:
-        """One request after another; milliseconds."""
-
-        async def ask() -> list[float]:
-            connection, found = await self._connected(), []
+        """One request after another; milliseconds. Raises `OSError`."""
+        connection, taken = _Connection(self._port, self._timeout_s), []
+        try:
             for number in range(count):
                 start = time.perf_counter()
-                status, _ = await connection.ask(self._requests[number % len(self._requests)])
-                found.append(1e3 * (time.perf_counter() - start) if status == 200 else np.inf)
+                found = connection.ask(self._requests[number % len(self._requests)])
+                taken.append(1e3 * (time.perf_counter() - start) if found.status == 200 else np.inf)
+        finally:
             connection.close()
-            return found
-
-        return np.array(asyncio.run(ask()))
+        return np.array(taken)
 
     def serve(self, due_s: Array) -> Array:
         """Each request when it is due; milliseconds since then."""
-        return np.array(asyncio.run(self._serve(due_s.tolist())))
-
-    async def _serve(self, due_s: list[float]) -> list[float]:
-        idle: deque[_Connection] = deque()
-        under_way = 0
-        latencies = [np.inf] * len(due_s)
-        start = time.perf_counter() + 0.05
-
-        async def ask(number: int) -> None:
-            nonlocal under_way
-            try:
-                connection = await self._idle_or_new(idle)
-                raw = self._requests[number % len(self._requests)]
-                status, _ = await asyncio.wait_for(connection.ask(raw), self._timeout_s)
-                if status == 200:
-                    latencies[number] = 1e3 * (time.perf_counter() - start - due_s[number])
-                idle.append(connection)
-            except (OSError, asyncio.TimeoutError):
-                pass  # infinitely late, and its connection is not used again
-            finally:
-                under_way -= 1
-
-        tasks = []
-        for number, due in enumerate(due_s):
-            wait = start + due - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            if under_way < _MOST_CONNECTIONS:
-                under_way += 1
-                tasks.append(asyncio.ensure_future(ask(number)))
-        await asyncio.gather(*tasks)
-        for connection in idle:
-            connection.close()
+        latencies, due = np.full(len(due_s), np.inf), due_s.tolist()
+        with _Pool(self._port, self._timeout_s) as pool:
+            number, start = 0, time.perf_counter() + 0.05
+            while number < len(due) or pool.asked:
+                now = time.perf_counter() - start
+                while number < len(due) and due[number] <= now:
+                    if len(pool.asked) < _MOST_CONNECTIONS:
+                        pool.send(self._requests[number % len(self._requests)], number)
+                    number += 1
+                wait_s = due[number] - now if number < len(due) else self._timeout_s * bool(pool.asked)
+                for answered, status in pool.answers(wait_s):
+                    if status == 200:
+                        latencies[answered] = 1e3 * (time.perf_counter() - start - due[answered])
         return latencies
 
-    async def _idle_or_new(self, idle: deque[_Connection]) -> _Connection:
-        while idle:
-            connection = idle.pop()
-            if not connection.closed:  # servers close those that were idle for some seconds
-                return connection
-        return await self._connected()
 
-    async def _connected(self) -> _Connection:
-        loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(_Connection, "127.0.0.1", self._port)
+@dataclass(frozen=True)
+class _Answer:
+    """`last`: whether the server closes the connection after it."""
+
+    status: int
+    body: bytes
+    last: bool
+
+
+class _Pool:
+    """Connections that wait for an answer, or idle.
+
+    Attributes:
+        asked: those that wait → when it is too late; what was asked first comes first.
+    """
+
+    def __init__(self, port: int, timeout_s: float) -> None:
+        self._port, self._timeout_s = port, timeout_s
+        self._selector = selectors.DefaultSelector()
+        self._idle: list[_Connection] = []
+        self.asked: dict[_Connection, float] = {}
+
+    def __enter__(self) -> _Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for connection in [*self.asked, *self._idle]:
+            self._drop(connection)
+        self._selector.close()
+
+    def send(self, raw: bytes, number: int) -> None:
+        """Request `number`; one that cannot be sent is never answered."""
+        try:
+            connection = self._idle.pop() if self._idle else self._connected()
+        except OSError:
+            return
+        connection.number = number
+        self.asked[connection] = time.monotonic() + self._timeout_s
+        try:
+            if not connection.send(raw):
+                self._watch(connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+        except OSError:
+            self._drop(connection)
+
+    def answers(self, wait_s: float) -> Iterator[tuple[int, int]]:
+        """Number and status of what is answered, or will be within `wait_s`; none if the first to come is
+        no whole answer."""
+        now = time.monotonic()
+        while self.asked and (first := next(iter(self.asked))) and self.asked[first] <= now:
+            self._drop(first)
+        if self.asked:
+            wait_s = min(wait_s, self.asked[next(iter(self.asked))] - now)
+        for key, events in self._selector.select(max(0.0, wait_s)):
+            connection: _Connection = key.data
+            try:
+                if events & selectors.EVENT_WRITE and connection.send():
+                    self._watch(connection, selectors.EVENT_READ)
+                found = connection.read() if events & selectors.EVENT_READ else None
+            except OSError:  # of those that idle, too: servers close them after some time
+                self._drop(connection)
+                continue
+            if found is None:
+                continue
+            if found.last:
+                self._drop(connection)
+            else:
+                del self.asked[connection]
+                self._idle.append(connection)
+            yield connection.number, found.status
+
+    def _connected(self) -> _Connection:
+        connection = _Connection(self._port, 0.0)
+        self._selector.register(connection.socket, selectors.EVENT_READ, connection)
         return connection
 
+    def _watch(self, connection: _Connection, events: int) -> None:
+        self._selector.modify(connection.socket, events, connection)
 
-class _Connection(asyncio.Protocol):
-    """One request at a time."""
+    def _drop(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.socket)
+        connection.close()
+        if self.asked.pop(connection, None) is None:
+            self._idle.remove(connection)
 
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
+
+class _Connection:
+    """One request at a time.
+
+    Attributes:
+        number: of the request that it was asked last.
+    """
+
+    def __init__(self, port: int, timeout_s: float) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.settimeout(timeout_s)
+        self.number = -1
+        self._unsent = self._read = b""
+
+    def ask(self, raw: bytes) -> _Answer:
+        """Waits for the answer. Raises `OSError`."""
+        self.socket.sendall(raw)
+        while (found := self.read()) is None:
+            pass
+        return found
+
+    def send(self, raw: bytes = b"") -> bool:
+        """As much of what is to be sent as there is room for; whether that is all. Raises `OSError`."""
+        unsent = self._unsent + raw
+        try:
+            self._unsent = unsent[self.socket.send(unsent) :]
+        except BlockingIOError:
+            self._unsent = unsent
+        return not self._unsent
+
+    def read(self) -> _Answer | None:
+        """The answer, once all of it is there. Raises `OSError`."""
+        try:
+            part = self.socket.recv(_PART_BYTES)
+        except BlockingIOError:
+            return None
+        if not part:
+            raise ConnectionResetError("the server closed the connection")
+        self._read += part
+        head, found, rest = self._read.partition(b"\r\n\r\n")
+        body = _body(head, rest) if found else None
+        if body is None:
+            return None
         self._read = b""
-        self._waiting: asyncio.Future[tuple[int, bytes]] | None = None
-        self.closed = False
-
-    def ask(self, raw: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Status and body of the answer."""
-        assert self._transport is not None
-        self._waiting = asyncio.get_running_loop().create_future()
-        self._transport.write(raw)
-        return self._waiting
+        return _Answer(int(head[9:12]), body, _LAST.search(head) is not None)
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.closed = True
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_exception(ConnectionResetError("the server closed the connection"))
-
-    def data_received(self, data: bytes) -> None:
-        self._read += data
-        head, found, body = self._read.partition(b"\r\n\r\n")
-        if not found:
-            return
-        whole = _body(head, body)
-        if whole is None:
-            return
-        self._read = b""
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result((int(head[9:12]), whole))
+        self.socket.close()
 
 
 def _body(head: bytes, rest: bytes) -> bytes | None:
     """The body that `rest` begins with, if all of it is there, in one part or in chunks."""
-    headers = [line.lower().partition(b":") for line in head.split(b"\r\n")[1:]]
-    fields = {name: value.strip() for name, _, value in headers}
-    if fields.get(b"transfer-encoding") != b"chunked":
-        length = int(fields.get(b"content-length", b"0"))
+    if not _CHUNKED.search(head):
+        told = _LENGTH.search(head)
+        length = int(told[1]) if told else 0
         return rest[:length] if len(rest) >= length else None
     parts = []
     while True:

@@ -19,6 +19,7 @@ from infer.wording import shown, size
 
 if TYPE_CHECKING:
     from infer.optimizer import Optimized, OtherRows, Verdict
+    from infer.optimizer.outcome import Settings
 
 
 @click.command("optimize")
@@ -159,6 +160,7 @@ def _document(found: Optimized) -> dict[str, Any]:
         "num_threads": found.outcome.settings.num_threads,
         "spinning": found.outcome.settings.spinning,
         "prepacking": found.outcome.settings.prepacking,
+        "streams": found.outcome.settings.streams,
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "other_rows": None if other is None else _other_rows(other),
         "budget": found.budget,
@@ -172,6 +174,11 @@ def _document(found: Optimized) -> dict[str, Any]:
             for verdict in found.verdicts
         ],
     }
+
+
+def _at_once(settings: Settings) -> str:
+    streams = settings.streams or 1
+    return f", {streams} runs at once" if streams > 1 else ""
 
 
 def _other_rows(other: OtherRows) -> dict[str, Any]:
@@ -201,7 +208,7 @@ def _report(found: Optimized, output: Path) -> None:
         (
             "runs on",
             f"{_on(found.outcome.runtime, variant.compute_dtype)},"
-            f" threads {found.outcome.settings.num_threads}",
+            f" threads {found.outcome.settings.num_threads}{_at_once(found.outcome.settings)}",
         ),
         ("budget", _budget(found)),
         ("judged on", found.data),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -243,23 +244,36 @@ class Contender:
 
 
 class _Asked:
-    """A contender that answers all of `timed` as one query, in a session that can be opened anew."""
+    """A contender that answers feeds as one query, in a session that can be opened anew: from as many
+    callers as the session has streams, each with its share of `timed`.
+
+    Attributes:
+        timed: what is asked; more of it makes the query longer.
+    """
 
     def __init__(self, contender: Contender, timed: Sequence[Feeds], stack: ExitStack) -> None:
-        self._contender, self._timed = contender, timed
+        self._contender, self.timed = contender, timed
         self._own = stack.enter_context(ExitStack())
         self._session = self._own.enter_context(contender.opening())
+        self.callers = self._session.plan.streams
+        self._pool = stack.enter_context(ThreadPoolExecutor(self.callers))
 
     def reopen(self) -> None:
         self._own.close()
         self._session = self._own.enter_context(self._contender.opening())
 
     def turn(self, count: int) -> Array:
-        run, timed = self._session.run, self._timed
+        run, timed, callers = self._session.run, self.timed, self.callers
+
+        def ask(caller: int) -> None:
+            for feeds in timed[caller::callers]:
+                run(feeds)
 
         def call() -> None:
-            for feeds in timed:
-                run(feeds)
+            if callers == 1:
+                ask(0)
+            else:
+                list(self._pool.map(ask, range(callers)))
 
         return Call(call).turn(count)
 
@@ -275,7 +289,8 @@ def time_ratio(
     progress: Progress,
     starts: int,
 ) -> Estimate:
-    """How many times as long `contender` takes as `against` for all of `timed`, asked in turns.
+    """How many times as long `contender` takes as `against` for all of `timed`, asked in turns; where one
+    has several streams, for as many times all of it.
 
     Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
     same graph were seen 6 % apart. Fewer times, but twice, if opening would take longer than timing.
@@ -284,6 +299,8 @@ def time_ratio(
         start = time.perf_counter()
         ours, theirs = _Asked(contender, timed, stack), _Asked(against, timed, stack)
         opening_s = time.perf_counter() - start
+        most = max(ours.callers, theirs.callers)
+        ours.timed = theirs.timed = [feeds for feeds in timed for _ in range(most)]
         starts = min(starts, max(2, int(seconds / opening_s)))
 
         def restart() -> None:

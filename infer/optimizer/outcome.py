@@ -71,6 +71,7 @@ class Settings:
     num_threads: int
     spinning: bool = True
     prepacking: bool = True
+    streams: int | None = None
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,9 @@ from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
+from infer.optimizer.running import Running
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
-from infer.optimizer.timing import much_slower, speed_said
+from infer.optimizer.timing import much_slower
 from infer.optimizer.trial import Attempt, Trial
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
@@ -57,12 +58,6 @@ from infer.session import Session, open_session
 Progress = Callable[[str], None]
 
 FUSED = "fp32-fused"
-
-SETTINGS = {
-    "no-spinning": ("spinning", 2),  # threads that wait keep cores from whoever else needs them
-    "no-prepacking": ("prepacking", 1),  # a few rows do not repay a layout made for many
-}
-"""What to try on the best → what it turns off, and from how many threads on."""
 
 
 def optimize(
@@ -235,8 +230,7 @@ class _Search:
                         self._try_dtypes(target)
                     for target in self._targets.values():
                         self._try_recipes(target)
-                self._try_threads()
-                self._try_settings()
+                self._running.tune()
                 self._try_other_rows()
             except _OutOfTimeError:
                 unfinished = OUT_OF_TIME
@@ -359,45 +353,6 @@ class _Search:
             yield before
         yield from making.spared(name)
 
-    def _try_threads(self) -> None:
-        """Fewer threads are faster for small graphs."""
-        plan = self._trial.reference.plan
-        if self._options.num_threads is not None or plan.device != "cpu":
-            return
-        for count in sorted({1, plan.num_threads // 2} - {0, plan.num_threads}, reverse=True):
-            self._try_setting(f"threads-{count}", replace(self.outcome.settings, num_threads=count))
-
-    def _try_settings(self) -> None:
-        """Whatever ONNX Runtime does by default, and does not always pay."""
-        if self._best.backend != "onnxruntime" or self._trial.reference.plan.device != "cpu":
-            return
-        for name, (setting, threads) in SETTINGS.items():
-            if self.outcome.settings.num_threads >= threads:
-                self._try_setting(name, replace(self.outcome.settings, **{setting: False}))
-
-    def _try_setting(self, name: str, settings: Settings) -> None:
-        """The best, run another way."""
-        found = self._trial.workshop.known(name)
-        if found is None:
-            self._check_time()
-            best = self._best
-            contender = replace(self._trial.timing.contender(best, settings), name=f"{best.name}, {name}")
-            ratio = self._trial.timing.ratio(contender, self._contender)
-            found = self._trial.workshop.note(
-                Verdict(
-                    name,
-                    verdict(ratio) == "faster",
-                    speed_said(ratio),
-                    best.precision,
-                    best.exact,
-                    best.backend,
-                    ratio=ratio,
-                    against=best.name,
-                )
-            )
-        if found.kept:
-            self.outcome.settings = settings
-
     def _try_other_rows(self) -> None:
         """Something else, for feeds of another size than those of the search."""
         trial = self._trial
@@ -442,13 +397,17 @@ class _Search:
         self.outcome.keep(variant, found, change, runtime_of(found.backend))
 
     @property
+    def _running(self) -> Running:
+        return Running(self._trial, self._start, self.outcome, self._check_time)
+
+    @property
     def _best(self) -> Verdict:
-        return self.outcome.best or self._start
+        return self._running.best
 
     @property
     def _contender(self) -> Contender:
         """The best so far, with its settings."""
-        return self._trial.timing.contender(self._best, self.outcome.settings)
+        return self._running.contender
 
     def _try(self, attempt: Attempt) -> Verdict:
         """Try one thing, unless the time is over. Raises `_OutOfTimeError`."""

@@ -196,7 +196,12 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
 def _compiled(artifact: Artifact, plan: Tuned, one_of_two: bool) -> Tuned:
     """The plan with its model as the backend compiles it here for the feeds that warm a session up, if the
     first answer comes sooner with it."""
-    options = PlanOptions(device=plan.device, variant=plan.variant, num_threads=plan.num_threads)
+    options = PlanOptions(
+        device=plan.device,
+        variant=plan.variant,
+        num_threads=plan.num_threads,
+        streams=plan.streams,
+    )
     _, feeds, _ = next(artifact.golden())
     dim = batch_dim(artifact.manifest.signature)
     if one_of_two and dim is not None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +21,16 @@ from infer import planner
 from infer.artifact import Artifact
 from infer.backends.openvino import OpenvinoBackend
 from infer.errors import InputError, MissingPackageError
+from infer.machine import this_machine
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, parse_budget
 from infer.optimizer import making as making_module
+from infer.optimizer import running as running_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
+from infer.optimizer.gates import Contender, time_ratio
 from infer.optimizer.outcome import Settings
-from infer.optimizer.search import SETTINGS
+from infer.optimizer.running import SWITCHES
 from infer.optimizer.targets import Target
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, optimized, rough, why
@@ -51,7 +59,7 @@ def test_settings_are_kept_where_they_are_faster(
 ) -> None:
     """One on top of the other, as the plan for this machine; a single thread does not wait for others."""
     plant({}, speeds={"reference, no-spinning": 0.7, "reference, no-prepacking": 0.8})
-    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(running_module, "SWITCHES", SWITCHES)
     found = optimized(classifier, tmp_path / "two.infer", num_threads=2)
     assert why(found) == {"no-spinning": (True, "faster"), "no-prepacking": (True, "faster")}
     assert found.outcome.settings == Settings(2, spinning=False, prepacking=False)
@@ -67,12 +75,101 @@ def test_settings_are_kept_where_they_are_faster(
     assert one.outcome.settings == Settings(1)
 
 
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are."""
+    two = replace(this_machine(), cores=2)
+    for module in ("session", "optimizer.search", "optimizer.timing", "optimizer.writing"):
+        monkeypatch.setattr(f"infer.{module}.this_machine", lambda: two)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "kept", "settings", "streams"),
+    [
+        ({}, set(), Settings(2), 1),
+        ({"streams-2": 0.7}, {"streams-2"}, Settings(2, spinning=False, streams=2), 2),
+        ({"a-thread-each": 0.7}, {"a-thread-each"}, Settings(1, spinning=False, streams=2), 2),
+        (
+            {"threads-1": 0.9, "a-thread-each": 0.7},
+            {"threads-1", "a-thread-each"},
+            Settings(1, spinning=False, streams=2),
+            2,
+        ),
+        # a plan without spinning would have two by itself
+        ({"no-spinning": 0.9}, {"no-spinning"}, Settings(2, spinning=False, streams=1), 1),
+    ],
+    ids=["as it is", "sharing threads", "a thread each", "one thread before", "one alone"],
+)
+def test_several_runs_at_once_for_throughput(
+    speeds: dict[str, float],
+    kept: set[str],
+    settings: Settings,
+    streams: int,
+    classifier: Path,
+    tmp_path: Path,
+    plant: Plant,
+    two_cores: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where that is faster they are part of the plan, within the cores that a caller asks for; where one
+    is, that is."""
+    plant({}, speeds={f"reference, {name}": speed for name, speed in speeds.items()})
+    monkeypatch.setattr(running_module, "SWITCHES", {"no-spinning": SWITCHES["no-spinning"]})
+    path = tmp_path / "out.infer"
+    found = optimized(classifier, path, num_threads=None, objective="throughput")
+    assert {name for name, (is_kept, _) in why(found).items() if is_kept} == kept
+    assert {"a-thread-each"} < why(found).keys()
+    assert ("streams-2" in why(found)) == ("threads-1" not in kept)
+    assert found.outcome.settings == settings
+    with infer.load(path) as session, infer.load(path, streams=1) as one:
+        assert session.plan.streams == streams
+        assert one.plan.streams == 1
+        said = f"{streams} run{'s' * (streams > 1)} at once: measured to answer most here"
+        assert (said in session.plan.reasons) == (settings.streams is not None)
+    with infer.load(path, num_threads=1) as narrow:
+        assert narrow.plan.streams == 1
+    assert infer_command("inspect", path).out.count(", 2 runs at once") == (streams == 2)
+
+
+def test_for_latency_one_run_is_timed(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A lone caller gains nothing by several."""
+    plant({}, speeds={"reference, streams-2": 0.1, "reference, a-thread-each": 0.1})
+    assert why(optimized(classifier, tmp_path / "out.infer", num_threads=2)) == {}
+
+
+@pytest.mark.parametrize(("streams", "against"), [(1, 1), (2, 1), (3, 2)])
+def test_streams_are_timed_by_as_many_callers(streams: int, against: int) -> None:
+    """Both contenders answer all feeds equally often, each from as many threads as it has streams."""
+    feeds = [{"x": np.full(1, number)} for number in range(3)]
+
+    class Asked:
+        def __init__(self, streams: int) -> None:
+            self.plan, self.seen = SimpleNamespace(streams=streams), []
+
+        def run(self, feeds: dict[str, np.ndarray]) -> None:
+            time.sleep(0.001)
+            self.seen.append((threading.get_ident(), float(feeds["x"][0])))
+
+    sessions = [Asked(streams), Asked(against)]
+    contenders = [
+        Contender(f"{each.plan.streams}", lambda each=each: nullcontext(each)) for each in sessions
+    ]
+    ratio = time_ratio(*contenders, feeds, 0.2, lambda said: None, 1)
+    for each in sessions:
+        assert len({thread for thread, _ in each.seen}) == each.plan.streams
+        counts = Counter(number for _, number in each.seen)
+        assert set(counts.values()) == {len(each.seen) // 3}
+        assert len(each.seen) % (3 * streams) == 0
+    assert ratio.low < against / streams * 1.5
+    assert ratio.high > against / streams / 1.5
+
+
 def test_settings_are_measured(
     classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the best so far, with a ratio and its interval; what is not surely faster is not in the plan."""
     plant({})
-    monkeypatch.setattr(search_module, "SETTINGS", SETTINGS)
+    monkeypatch.setattr(running_module, "SWITCHES", SWITCHES)
     found = optimized(classifier, tmp_path / "out.infer", gate_s=0.05)
     (verdict,) = found.verdicts
     assert (verdict.name, verdict.against) == ("no-prepacking", "reference")
