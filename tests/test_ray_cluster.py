@@ -209,6 +209,33 @@ def test_versions_change_under_load(net: Any, nodes: Nodes, versions: list[str],
         assert "damaged.infer" in told["refused"]
 
 
+def test_a_replica_is_added_while_requests_wait(
+    nodes: Nodes, versions: list[str], record_property: Callable[[str, object], None]
+) -> None:
+    """Where there are more under way than one is to have. No request fails for it, and the new one answers,
+    too."""
+    from ray import serve
+
+    limits = ReplicaOptions(max_replicas=2, target_ongoing_requests=0.5)
+    handle = serve.run(application(versions[0], limits), name="growing", route_prefix="/growing")
+    try:
+        before = {status["pid"] for status in _statuses(handle, 1)}
+        with Load(handle, f"{nodes.url}/growing", SEEDS[:1]) as load:
+            began = time.monotonic()
+            after = {status["pid"] for status in _statuses(handle, 2)}
+            added_s = time.monotonic() - began
+            record_property("a second replica after s", added_s)
+            print(f"a second replica after {added_s:.1f} s")
+            at = load.asked()
+            until(lambda: load.asked() > at + 150, "nothing is answered")
+        assert before < after
+        assert not load.wrong
+        assert not load.lost
+        assert load.counts["failed"] == 0
+    finally:
+        serve.delete("growing")
+
+
 def test_several_models_in_one_replica_that_has_room_for_one(nodes: Nodes, versions: list[str]) -> None:
     """Each request is answered by the model that it names; unknown ones are 404; and what comes while one
     runs and one waits is refused with Retry-After, not kept."""

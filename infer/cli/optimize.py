@@ -49,7 +49,8 @@ if TYPE_CHECKING:
     type=click.Choice(["latency", "throughput", "size"]),
     default="latency",
     show_default=True,
-    help="What is to become better: the time of single rows, of batches of 8, or the file's size.",
+    help="What is to become better: the time of single rows; that of batches of 8, also several at once; or"
+    " the file's size.",
 )
 @click.option(
     "--time",
