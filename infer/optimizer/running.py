@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from infer.backends import load_backend
 from infer.measure.statistics import verdict
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import Outcome, Settings
@@ -81,7 +82,9 @@ class Running:
             self.outcome.settings = replace(settings, streams=1)
 
     def _at_once(self, count: int) -> Settings:
-        return replace(self.outcome.settings, streams=count, spinning=False)
+        settings = self.outcome.settings
+        spinning = settings.spinning and not load_backend(self.best.backend).spins
+        return replace(settings, streams=count, spinning=spinning)
 
     def _try(self, name: str, settings: Settings) -> bool:
         """Whether the best is faster so, and is run so from now on."""
