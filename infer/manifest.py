@@ -293,6 +293,8 @@ def _check(manifest: Manifest, where: str) -> None:
         raise ArtifactError(f"{where} has a plan for unknown variants {sorted(unknown)}")
     if any(tuned.num_threads < 1 for tuned in manifest.tuned):
         raise ArtifactError(f"{where} has a plan for less than one thread")
+    if any(tuned.streams is not None and tuned.streams < 1 for tuned in manifest.tuned):
+        raise ArtifactError(f"{where} has a plan for less than one run at once")
     for place in {(tuned.machine, tuned.device) for tuned in manifest.tuned}:
         begins = sorted(t.rows_from for t in manifest.tuned if (t.machine, t.device) == place)
         if begins[0] != 1 or len(begins) > 2 or len(set(begins)) < len(begins):

@@ -45,8 +45,9 @@ class PlanOptions:
 
     streams: int | None = None
     """How many runs of a session's batcher go on at once, 1 to `MAX_THREADS`, and share the threads.
-    Default: one, where threads spin, since they would take them from each other; elsewhere, with ONNX
-    Runtime on a CPU, as many as there are threads, at most 8. Each needs memory of its own for what the
+    Default: as many as were measured to answer most here (`infer optimize --objective throughput`); else
+    one, where threads spin, since they would take them from each other; elsewhere, with ONNX Runtime on a
+    CPU, as many as there are threads, at most 8. Each needs memory of its own for what the
     graph computes. OpenVINO divides the threads among them, which makes a lone run slower."""
 
     prepacking: bool | None = None

@@ -44,6 +44,12 @@ class Plan:
         return self.larger if self.larger is not None and rows >= self.larger.rows_from else self
 
     @property
+    def cores(self) -> int:
+        """The most that its runs keep busy."""
+        larger = self.larger.cores if self.larger else 1
+        return max(self.num_threads, self.streams, larger)
+
+    @property
     def variants(self) -> tuple[str, ...]:
         """The names of those that answer, once each."""
         return tuple(dict.fromkeys((self.variant, self.larger.variant if self.larger else self.variant)))

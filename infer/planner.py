@@ -78,7 +78,7 @@ def _planned(
                 f"more threads than cores ({machine.cores}) wait for each other: no spinning, and fewer"
                 f" would be faster"
             )
-    elif tuned and tuned.num_threads < machine.cores:
+    elif tuned and tuned.num_threads < machine.cores and not _for_others(tuned, spinning, options):
         threads = tuned.num_threads
         reasons.append(f"{threads} of {machine.cores} cores: measured to be faster here than all")
     else:
@@ -177,6 +177,12 @@ def _settings(
     return spinning is not False and backend.spins, prepacking is not False
 
 
+def _for_others(tuned: Tuned, spinning: bool, options: PlanOptions) -> bool:
+    """Whether its threads are those of each of several runs at once, which there will not be."""
+    several = tuned.streams is not None and tuned.streams > 1
+    return several and (spinning or options.streams not in (None, tuned.streams))
+
+
 def _streams(
     tuned: Tuned | None,
     backend: Backend,
@@ -192,12 +198,10 @@ def _streams(
     if options.streams is not None:
         return options.streams
     free = min(threads, machine.cores)
-    most = machine.cores if options.num_threads is None else free
-    if tuned and tuned.streams and tuned.streams <= most and not spinning:
-        reasons.append(
-            f"{tuned.streams} run{'s' * (tuned.streams > 1)} at once: measured to answer most here"
-        )
-        return tuned.streams
+    if tuned and tuned.streams and not spinning:
+        streams = min(tuned.streams, machine.cores if options.num_threads is None else free)
+        reasons.append(f"{streams} run{'s' * (streams > 1)} at once: measured to answer most here")
+        return streams
     return min(free, MOST_STREAMS) if backend.overlaps and device == "cpu" and not spinning else 1
 
 

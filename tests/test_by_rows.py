@@ -272,6 +272,18 @@ def test_what_was_loaded_is_closed_if_the_other_cannot_be(
 
 
 @pytest.mark.parametrize(
+    ("change", "why"),
+    [({"num_threads": 0}, "less than one thread"), ({"streams": -1}, "less than one run at once")],
+)
+def test_plans_that_nothing_could_follow_are_refused(make: Make, change: dict[str, int], why: str) -> None:
+    """Rather than waited for."""
+    path = make()
+    edit_manifest(path, lambda data: data["tuned"][0].update(change))
+    with pytest.raises(ArtifactError, match=f"has a plan for {why}"):
+        Artifact.open(path)
+
+
+@pytest.mark.parametrize(
     ("begins", "why"),
     [((1, 1), r"\[1, 1\]"), ((2, 4), r"\[2, 4\]"), ((1, 2, 3), r"\[1, 2, 3\]"), ((0,), r"\[0\]")],
 )

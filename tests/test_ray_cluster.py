@@ -212,8 +212,7 @@ def test_versions_change_under_load(net: Any, nodes: Nodes, versions: list[str],
 def test_a_replica_is_added_while_requests_wait(
     nodes: Nodes, versions: list[str], record_property: Callable[[str, object], None]
 ) -> None:
-    """Where there are more under way than one is to have. No request fails for it, and the new one answers,
-    too."""
+    """Where there are more under way than one is to have, and no request fails for it."""
     from ray import serve
 
     limits = ReplicaOptions(max_replicas=2, target_ongoing_requests=0.5)

@@ -77,7 +77,7 @@ def test_what_is_no_answer_is_infinitely_late(port: int) -> None:
     found = query.serve(due)
     answered = np.array([paths[i % 6] in ("/plain", "/last", "/chunks") for i in range(24)])
     np.testing.assert_array_equal(np.isfinite(found), answered)
-    assert (found[answered] > 0).all()
+    assert (found[answered] < 400).all()
     chunks = np.array([paths[i % 6] == "/chunks" for i in range(24)])
     assert (found[chunks] >= 40).all()
     np.testing.assert_array_equal(

@@ -12,7 +12,7 @@ documentation has it, with batching where they have some.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _RUNTIME = ("onnxruntime==1.32.0", "tokenizers>=0.21", "numpy>=2")
@@ -45,6 +45,17 @@ class Server:
     ours: bool = False
 
 
+_FASTAPI = Server(
+    "fastapi",
+    "FastAPI, and ONNX Runtime in its threads",
+    ("-m", "uvicorn", "bench.serving.servers.fastapi_app:app", "--port", "{port}", "--workers",
+     "{workers}", "--log-level", "warning"),
+    "/embed",
+    lambda text: {"text": text},
+    lambda answer: answer["vector"],
+    "https://fastapi.tiangolo.com/async/",
+)  # fmt: skip
+
 SERVERS: tuple[Server, ...] = (
     Server(
         "infer",
@@ -57,25 +68,12 @@ SERVERS: tuple[Server, ...] = (
         "README.md",
         ours=True,
     ),
-    Server(
-        "fastapi",
-        "FastAPI, and ONNX Runtime in its threads",
-        ("-m", "uvicorn", "bench.serving.servers.fastapi_app:app", "--port", "{port}", "--workers",
-         "{workers}", "--log-level", "warning"),
-        "/embed",
-        lambda text: {"text": text},
-        lambda answer: answer["vector"],
-        "https://fastapi.tiangolo.com/async/",
-    ),
-    Server(
-        "fastapi-calm",
-        "FastAPI, and ONNX Runtime in its threads, without spinning",
-        ("-m", "uvicorn", "bench.serving.servers.fastapi_app:app", "--port", "{port}", "--workers",
-         "{workers}", "--log-level", "warning"),
-        "/embed",
-        lambda text: {"text": text},
-        lambda answer: answer["vector"],
-        "https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
+    _FASTAPI,
+    replace(
+        _FASTAPI,
+        name="fastapi-calm",
+        about=f"{_FASTAPI.about}, without spinning",
+        documentation="https://onnxruntime.ai/docs/performance/tune-performance/threading.html",
         environment={"SPINNING": "0"},
     ),
     Server(

@@ -80,6 +80,7 @@ class HttpQuery:
                     if len(pool.asked) < _MOST_CONNECTIONS:
                         pool.send(self._requests[number % len(self._requests)], number)
                     number += 1
+                now = time.perf_counter() - start
                 wait_s = due[number] - now if number < len(due) else self._timeout_s * bool(pool.asked)
                 for answered, status in pool.answers(wait_s):
                     if status == 200:
@@ -105,7 +106,8 @@ class _Pool:
 
     def __init__(self, port: int, timeout_s: float) -> None:
         self._port, self._timeout_s = port, timeout_s
-        self._selector = selectors.DefaultSelector()
+        # epoll and poll wait for whole milliseconds, and requests would go out late
+        self._selector = selectors.SelectSelector()
         self._idle: list[_Connection] = []
         self.asked: dict[_Connection, float] = {}
 

@@ -19,7 +19,6 @@ from infer.wording import shown, size
 
 if TYPE_CHECKING:
     from infer.optimizer import Optimized, OtherRows, Verdict
-    from infer.optimizer.outcome import Settings
 
 
 @click.command("optimize")
@@ -177,11 +176,6 @@ def _document(found: Optimized) -> dict[str, Any]:
     }
 
 
-def _at_once(settings: Settings) -> str:
-    streams = settings.streams or 1
-    return f", {streams} runs at once" if streams > 1 else ""
-
-
 def _other_rows(other: OtherRows) -> dict[str, Any]:
     return {
         "variant": other.variant,
@@ -208,8 +202,7 @@ def _report(found: Optimized, output: Path) -> None:
         ("variant", f"{variant.name}, {variant.precision}, {size(variant.size_bytes)}"),
         (
             "runs on",
-            f"{_on(found.outcome.runtime, variant.compute_dtype)},"
-            f" threads {found.outcome.settings.num_threads}{_at_once(found.outcome.settings)}",
+            f"{_on(found.outcome.runtime, variant.compute_dtype)}, {found.outcome.settings.said}",
         ),
         ("budget", _budget(found)),
         ("judged on", found.data),
@@ -231,7 +224,7 @@ def _report(found: Optimized, output: Path) -> None:
     if other := found.outcome.other:
         at = f"from {other.rows_from} rows" if other.larger else f"below {other.rows_from} rows"
         runtime = _on(other.runtime, other.found.compute_dtype)
-        said = f"{other.variant} on {runtime}, threads {other.settings.num_threads}"
+        said = f"{other.variant} on {runtime}, {other.settings.said}"
         facts.insert(
             3, (at, f"{said}: ×{other.ratio.value:.3f} of the time of {found.best} with {other.rows}")
         )

@@ -131,8 +131,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
 @click.option(
     "--streams",
     type=click.IntRange(1, MAX_THREADS),
-    help="Runs of a model that go on at once, each with memory of its own; default: as many as threads, at"
-    " most 8, with ONNX Runtime on a CPU, else 1.",
+    help="Runs of a model that go on at once, each with memory of its own; default: as many as were"
+    " measured to answer most here, else as threads, at most 8, with ONNX Runtime on a CPU, else 1.",
 )
 @click.option(
     "--share-weights",

@@ -12,7 +12,7 @@ from dataclasses import replace
 from infer.feeds import batch_dim
 from infer.measure.statistics import verdict
 from infer.optimizer.gates import Contender
-from infer.optimizer.outcome import OtherRows, Outcome, runtime_of
+from infer.optimizer.outcome import OtherRows, Outcome, Settings, at_once, runtime_of
 from infer.optimizer.timing import Choice, Timing
 from infer.optimizer.trial import Trial
 from infer.optimizer.verdict import Verdict
@@ -45,15 +45,18 @@ def faster_at(
     there is nothing. `check_time` is called before each step, and may raise. Raises `InferError` if the
     reference or the best cannot be run so."""
     best = Choice(outcome.best or start, outcome.settings)
-    timing, usual = trial.timing, trial.timing.usual
-    if (best.settings.streams or 1) > 1:
-        usual = replace(usual, streams=best.settings.streams, spinning=False)
+    timing, streams = trial.timing, best.settings.streams or 1
+
+    def usual(found: Verdict) -> Settings:
+        return at_once(timing.usual, streams, found.backend) if streams > 1 else timing.usual
+
     leader = best
     for found in _candidates(trial, start, outcome):
         check_time()
-        leader = _faster(timing, Choice(found, usual), leader, rows)
+        leader = _faster(timing, Choice(found, usual(found)), leader, rows)
     if trial.options.num_threads is None and trial.reference.plan.device == "cpu":
-        leader = _faster(timing, replace(leader, settings=replace(usual, num_threads=1)), leader, rows)
+        one = replace(usual(leader.found), num_threads=1)
+        leader = _faster(timing, replace(leader, settings=one), leader, rows)
     nothing = f"nothing is surely faster than {best.found.name}, by enough"
     if leader == best:
         return nothing

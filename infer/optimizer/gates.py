@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -290,7 +291,7 @@ def time_ratio(
     starts: int,
 ) -> Estimate:
     """How many times as long `contender` takes as `against` for all of `timed`, asked in turns; where one
-    has several streams, for as many times all of it.
+    has several streams, for all of it as often as each caller of either has the same share.
 
     Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
     same graph were seen 6 % apart. Fewer times, but twice, if opening would take longer than timing.
@@ -299,8 +300,9 @@ def time_ratio(
         start = time.perf_counter()
         ours, theirs = _Asked(contender, timed, stack), _Asked(against, timed, stack)
         opening_s = time.perf_counter() - start
-        most = max(ours.callers, theirs.callers)
-        ours.timed = theirs.timed = [feeds for feeds in timed for _ in range(most)]
+        # a share for each caller, and all of the same length
+        callers = math.lcm(ours.callers, theirs.callers)
+        ours.timed = theirs.timed = [*timed] * (callers // math.gcd(callers, len(timed)))
         starts = min(starts, max(2, int(seconds / opening_s)))
 
         def restart() -> None:

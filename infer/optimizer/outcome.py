@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from infer.artifact import Artifact
 from infer.backends import load_backend
@@ -73,6 +73,18 @@ class Settings:
     prepacking: bool = True
     streams: int | None = None
 
+    @property
+    def said(self) -> str:
+        """In a few words."""
+        streams = self.streams or 1
+        return f"threads {self.num_threads}{f', {streams} runs at once' if streams > 1 else ''}"
+
+
+def at_once(settings: Settings, streams: int, backend: str) -> Settings:
+    """The same for so many runs at once: threads that spin would keep cores from the other runs."""
+    spinning = settings.spinning and not load_backend(backend).spins
+    return replace(settings, streams=streams, spinning=spinning)
+
 
 @dataclass(frozen=True)
 class OtherRows:
@@ -101,7 +113,7 @@ class OtherRows:
     def said(self) -> str:
         """In a few words."""
         where = f"{'from' if self.larger else 'below'} {self.rows_from} rows"
-        return f"{where} {self.variant} on {self.found.backend}, threads {self.settings.num_threads}"
+        return f"{where} {self.variant} on {self.found.backend}, {self.settings.said}"
 
 
 @dataclass

@@ -110,7 +110,7 @@ def take_place(old: ir.Value, new: ir.Value) -> None:
 
 
 def tidy(model: ir.Model) -> None:
-    """Drop what nothing uses, and what is kept or computed twice. In place."""
+    """Drop what nothing uses, what is computed twice, and large weights that are kept twice. In place."""
     share_weights(model)
     CommonSubexpressionEliminationPass()(model)
     RemoveUnusedNodesPass()(model)
@@ -118,8 +118,8 @@ def tidy(model: ir.Model) -> None:
 
 
 def share_weights(model: ir.Model) -> int:
-    """Let weights of the same type, shape and bytes be one, as tied embeddings are that an exporter wrote
-    twice; how many fewer there are. Within the main graph, in place."""
+    """Let large weights of the same type, shape and bytes be one, as tied embeddings are that an exporter
+    wrote twice; how many fewer there are. Within the main graph, in place."""
     known: dict[tuple[object, ...], list[ir.Value]] = {}
     graph, gone = model.graph, 0
     for name, value in list(graph.initializers.items()):

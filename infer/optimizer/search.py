@@ -45,10 +45,10 @@ from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
-from infer.optimizer.running import Running
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
 from infer.optimizer.timing import much_slower
 from infer.optimizer.trial import Attempt, Trial
+from infer.optimizer.tuning import Tuning
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
 from infer.optimizer.writing import write_output
@@ -230,7 +230,7 @@ class _Search:
                         self._try_dtypes(target)
                     for target in self._targets.values():
                         self._try_recipes(target)
-                self._running.tune()
+                self._tuning.do_all()
                 self._try_other_rows()
             except _OutOfTimeError:
                 unfinished = OUT_OF_TIME
@@ -397,17 +397,17 @@ class _Search:
         self.outcome.keep(variant, found, change, runtime_of(found.backend))
 
     @property
-    def _running(self) -> Running:
-        return Running(self._trial, self._start, self.outcome, self._check_time)
+    def _tuning(self) -> Tuning:
+        return Tuning(self._trial, self._start, self.outcome, self._check_time)
 
     @property
     def _best(self) -> Verdict:
-        return self._running.best
+        return self._tuning.best
 
     @property
     def _contender(self) -> Contender:
         """The best so far, with its settings."""
-        return self._running.contender
+        return self._tuning.contender
 
     def _try(self, attempt: Attempt) -> Verdict:
         """Try one thing, unless the time is over. Raises `_OutOfTimeError`."""

@@ -50,12 +50,11 @@ class Kserve:
         name = service_name(model_name(artifact, self.name))
         self._check()
         plan = self._plan(artifact)
-        cpus = max(plan.num_threads, plan.larger.num_threads if plan.larger else 0)
         memory = self.memory or guessed_memory(artifact, plan.streams)
         bare = artifact.manifest_sha256 is None
         path = f"{_MODELS}/{artifact.manifest.variants[0].graph}" if bare else _MODELS
         served = f"{name}={path}"  # the folder is called the same for all
-        files = self._documents(name, served, cpus, memory)
+        files = self._documents(name, served, plan.cores, memory)
         for file, text in files.items():
             (folder / file).write_text(text, encoding="utf-8")
         secret = f"kubectl create secret generic {name}-token --from-file=token=TOKEN_FILE"
@@ -73,7 +72,8 @@ class Kserve:
                 "image": self.image,
                 "artifact": where,
                 "model": url if self.storage_uri else "called as in the image",
-                "cpu": f"{cpus}, as request and as limit: infer takes as many threads as the limit allows",
+                "cpu": f"{plan.cores}, as request and as limit: infer takes as many threads as the limit"
+                " allows",
                 "memory": f"{memory}, {guess}",
                 "callers": (
                     f"need the token in the secret {name}-token, Prometheus among them; probes do not"

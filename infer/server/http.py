@@ -174,6 +174,8 @@ class JoinedWrites:
         if not self._written:
             asyncio.get_running_loop().call_soon(self._send)
         self._written += data
+        if len(self._written) > _SMALL_BYTES:  # so that a client which reads slowly is noticed
+            self._send()
 
     def close(self) -> None:
         self._send()

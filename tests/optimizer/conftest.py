@@ -15,9 +15,9 @@ import converters
 from infer.backends.openvino import OpenvinoBackend
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
-from infer.optimizer import running as running_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
+from infer.optimizer import tuning as tuning_module
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.targets import Target
 from tests.optimizer.planted import WIDTH, Classifier, Plant, harmless, rough
@@ -50,7 +50,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tests about settings, about other rows, and about other types, spend time on them."""
-    monkeypatch.setattr(running_module, "SWITCHES", {})
+    monkeypatch.setattr(tuning_module, "SWITCHES", {})
     monkeypatch.setattr(search_module, "other_rows", lambda trial: None)
     monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ())
 

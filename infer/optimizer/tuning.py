@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from infer.backends import load_backend
+from infer.errors import InferError
 from infer.measure.statistics import verdict
 from infer.optimizer.gates import Contender
-from infer.optimizer.outcome import Outcome, Settings
+from infer.optimizer.outcome import Outcome, Settings, at_once
 from infer.optimizer.timing import speed_said
 from infer.optimizer.trial import Trial
 from infer.optimizer.verdict import Verdict
@@ -25,7 +25,7 @@ SWITCHES = {
 
 
 @dataclass(frozen=True)
-class Running:
+class Tuning:
     """Tries settings on the best of `outcome`, or on `start`, and notes there what was kept. `check_time`
     is called before each step, and may raise."""
 
@@ -44,7 +44,7 @@ class Running:
         """The best, as it is run so far."""
         return self.trial.timing.contender(self.best, self.outcome.settings)
 
-    def tune(self) -> None:
+    def do_all(self) -> None:
         """Try all that could help."""
         if self.trial.reference.plan.device != "cpu":
             return
@@ -77,14 +77,14 @@ class Running:
             count *= 2
         if self.best.backend == "onnxruntime" and most > 1 and self.trial.options.num_threads is None:
             self._try("a-thread-each", replace(self._at_once(most), num_threads=1))
-        settings = self.outcome.settings
-        if settings.streams is None and not settings.spinning:  # a plan would have several by itself
+        settings, two = self.outcome.settings, self.trial.workshop.known("streams-2")
+        no_gain = two is not None and two.ratio is not None and verdict(two.ratio) in ("slower", "alike")
+        if settings.streams is None and not settings.spinning and no_gain:
+            # a plan without spinning would have several by itself
             self.outcome.settings = replace(settings, streams=1)
 
     def _at_once(self, count: int) -> Settings:
-        settings = self.outcome.settings
-        spinning = settings.spinning and not load_backend(self.best.backend).spins
-        return replace(settings, streams=count, spinning=spinning)
+        return at_once(self.outcome.settings, count, self.best.backend)
 
     def _try(self, name: str, settings: Settings) -> bool:
         """Whether the best is faster so, and is run so from now on."""
@@ -93,19 +93,15 @@ class Running:
             self.check_time()
             best = self.best
             contender = replace(self.trial.timing.contender(best, settings), name=f"{best.name}, {name}")
-            ratio = self.trial.timing.ratio(contender, self.contender)
-            found = self.trial.workshop.note(
-                Verdict(
-                    name,
-                    verdict(ratio) == "faster",
-                    speed_said(ratio),
-                    best.precision,
-                    best.exact,
-                    best.backend,
-                    ratio=ratio,
-                    against=best.name,
-                )
-            )
+            found = Verdict(name, False, "", best.precision, best.exact, best.backend, against=best.name)
+            try:
+                ratio = self.trial.timing.ratio(contender, self.contender)
+            except InferError as error:  # several runs at once may take more memory than there is
+                found = replace(found, why=f"it fails: {error}")
+            else:
+                kept = verdict(ratio) == "faster"
+                found = replace(found, kept=kept, why=speed_said(ratio), ratio=ratio)
+            self.trial.workshop.note(found)
         if found.kept:
             self.outcome.settings = settings
         return found.kept
