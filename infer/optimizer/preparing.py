@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from infer.artifact import Artifact
+from infer.artifact import Artifact, sha256
 from infer.backends.ort import save_optimized
 from infer.compiled import forget, keep
 from infer.errors import InferError
@@ -36,8 +36,9 @@ def prepare(
     artifact: Artifact, options: PlanOptions, stem: str, feeds: Mapping[str, Array]
 ) -> Prepared | None:
     """Write the graph of the plan that `options` ask for into the artifact's folder, as "{stem}.onnx", if
-    it loads sooner from there and answers `feeds` alike; None if not."""
-    once = SessionOptions(verify=False, warm_up=False)
+    it loads sooner from there and answers `feeds` alike; None if not. Files are verified as they are when
+    an artifact is loaded: a second copy of the weights may take longer to read than to pack."""
+    once = SessionOptions(warm_up=False)
     best: tuple[float, str] | None = None
     with open_session(artifact, options, once) as session:
         plan, expected = session.plan, session.run(feeds)
@@ -115,7 +116,7 @@ def files_of(graph: Path) -> list[Path]:
 def _with(artifact: Artifact, graph: str) -> Artifact:
     """The artifact, and this graph among its files."""
     added = {
-        file.relative_to(artifact.path).as_posix(): FileRecord(None, file.stat().st_size)
+        file.relative_to(artifact.path).as_posix(): FileRecord(sha256(file), file.stat().st_size)
         for file in files_of(artifact.path / graph)
     }
     return replace(

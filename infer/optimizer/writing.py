@@ -14,7 +14,7 @@ import onnx_ir as ir
 from infer.artifact import MANIFEST, Artifact, record_files, sha256
 from infer.drafts import artifact_draft
 from infer.errors import ArtifactError
-from infer.feeds import EXAMPLE, Feeds, batch_dim, resized
+from infer.feeds import EXAMPLE, Feeds, batch_dim, example_feeds, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
@@ -85,7 +85,7 @@ def write_output(
             runs_on = {variant.name: variant.backend for variant in variants}
             for place, plan in enumerate(plans):
                 if runs_on[plan.variant] == "openvino":
-                    plans[place] = _compiled(opened, plan, len(plans) > 1)
+                    plans[place] = _compiled(opened, plan)
                 elif runs_on[plan.variant] in (None, "onnxruntime"):
                     plans[place], files = _prepared(opened, plan, golden)
                     manifest = replace(manifest, files={**manifest.files, **files})
@@ -193,7 +193,7 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
     return replace(plan, prepared=found), files
 
 
-def _compiled(artifact: Artifact, plan: Tuned, one_of_two: bool) -> Tuned:
+def _compiled(artifact: Artifact, plan: Tuned) -> Tuned:
     """The plan with its model as the backend compiles it here for the feeds that warm a session up, if the
     first answer comes sooner with it."""
     options = PlanOptions(
@@ -202,10 +202,10 @@ def _compiled(artifact: Artifact, plan: Tuned, one_of_two: bool) -> Tuned:
         num_threads=plan.num_threads,
         streams=plan.streams,
     )
-    _, feeds, _ = next(artifact.golden())
-    dim = batch_dim(artifact.manifest.signature)
-    if one_of_two and dim is not None:
-        feeds = resized(artifact.manifest.signature, feeds, {dim: plan.rows_from})
+    signature, feeds = artifact.manifest.signature, example_feeds(artifact)
+    dim = batch_dim(signature)
+    if dim is not None and (dim not in signature.limits or plan.rows_from in signature.limits[dim]):
+        feeds = resized(signature, feeds, {dim: plan.rows_from})
     return replace(plan, compiled=compile_ahead(artifact, options, feeds))
 
 

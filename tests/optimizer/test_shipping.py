@@ -231,3 +231,21 @@ def test_what_was_not_fused_is_said(tmp_path: Path) -> None:
     assert "several heads of queries share one of keys" in done.err or "not recognized" in done.err
     assert "not fused" in done.out
     assert (tmp_path / "o.infer").is_dir()
+
+
+def test_what_is_prepared_must_be_worth_its_verification(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loads are timed as a user's are: with all files verified, those that were added among them."""
+    timed: list[tuple[bool, list[str]]] = []
+    opening = preparing.open_session
+
+    def spied(artifact: Any, options: Any, how: Any, *plan: Any) -> Any:
+        unverified = [name for name, record in artifact.manifest.files.items() if record.sha256 is None]
+        timed.append((how.verify, unverified))
+        return opening(artifact, options, how, *plan)
+
+    monkeypatch.setattr(preparing, "open_session", spied)
+    optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",))
+    assert len(timed) > 10
+    assert all(verify and not unverified for verify, unverified in timed)
