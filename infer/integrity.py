@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Collection
 from itertools import zip_longest
 from pathlib import Path
 
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, IntegrityError
 from infer.graphfile import read_graph_file
+from infer.plan import Plan
 from infer.signature import TensorSpec
 
 
 class Verification(threading.Thread):
-    """`artifact.verify_files()` beside other work; `result` raises what it raised."""
+    """`artifact.verify_files(but)` beside other work; `result` raises what it raised."""
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, but: Collection[str] = ()) -> None:
         super().__init__(name="infer-verify")
-        self._artifact = artifact
+        self._artifact, self._but = artifact, but
         self._error: Exception | None = None
         self.start()
 
     def run(self) -> None:
         try:
-            self._artifact.verify_files()
+            self._artifact.verify_files(self._but)
         except Exception as error:
             self._error = error
 
@@ -32,6 +34,22 @@ class Verification(threading.Thread):
         self.join()
         if self._error is not None:
             raise self._error
+
+
+def graphs_beside(artifact: Artifact, plan: Plan) -> set[str]:
+    """The files of graphs that `plan` does not load, which may be most of an artifact's bytes; none if
+    those that it loads are not sound."""
+    manifest = artifact.manifest
+    loaded = {each.prepared or each.graph for each in (plan, plan.larger) if each is not None}
+    prepared = {tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared}
+    beside = {*(variant.graph for variant in manifest.variants), *prepared} - loaded
+    if not beside:
+        return set()
+    try:
+        weights = {name for graph in loaded for name in check_graph(artifact, artifact.file(graph))}
+    except ArtifactError:
+        return set()
+    return {name for name in manifest.files if name.removesuffix(".data") in beside} - weights
 
 
 def check_graph(artifact: Artifact, graph: Path) -> tuple[str, ...]:

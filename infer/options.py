@@ -114,7 +114,8 @@ class SessionOptions:
     """How a session treats its artifact and its feeds."""
 
     verify: bool = True
-    """Compare every file with its sha256 while opening. Runs beside the backend's own loading."""
+    """Compare every file that is loaded with its sha256 while opening; `infer verify` does so with all.
+    Runs beside the backend's own loading."""
 
     warm_up: bool | Sequence[Mapping[str, int]] = True
     """Run a row of the example before the session is handed over, so that the first answer does not pay

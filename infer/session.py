@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from infer.bare_graph import artifact_of_graph
 from infer.errors import FeedError, InferError, SessionClosedError
 from infer.executables import prepare
 from infer.guard import Feeds, Guard
-from infer.integrity import Verification
+from infer.integrity import Verification, graphs_beside
 from infer.machine import this_machine
 from infer.manifest import Variant
 from infer.options import BatchOptions, LoadLimits, PlanOptions, SessionOptions, ShadowOptions
@@ -109,7 +109,7 @@ def open_session(
     source = plan or plan_options
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
     # hashing and loading each keep one core busy and let go of the interpreter
-    verification = Verification(artifact) if options.verify else None
+    verification = Verification(artifact, _unread(artifact, plan, options)) if options.verify else None
     with ExitStack() as stack:
         try:
             files = stack.enter_context(_tried(artifact, plan, options))
@@ -128,6 +128,14 @@ def open_session(
             session.close()
             raise
     return session
+
+
+def _unread(artifact: Artifact, plan: Plan, options: SessionOptions) -> Collection[str]:
+    """The files that the session will not load: graphs of others, unless one is the reference that a
+    shadow asks. Of what is not trusted, nothing is looked at yet."""
+    if options.shadow is not None or options.untrusted is not False:
+        return ()
+    return graphs_beside(artifact, plan)
 
 
 def _tried(artifact: Artifact, plan: Plan, options: SessionOptions) -> AbstractContextManager[Artifact]:

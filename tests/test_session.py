@@ -23,6 +23,8 @@ import infer
 from infer.backends.ort import OrtExecutable, _options
 from infer.options import PlanOptions
 from infer.session import Session, open_artifact, open_session
+from tests.command import infer_command
+from tests.tiny import edit_manifest, reseal
 
 X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 
@@ -312,6 +314,27 @@ def test_tampering_is_found(net: Path, tmp_path: Path) -> None:
     with pytest.raises(infer.IntegrityError, match=r"1-outputs\.npz"):
         infer.load(copy)
     infer.load(copy, verify=False).close()
+
+
+def test_damage_is_found_where_it_is_loaded(net: Path, tmp_path: Path) -> None:
+    """Graphs that a session does not load are not read: neither for their damage nor for the time that it
+    takes. With a shadow, which asks the reference, they are; and so they are by infer verify."""
+    path = tmp_path / "copy.infer"
+    shutil.copytree(net, path)
+    reference = path / "graphs/fp32.onnx"
+    shutil.copy(reference, path / "graphs/other.onnx")
+    for weights in path.glob("graphs/fp32.onnx.data"):
+        shutil.copy(weights, path / "graphs/other.onnx.data")
+    other = {"name": "other", "graph": "graphs/other.onnx"}
+    edit_manifest(path, lambda data: data["variants"].append({**data["variants"][0], **other}))
+    reseal(path)
+    reference.write_bytes(reference.read_bytes()[:-1] + b"?")
+    with infer.load(path, variant="other") as session:
+        assert session.run({"x": X})["logits"].shape == (3, 2)
+    for wish in ({}, {"variant": "other", "shadow": infer.ShadowOptions()}):
+        with pytest.raises(infer.IntegrityError, match=r"fp32\.onnx' differs from the sha256"):
+            infer.load(path, **wish)
+    assert infer_command("verify", path).code == 1
 
 
 def test_cuda_is_a_demand(net: Path) -> None:

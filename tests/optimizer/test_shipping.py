@@ -130,6 +130,8 @@ def test_the_best_graph_is_kept_as_it_is_optimized_here(
         assert any("for onnxruntime 1.0: loads sooner after" in reason for reason in session.plan.reasons)
     path = found.artifact.path / tuned.prepared.graph
     path.write_bytes(path.read_bytes()[:-1] + b"?")
+    infer.load(tmp_path / "a.infer").close()  # it is not read
+    edit_manifest(tmp_path / "a.infer", lambda data: data["tuned"][0].update(runtime=tuned.runtime))
     with pytest.raises(IntegrityError, match="differs from the sha256"):
         infer.load(tmp_path / "a.infer")
 
