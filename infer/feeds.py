@@ -10,6 +10,7 @@ import numpy as np
 from infer.artifact import Artifact
 from infer.errors import FeedError
 from infer.guard import Guard
+from infer.manifest import GoldenPoint, Manifest
 from infer.signature import Array, Signature, TensorSpec
 
 Feeds = dict[str, Array]
@@ -29,11 +30,16 @@ def example_feeds(artifact: Artifact) -> Feeds:
     ones: normal floats, small ints, masks of ones."""
     from infer.npz import load_npz  # zipfile is slow to import
 
-    points = artifact.manifest.golden
-    if not points:
+    point = example_point(artifact.manifest)
+    if point is None:
         return made_up_feeds(artifact.manifest.signature)
-    chosen = next((point for point in points if point.name == EXAMPLE), points[0])
-    return load_npz(artifact.file(chosen.feeds))
+    return load_npz(artifact.file(point.feeds))
+
+
+def example_point(manifest: Manifest) -> GoldenPoint | None:
+    """The golden point of what the model was converted with, or else the first; None without any."""
+    points = manifest.golden
+    return next((point for point in points if point.name == EXAMPLE), points[0] if points else None)
 
 
 def made_up_feeds(signature: Signature) -> Feeds:

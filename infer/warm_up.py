@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from infer.artifact import Artifact
 from infer.errors import ArtifactError, FeedError, InferError, InputError
-from infer.feeds import EXAMPLE, batch_dim, example_feeds, resized
+from infer.feeds import batch_dim, example_feeds, example_point, resized
 from infer.plan import Plan
 from infer.signature import Array, Signature
 from infer.tasks import Run
@@ -21,11 +21,12 @@ def warm_up(artifact: Artifact, plan: Plan, run: Run, wish: bool | Sequence[Mapp
     Raises `InputError` for sizes that the model cannot take, `ArtifactError`, and what `run` raises."""
     signature = artifact.manifest.signature
     if wish is True:
-        if not artifact.manifest.golden:
+        point = example_point(artifact.manifest)
+        if point is None:
             return
         feeds = example_feeds(artifact)
         if not _run_with(signature, run, feeds, 1):
-            run_golden(artifact, run, EXAMPLE, feeds)
+            run_golden(artifact, run, point.name, feeds)
         if plan.larger:
             _run_with(signature, run, feeds, plan.larger.rows_from)
     elif wish is not False:

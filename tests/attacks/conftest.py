@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import infer
+from infer.feeds import example_point
 from tests.tiny import make_artifact
 
 
@@ -21,3 +23,11 @@ def artifact(whole_artifact: Path, tmp_path: Path) -> Path:
     path = tmp_path / "net.infer"
     shutil.copytree(whole_artifact, path)
     return path
+
+
+@pytest.fixture
+def warming(artifact: Path) -> Path:
+    """The file of the feeds that `infer.load` runs before it hands a session over."""
+    point = example_point(infer.Artifact.open(artifact).manifest)
+    assert point is not None
+    return artifact / point.feeds

@@ -297,9 +297,9 @@ def test_golden_points_that_prove_nothing_are_no_proof(artifact: Path) -> None:
     assert "FAILED parity when it was made" in outcome.err
 
 
-def test_a_golden_point_that_does_not_fit_is_named(artifact: Path) -> None:
+def test_a_golden_point_that_does_not_fit_is_named(artifact: Path, warming: Path) -> None:
     """Its feeds are refused under the point's name, by load and by verify; "x" alone says nothing."""
-    np.savez(artifact / FEEDS, x=np.ones((1, 11), np.float32))
+    np.savez(warming, x=np.ones((1, 11), np.float32))
     reseal(artifact)
     with pytest.raises(ArtifactError, match=r"golden point '[\w=]+' of .*'x' must have shape"):
         infer.load(artifact)
@@ -368,9 +368,9 @@ def test_a_manifest_that_never_ends_is_not_read(artifact: Path) -> None:
         infer.load(artifact / GRAPH)
 
 
-def test_a_zip_bomb_is_not_inflated(artifact: Path) -> None:
+def test_a_zip_bomb_is_not_inflated(artifact: Path, warming: Path) -> None:
     """An .npz that grows from 0.3 to 320 MiB is refused by its index, before anything is read."""
-    path = artifact / FEEDS
+    path = warming
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open("x.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(

@@ -102,11 +102,11 @@ def test_feeds_that_are_pickled_are_not_unpickled(artifact: Path, tmp_path: Path
     assert not mark.exists()
 
 
-def test_a_pickle_as_golden_point_is_not_unpickled(artifact: Path, mark: Path) -> None:
+def test_a_pickle_as_golden_point_is_not_unpickled(artifact: Path, warming: Path, mark: Path) -> None:
     """An artifact that brings objects in its golden feeds is refused while it warms up."""
     from tests.tiny import reseal
 
-    canary.object_npz(artifact / "golden/0-feeds.npz", mark)
+    canary.object_npz(warming, mark)
     reseal(artifact)
     with pytest.raises(infer.ArtifactError, match="allow_pickle=False"):
         infer.load(artifact)
