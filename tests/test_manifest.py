@@ -109,6 +109,7 @@ def example() -> Manifest:
                 Prepared("graphs/fp32.onnx", 0.5),
                 Compiled("ab" * 32, 0.25),
                 spinning=False,
+                streams=2,
             ),
         ),
     )
