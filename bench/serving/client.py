@@ -1,7 +1,7 @@
 """An open-loop client: requests go out when they are due, whether or not earlier ones were answered.
 
-One thread and a selector: client and server share the cores here, and what asyncio takes for a request,
-several times as much, would be missing in the server.
+One thread and a selector: client and server share the cores here, and what asyncio takes for a request
+would be missing in the server.
 """
 
 from __future__ import annotations
