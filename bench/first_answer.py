@@ -25,6 +25,7 @@ import click
 
 from bench.peers import OPTIMIZED
 from bench.peers.material import Material, material
+from bench.peers.ours_optimized import MADE
 from bench.report import report
 from infer.cli.progress import Progress
 from infer.machine import this_machine
@@ -127,7 +128,7 @@ def _candidates(found: Material) -> dict[str, _Candidate]:
     ours = {"as converted": _ours(found.artifact)}
     for peer in OPTIMIZED:
         given = found.given(peer, this_machine().cores, found.folder)
-        made = Path(given.made) / "optimized.infer"
+        made = Path(given.made) / MADE
         if made.exists():
             ours[f"optimized, answers {peer.settings['answers']}"] = _ours(made, exact=peer.exact)
     return {**plain, **ours}
@@ -136,7 +137,7 @@ def _candidates(found: Material) -> dict[str, _Candidate]:
 def _ours(path: Path, *, exact: bool = True) -> _Candidate:
     manifest = open_artifact(path).manifest
     plan = make_plan(manifest, this_machine(), PlanOptions())
-    graphs = {each.prepared or each.graph for each in (plan, plan.larger) if each is not None}
+    graphs = {part.loaded for part in plan.parts}
     files = [file for graph in graphs for file in (graph, f"{graph}.data") if file in manifest.files]
     return _Candidate(_INFER, path, sum(manifest.files[file].size_bytes for file in files), exact)
 

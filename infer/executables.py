@@ -12,7 +12,7 @@ from infer.signature import Array
 
 def prepare(artifact: Artifact, plan: Plan) -> Executable:
     """Load what `plan` names. Raises `ArtifactError`, `BackendError` or `DeviceError`."""
-    graph = artifact.file(plan.prepared or plan.graph)
+    graph = artifact.file(plan.loaded)
     check_graph(artifact, graph)
     executable = load_backend(plan.backend).prepare(graph, plan, artifact.manifest.signature)
     if plan.larger is None:

@@ -89,7 +89,7 @@ def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str
             f"there is no dim '{unknown[0]}' that may vary; there is {', '.join(signature.dims) or 'none'}"
         )
     for name, size in wanted.items():
-        if size < 1 or (name in signature.limits and size not in signature.limits[name]):
+        if size < 1 or not signature.allows(name, size):
             raise FeedError(
                 f"'{name}' cannot be {size}; it may be {signature.limits.get(name, '1 or more')}"
             )

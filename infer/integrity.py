@@ -40,16 +40,21 @@ def graphs_beside(artifact: Artifact, plan: Plan) -> set[str]:
     """The files of graphs that `plan` does not load, which may be most of an artifact's bytes; none if
     those that it loads are not sound."""
     manifest = artifact.manifest
-    loaded = {each.prepared or each.graph for each in (plan, plan.larger) if each is not None}
     prepared = {tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared}
-    beside = {*(variant.graph for variant in manifest.variants), *prepared} - loaded
+    graphs = {*(variant.graph for variant in manifest.variants), *prepared}
+    beside = graphs - {part.loaded for part in plan.parts}
     if not beside:
         return set()
     try:
-        weights = {name for graph in loaded for name in check_graph(artifact, artifact.file(graph))}
+        read = {name for part in plan.parts for name in files_read(artifact, part)}
     except ArtifactError:
         return set()
-    return {name for name in manifest.files if name.removesuffix(".data") in beside} - weights
+    return {name for name in manifest.files if name.removesuffix(".data") in beside} - read
+
+
+def files_read(artifact: Artifact, plan: Plan) -> tuple[str, ...]:
+    """The graph that is loaded and the files that it reads. Raises as `check_graph`."""
+    return (plan.loaded, *check_graph(artifact, artifact.file(plan.loaded)))
 
 
 def check_graph(artifact: Artifact, graph: Path) -> tuple[str, ...]:

@@ -44,15 +44,24 @@ class Plan:
         return self.larger if self.larger is not None and rows >= self.larger.rows_from else self
 
     @property
+    def parts(self) -> tuple[Plan, ...]:
+        """This one, and the one for more rows if there is one."""
+        return (self,) if self.larger is None else (self, self.larger)
+
+    @property
+    def loaded(self) -> str:
+        """The file of the graph that is loaded."""
+        return self.prepared or self.graph
+
+    @property
     def cores(self) -> int:
         """The most that its runs keep busy."""
-        larger = self.larger.cores if self.larger else 1
-        return max(self.num_threads, self.streams, larger)
+        return max(max(part.num_threads, part.streams) for part in self.parts)
 
     @property
     def variants(self) -> tuple[str, ...]:
         """The names of those that answer, once each."""
-        return tuple(dict.fromkeys((self.variant, self.larger.variant if self.larger else self.variant)))
+        return tuple(dict.fromkeys(part.variant for part in self.parts))
 
     def to_dict(self) -> dict[str, object]:
         larger = self.larger.to_dict() if self.larger else None

@@ -304,7 +304,7 @@ class Session:
         padding = self.task.padding if isinstance(self.task, PaddedTask) else None
         layout = proved_layout(self.artifact, self.plan, padding, self.admit, self.run)
         # a plan whose threads spin would slow the other's runs down
-        streams = min(plan.streams for plan in (self.plan, self.plan.larger) if plan is not None)
+        streams = min(part.streams for part in self.plan.parts)
         return Batcher(self, layout, self.options.batching, self.options.max_feed_bytes, streams=streams)
 
     def check_answers(self, options: ShadowOptions) -> None:

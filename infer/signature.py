@@ -74,3 +74,7 @@ class Signature:
     def dims(self) -> tuple[str, ...]:
         """Names of the symbolic dims of the inputs, in order of first appearance."""
         return tuple(dict.fromkeys(d for spec in self.inputs for d in spec.dims if isinstance(d, str)))
+
+    def allows(self, dim: str, size: int) -> bool:
+        """Whether the limits of `dim`, if it has any, hold this size."""
+        return dim not in self.limits or size in self.limits[dim]

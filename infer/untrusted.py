@@ -38,7 +38,7 @@ from infer.errors import (
     MissingPackageError,
     RehearsalError,
 )
-from infer.integrity import check_graph
+from infer.integrity import check_graph, files_read
 from infer.machine import this_machine
 from infer.options import LoadLimits
 from infer.plan import Plan
@@ -91,11 +91,11 @@ def tried(artifact: Artifact, plan: Plan, untrusted: bool | LoadLimits) -> Itera
     `InputError` for limits that are none.
     """
     limits = _checked(untrusted)
-    parts = [plan, *([plan.larger] if plan.larger else [])]
+    parts = plan.parts
     for part in parts:
         _check_place(part)
     points = [name for point in artifact.manifest.golden for name in (point.feeds, point.outputs)]
-    files = [name for part in parts for name in _files(artifact, part)]
+    files = [name for part in parts for name in files_read(artifact, part)]
     _check_sizes(artifact, [*files, *points])
     memory_bytes = limits.memory_bytes or _memory_limit(artifact, files, parts)
     timeout_s = limits.timeout_s or _BASE_S + _size(artifact, files) / _BYTES_PER_S
@@ -280,12 +280,6 @@ def _check_place(plan: Plan) -> None:
         )
 
 
-def _files(artifact: Artifact, plan: Plan) -> tuple[str, ...]:
-    """The graph that is loaded and the files that it reads. Raises as `check_graph`."""
-    name = plan.prepared or plan.graph
-    return (name, *check_graph(artifact, artifact.file(name)))
-
-
 def _size(artifact: Artifact, names: Iterable[str]) -> int:
     return sum(artifact.manifest.files[name].size_bytes for name in set(names))
 
@@ -361,7 +355,7 @@ def _copied(artifact: Artifact, names: Iterable[str], folder: Path) -> Artifact:
 
 def _request(copy: Artifact, plan: Plan, timeout_s: float) -> Request:
     """Raises as `check_graph`: what is tried is what was looked at."""
-    graph = copy.file(plan.prepared or plan.graph)
+    graph = copy.file(plan.loaded)
     check_graph(copy, graph)
     return Request(
         graph=str(graph),

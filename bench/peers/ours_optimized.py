@@ -11,7 +11,7 @@ from bench.peers.model import Given, Loaded
 from infer.optimizer import optimize
 from infer.session import open_artifact
 
-_OPTIMIZED = "optimized.infer"
+MADE = "optimized.infer"
 
 
 def load(given: Given) -> Loaded:
@@ -24,7 +24,7 @@ def load(given: Given) -> Loaded:
         artifact = open_artifact(path)
         options = options_of(path.stem, artifact, exact=exact)
         options = replace(options, num_threads=given.threads)
-        optimize(artifact, folder / _OPTIMIZED, options)
+        optimize(artifact, folder / MADE, options)
 
     folder = given.once(make)
-    return ours.load(replace(given, path=str(folder / _OPTIMIZED)))
+    return ours.load(replace(given, path=str(folder / MADE)))

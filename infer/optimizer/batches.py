@@ -78,7 +78,7 @@ def different_rows(
     if any(feeds[0][name].shape[axis] < 1 for name, axis in inputs.items()):
         return None
     outputs = _row_axes(signature.outputs, dim) or {}
-    alone = dim not in signature.limits or 1 in signature.limits[dim]
+    alone = signature.allows(dim, 1)
     found: list[tuple[Feeds, Answer]] = []
     alike: list[Feeds] = []
     for row in _candidates(signature, dim, inputs, feeds):

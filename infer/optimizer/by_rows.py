@@ -33,7 +33,7 @@ def other_rows(trial: Trial) -> int | None:
     signature = trial.reference.signature
     dim, own = batch_dim(signature), trial.timing.rows
     other = 1 if own > 1 else _MANY
-    if dim is None or (dim in signature.limits and other not in signature.limits[dim]):
+    if dim is None or not signature.allows(dim, other):
         return None
     return other
 

@@ -184,7 +184,7 @@ class Judge:
         """Whether the model takes so many rows."""
         signature = self.reference.signature
         dim = batch_dim(signature)
-        return dim is not None and (dim not in signature.limits or count in signature.limits[dim])
+        return dim is not None and signature.allows(dim, count)
 
     def _asked_alone(self) -> Sequence[Feeds]:
         """The rows that batches are made of, if they can be asked alone."""

@@ -204,7 +204,7 @@ def _compiled(artifact: Artifact, plan: Tuned) -> Tuned:
     )
     signature, feeds = artifact.manifest.signature, example_feeds(artifact)
     dim = batch_dim(signature)
-    if dim is not None and (dim not in signature.limits or plan.rows_from in signature.limits[dim]):
+    if dim is not None and signature.allows(dim, plan.rows_from):
         feeds = resized(signature, feeds, {dim: plan.rows_from})
     return replace(plan, compiled=compile_ahead(artifact, options, feeds))
 
