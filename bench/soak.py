@@ -1,6 +1,6 @@
 """A long run: does memory stay, and does a server that gets too much still answer what it can?
 
-    python -m bench.soak server ARTIFACT [--load 0.7] [--minutes 30] [--leak BYTES] -o FILE.md
+    python -m bench.soak server ARTIFACT [--load 0.7] [--minutes 30] [--apart] [--leak BYTES] -o FILE.md
     python -m bench.soak sessions ARTIFACT [--cycles 2000] -o FILE.md
 
 `server` finds how many sentences a second `infer serve` answers when many callers ask at once, then sends
@@ -8,7 +8,8 @@
 Sentences are of mixed lengths. Each second the memory of all its processes (the proportional set size),
 its open files and its threads are read. The rule: leaving out the time to warm up, the 99th percentile of
 memory is at most 20 MB above the mean. `--leak` plants a leak of so many bytes a request, which the rule
-must find.
+must find. With `--apart` the client has a core of its own: it takes processor time for each refusal, which
+else is missing in the server.
 
 `sessions` loads the artifact, answers once and closes it, again and again, in one process: after a tenth of
 the cycles memory may grow by 10 MiB.
@@ -19,12 +20,13 @@ Exit code 1 if memory grows, or if less than 90 % of what can be answered is.
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,7 +38,7 @@ import infer
 from bench.report import report
 from bench.serving import SERVERS, Server
 from bench.serving.client import HttpQuery, request
-from bench.serving.started import started
+from bench.serving.started import on_cores, started
 from bench.zoo import minilm
 from infer.cli.progress import Progress
 from infer.feeds import example_feeds
@@ -78,9 +80,10 @@ def main() -> None:
 @click.option("--minutes", default=30.0, show_default=True)
 @click.option("--leak", default=0, help="Bytes that each request leaves behind.")
 @click.option("--workers", default=1, show_default=True)
+@click.option("--apart", is_flag=True, help="The client has one core, the server the others.")
 @click.option("-o", "--output", type=click.Path(path_type=Path))
 def server(
-    artifact: Path, load: float, minutes: float, leak: int, workers: int, output: Path | None
+    artifact: Path, load: float, minutes: float, leak: int, workers: int, apart: bool, output: Path | None
 ) -> None:
     """A server under load. ARTIFACT is MiniLM's, called minilm.infer."""
     texts = list(minilm.calibration())
@@ -88,7 +91,11 @@ def server(
     ours = _leaking(SERVERS[0], leak) if leak else SERVERS[0]
     raw = [request(ours.path, json.dumps(ours.body(text)).encode()) for text in texts[:_TEXTS]]
     latencies: list[Array] = []
-    with Progress() as progress, started(ours, artifact, workers) as running:
+    clients, servers = _cores(apart)
+    with Progress() as progress, ExitStack() as stack:
+        with on_cores(servers):
+            running = stack.enter_context(started(ours, artifact, workers))
+        stack.enter_context(on_cores(clients))
         query = HttpQuery(running.port, raw)
         progress("how much can it answer?")
         most = [_at_once(query) for _ in range(4)][1:]
@@ -113,6 +120,7 @@ def server(
     ]
     rows = [
         ("load", f"{rate:.1f} requests/s, {load:g} of the {np.median(most):.1f}/s that it can answer"),
+        ("cores", f"{len(servers)} for the server, {len(clients)} for its client" + ("" if apart else ", the same")),
         ("length", f"{minutes:g} min, {asked} requests"),
         ("not answered with 200", f"{asked - len(answered)} ({(asked - len(answered)) / asked:.2%})"),
         (
@@ -166,6 +174,16 @@ def _leaking(server: Server, leak: int) -> Server:
     """The same, but each request leaves `leak` bytes behind."""
     command = ("-m", "bench.serving.servers.leaking", str(leak), *server.command[2:])
     return replace(server, command=command)
+
+
+def _cores(apart: bool) -> tuple[Collection[int], Collection[int]]:
+    """The client's, and the server's. Raises `click.UsageError` if there are too few for them to be apart."""
+    cores = sorted(os.sched_getaffinity(0))
+    if not apart:
+        return cores, cores
+    if len(cores) < 2:
+        raise click.UsageError("--apart needs two cores, and this process may use one")
+    return cores[-1:], cores[:-1]
 
 
 def _at_once(query: HttpQuery, count: int = 256) -> float:

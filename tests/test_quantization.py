@@ -20,11 +20,7 @@ from infer.optimizer.quantization.calibration import METHODS, ActivationRange, O
 from infer.optimizer.quantization.folding import fold_scales
 from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import channel_maxima, smooth
-from infer.optimizer.quantization.weights import (
-    channels_that_may_saturate,
-    may_saturate,
-    quantize_weight,
-)
+from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.recipes import Given, static_products_recipe
 from infer.optimizer.rewriting import weight
 from infer.signature import Array
@@ -34,8 +30,7 @@ from tests.tiny import parse
 
 @given(st.integers(1, 6), st.integers(2, 12), st.integers(0, 2**31), st.booleans())
 def test_weights_are_within_half_a_step(channels: int, rows: int, seed: int, pair_bounded: bool) -> None:
-    """Of each channel's own scale, along either axis; bounded ones cannot saturate 16 bits, and no pair
-    of the others is found safe that is not."""
+    """Of each channel's own scale, along either axis; bounded ones cannot saturate 16 bits."""
     weight = np.random.default_rng(seed).standard_normal((rows, channels)).astype(np.float32)
     found = quantize_weight(weight, 1, pair_bounded=pair_bounded)
     assert found.values.dtype == np.int8
@@ -45,9 +40,7 @@ def test_weights_are_within_half_a_step(channels: int, rows: int, seed: int, pai
     np.testing.assert_array_equal(across.values.T, found.values)
     pairs = np.abs(found.values.astype(int))
     worst = np.sort(pairs, axis=0)[-2:].sum(axis=0) * 255
-    assert may_saturate(found.values, 1) == (worst > 32767).sum()
-    if pair_bounded:
-        assert may_saturate(found.values, 1) == 0
+    assert worst.max() <= 32767 or not pair_bounded
 
 
 def test_a_channel_of_zeros_has_a_scale() -> None:
@@ -508,24 +501,6 @@ def test_entropy_takes_the_threshold_of_least_divergence(seed: int) -> None:
     assert 0 < best < 0.5 * largest
     assert found.high == pytest.approx(best)
     assert found.low == pytest.approx(max(-best, float(sample.min())))
-
-
-@pytest.mark.parametrize("pair_bounded", [True, False])
-def test_channels_that_may_saturate_are_counted(pair_bounded: bool) -> None:
-    """In convolutions and products: none if their weights were bounded; else most, since their largest two
-    are seldom far apart."""
-    model = convolutions()
-    static.quantize_statically(
-        model, lambda names: observe(model, names, pictures(2, 0)), "extremes", pair_bounded=pair_bounded
-    )
-    assert (channels_that_may_saturate(model) == 0) == pair_bounded
-    assert channels_that_may_saturate(model) <= 8 + 8 + 10
-    proto = parse("g (float[N, 64] x) => (float[N, 96] y) { y = MatMul(x, w) }", opset=20, ir_version=9)
-    w = np.random.default_rng(0).standard_normal((64, 96)).astype(np.float32)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
-    product = loaded(proto)
-    dynamic.quantize_dynamically(product, pair_bounded=pair_bounded)
-    assert (channels_that_may_saturate(product) == 0) == pair_bounded
 
 
 def test_calibration_feeds_may_differ_in_length(tmp_path: Path) -> None:

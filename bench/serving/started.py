@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from bench.peers.places import ROOT
 from bench.serving import Server
 from bench.serving.client import HttpQuery, request
 from infer.errors import InferError
-from infer.machine import this_machine
+from infer.machine import usable_cpus
 
 _START_S = 120.0
 
@@ -34,8 +34,20 @@ class Started:
 
 
 @contextmanager
+def on_cores(cores: Collection[int]) -> Iterator[None]:
+    """This thread, and what it starts, run on these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
 def started(server: Server, artifact: Path, workers: int = 1) -> Iterator[Started]:
-    """The server, once it answers; it is ended afterwards. Raises `InferError` if it does not."""
+    """The server, on this thread's cores, once it answers; it is ended afterwards. Raises `InferError` if it
+    does not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -45,7 +57,7 @@ def started(server: Server, artifact: Path, workers: int = 1) -> Iterator[Starte
         "tokenizer": str(next(artifact.rglob("tokenizer.json"), "")),
         "port": str(port),
         "workers": str(workers),
-        "threads": str(max(1, this_machine().cores // workers)),
+        "threads": str(max(1, usable_cpus() // workers)),
     }
     command = [str(prepare(server.requirements)), *(part.format(**places) for part in server.command)]
     environment = {

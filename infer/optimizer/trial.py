@@ -19,7 +19,7 @@ from infer.optimizer.gates import Contender, Judge, Judged
 from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization.weights import channels_that_may_saturate
+from infer.optimizer.quantization.saturation import saturation
 from infer.optimizer.rewriting import constant
 from infer.optimizer.timing import Timing, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
@@ -123,9 +123,12 @@ class Trial:
             why = "it could not be applied" if result.found else "nothing of the kind is in the graph"
             return replace(found, why=why)
         graph, size_bytes = self.workshop.write(model, attempt.name)
-        saturating = 0 if attempt.exact else channels_that_may_saturate(model)
-        found = replace(found, graph=graph, size_bytes=size_bytes, may_saturate=saturating)
-        return self._gated(found, model, best, best_bytes)
+        found = replace(found, graph=graph, size_bytes=size_bytes)
+        found = self._gated(found, model, best, best_bytes)
+        if found.within and found.has_int8_products:
+            self.progress(f"{found.name}: what it would be without VNNI")
+            found = replace(found, saturation=saturation(model, self.material.calibration[: self._few]))
+        return found
 
     def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
         if self.options.objective == "size" and found.size_bytes >= best_bytes:
@@ -181,9 +184,7 @@ class Trial:
         that fails is as far off as can be."""
         assert attempt.build is not None
         if self._rehearsal is None:
-            count = int(_REHEARSAL_S / self.timing.typical_s)
-            count = max(_FEWEST_REHEARSED, min(_REHEARSED, count))
-            self._rehearsal = self._judging(self.material.rehearsed(count))
+            self._rehearsal = self._judging(self.material.rehearsed(self._few))
         start = time.perf_counter()
         try:
             model = self.workshop.load()
@@ -196,6 +197,12 @@ class Trial:
         finally:
             self.workshop.discard(graph_of("rehearsal"))
             self.rehearsal_s = time.perf_counter() - start
+
+    @property
+    def _few(self) -> int:
+        """How many calibration feeds are asked where all would take too long."""
+        count = int(_REHEARSAL_S / self.timing.typical_s)
+        return max(_FEWEST_REHEARSED, min(_REHEARSED, count))
 
     def costs(self, nodes: Sequence[ir.Node]) -> dict[str, float]:
         """What each of these nodes of the reference takes as it is, by name: weights if files are to become

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infer.measure.statistics import Estimate
+from infer.optimizer.quantization.saturation import Saturation
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Verdict:
         ratio: its time over that of `against`; None if it was not timed.
         neighbours: how far an answer moves with its neighbours in a batch; None if that was not measured.
         graph: its file, if it has one.
-        may_saturate: channels of int8 weights whose products can overflow on x86 without VNNI.
+        saturation: channels of int8 weights whose products can overflow on x86 without VNNI.
         within: whether its answers are within the budget.
         broken: whether it was dropped because of the budget.
     """
@@ -43,7 +44,7 @@ class Verdict:
     neighbours: float | None = None
     graph: str | None = None
     size_bytes: int = 0
-    may_saturate: int = 0
+    saturation: Saturation = Saturation()
     within: bool = False
     broken: bool = False
 

@@ -19,6 +19,7 @@ from infer.machine import this_machine
 from infer.optimizer import outcome as outcome_module
 from infer.optimizer import parse_budget
 from infer.optimizer import trial as trial_module
+from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.targets import TARGETS
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, shift, why
@@ -149,16 +150,30 @@ def test_the_other_kind_of_processor_is_told_of(
         replace(machine, isa=("avx2", "avx512_vnni")), replace(machine, isa=("avx2",))
     )  # fmt: skip
     recipe = replace(rough(), precision="int8 (dynamic)")
-    for number, (given, saturating, here, said) in enumerate(
+    none = Saturation()
+    for number, (given, saturates, here, said) in enumerate(
         (
-            (recipe, 0, has, "no product can overflow on x86 without VNNI, where int8 gains less"),
-            (recipe, 0, lacks, "with VNNI int8 is faster"),
-            (recipe, 7, has, "on x86 without VNNI products of 7 channels can overflow"),
-            (replace(recipe, precision="int8 weights (blocks of 32)"), 0, has, ""),
+            (recipe, none, has, "no product can overflow on x86 without VNNI, where int8 gains less"),
+            (recipe, none, lacks, "with VNNI int8 is faster"),
+            (
+                recipe,
+                Saturation(7, 0),
+                has,
+                "on x86 without VNNI products of 7 channels can overflow, of none with inputs like"
+                " calibration's; tune it there",
+            ),
+            (
+                recipe,
+                Saturation(7, 2),
+                has,
+                "on x86 without VNNI products of 7 channels can overflow, of 2 with inputs like"
+                " calibration's, and answers would be others",
+            ),
+            (replace(recipe, precision="int8 weights (blocks of 32)"), none, has, ""),
         )
     ):
         plant({}, (given,), {"rough": 0.5})
-        monkeypatch.setattr(trial_module, "channels_that_may_saturate", lambda model, n=saturating: n)
+        monkeypatch.setattr(trial_module, "saturation", lambda model, feeds, given=saturates: given)
         found = optimized(classifier, tmp_path / f"{number}.infer", budgets=budgets)
         monkeypatch.setattr(outcome_module, "this_machine", lambda here=here: here)
         assert found.elsewhere.startswith(said)

@@ -1,0 +1,126 @@
+"""Products of int8 that overflow on x86 without VNNI.
+
+There two products of u8 and s8 add up in 16 bits (`vpmaddubsw`), which saturate beyond 32,767. Which two
+depends on the kernel, so any two of a channel count. Elsewhere sums have 32 bits, and are exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from infer.errors import InferError
+from infer.feeds import Feeds
+from infer.optimizer.quantization.weights import U8
+from infer.optimizer.rewriting import CONTRIB, constant, maker
+from infer.optimizer.watching import watched
+from infer.signature import Array
+
+_LARGEST_SUM = np.iinfo(np.int16).max
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """Channels of int8 weights two of whose products can overflow.
+
+    Attributes:
+        possible: whatever is multiplied.
+        seen: where inputs are as large as calibration's, channel by channel.
+    """
+
+    possible: int = 0
+    seen: int = 0
+
+
+def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:
+    """Of a quantized graph, asked with calibration's feeds; what cannot be seen is taken to be as large as
+    can be."""
+    products = [product for product in _products(model) if product.overflowing()]
+    possible = sum(product.overflowing() for product in products)
+    axes = {product.input: product.axis for product in products if product.input is not None}
+    largest: Mapping[ir.Value, Array] = {}
+    if axes:
+        with suppress(InferError):  # the answers that it gives are not in question
+            largest = _largest(model, axes, feeds)
+    seen = sum(product.overflowing(product.input and largest.get(product.input)) for product in products)
+    return Saturation(possible, seen)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Int8 weights, and the eight bits that they are multiplied with.
+
+    Attributes:
+        input: None if the graph does not show it.
+        weights: shape (outputs, inputs of a group, what else is summed up).
+        axis: of the input's channels.
+    """
+
+    input: ir.Value | None
+    weights: Array
+    axis: int = -1
+    groups: int = 1
+
+    def overflowing(self, largest: Array | None = None) -> int:
+        """How many outputs can overflow, where no input exceeds the `largest` of its channel."""
+        count, inputs, _ = self.weights.shape
+        of_inputs = np.full(inputs * self.groups, U8) if largest is None else largest
+        of_group = of_inputs.reshape(self.groups, inputs).repeat(count // self.groups, axis=0)
+        products = (np.abs(self.weights.astype(np.int64)) * of_group[:, :, None]).reshape(count, -1)
+        if products.shape[1] < 2:
+            return 0
+        return int((np.partition(products, -2, axis=1)[:, -2:].sum(axis=1) > _LARGEST_SUM).sum())
+
+
+def _products(model: ir.Model) -> Iterator[_Product]:
+    for node in model.graph:
+        if (node.domain, node.op_type) == (CONTRIB, "DynamicQuantizeLSTM"):
+            for value in node.inputs[1:3]:
+                if (directions := constant(value)) is not None:
+                    yield from (_Product(None, _arranged(weights, 1)) for weights in directions)
+        elif (node.domain, node.op_type) == ("", "MatMulInteger"):
+            if (matrix := _int8(node.inputs[1])) is not None:
+                yield _Product(node.inputs[0], _arranged(matrix, 1))
+        elif node.domain == "" and node.op_type in _WEIGHTED:
+            steps = maker(node.inputs[1], "DequantizeLinear")
+            if steps is not None and (weights := _int8(steps.inputs[0])) is not None:
+                given = maker(node.inputs[0], "DequantizeLinear")
+                yield _Product(
+                    None if given is None else given.inputs[0],
+                    _arranged(weights, steps.attributes.get_int("axis", 1)),
+                    1 if node.op_type.startswith("Conv") else -1,
+                    node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1,
+                )
+
+
+def _int8(value: ir.Value | None) -> Array | None:
+    found = constant(value)
+    return found if found is not None and found.dtype == np.int8 and found.ndim >= 2 else None
+
+
+def _arranged(weights: Array, axis: int) -> Array:
+    """With the outputs, which lie along `axis`, first, and all behind the inputs in one."""
+    outputs_first = np.moveaxis(weights, axis, 0)
+    return outputs_first.reshape(*outputs_first.shape[:2], -1)
+
+
+def _largest(
+    model: ir.Model, axes: Mapping[ir.Value, int], feeds: Sequence[Feeds]
+) -> Mapping[ir.Value, Array]:
+    """What each channel of these tensors of u8, which lies along its axis, reaches on all feeds."""
+    found: dict[ir.Value, Array] = {}
+    for value in axes:
+        value.type = ir.TensorType(ir.DataType.UINT8)  # which one that a pass has made may not say
+    with watched(model, [value.name or "" for value in axes]) as inside:
+        for each in feeds:
+            outputs = inside.run(each)
+            for value, axis in axes.items():
+                array = np.moveaxis(outputs[value.name or ""], axis, 0)
+                reached = array.reshape(len(array), -1).max(axis=1, initial=0).astype(np.int64)
+                found[value] = np.maximum(found.get(value, 0), reached)
+    return found
