@@ -35,7 +35,7 @@ _MAX_QUERIES = 500
 
 _TOLD_EVERY_S = 0.5
 _STABLE = 0.03
-_WARM_UP_S = 3.0
+WARM_UP_S = 3.0
 _WORK = bytes(2**18)
 
 
@@ -79,8 +79,11 @@ def take_turns(
     turn_s: float = TURN_S,
     starts: int = 1,
     restart: Callable[[], None] = lambda: None,
+    least: int = MIN_ROUNDS,
+    warm_up_s: float = WARM_UP_S,
 ) -> Measured:
-    """Ask the candidates in turn until `seconds` have passed, but in at least `MIN_ROUNDS` rounds.
+    """Ask the candidates in turn until `seconds` have passed, but in at least so many rounds; who does not
+    come to rest is warmed up for `warm_up_s`.
 
     With more than one of `starts`, each takes its share of both, and `restart` is called in between.
     Ctrl-C ends the measurement, and the rounds finished by then count; before the third it is raised.
@@ -96,8 +99,8 @@ def take_turns(
             if start:
                 progress(f"{head}loading again")
                 restart()
-            lengths = _warmed_up(queries, times, turn_s, progress, head)
-            for passed in _rounds(seconds / starts, math.ceil(MIN_ROUNDS / starts), MAX_ROUNDS // starts):
+            lengths = _warmed_up(queries, times, turn_s, warm_up_s, progress, head)
+            for passed in _rounds(seconds / starts, math.ceil(least / starts), MAX_ROUNDS // starts):
                 if passed is not None:
                     progress(head + passed)
                 worked = _work_ms()
@@ -123,6 +126,7 @@ def _warmed_up(
     queries: Mapping[str, Query],
     times: Mapping[str, Times],
     turn_s: float,
+    warm_up_s: float,
     progress: Progress,
     head: str,
 ) -> dict[str, int]:
@@ -130,7 +134,7 @@ def _warmed_up(
     lengths = {}
     for name, query in queries.items():
         progress(f"{head}warming up {name}")
-        typical_s, stable = _warm_up(query, turn_s)
+        typical_s, stable = _warm_up(query, turn_s, warm_up_s)
         times[name].stable = times[name].stable and stable
         lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
         if len(queries) > 1:
@@ -154,7 +158,7 @@ def _rounds(seconds: float, least: int, most: int) -> Iterator[str | None]:
             yield None
 
 
-def _warm_up(query: Query, turn_s: float) -> tuple[float, bool]:
+def _warm_up(query: Query, turn_s: float, most_s: float) -> tuple[float, bool]:
     """Ask until two medians in a row are alike; the last one in seconds, and whether that was reached."""
     start = time.perf_counter()
     first_ms = float(query.turn(1)[0])
@@ -165,7 +169,7 @@ def _warm_up(query: Query, turn_s: float) -> tuple[float, bool]:
         calm = calm + 1 if abs(median - before) <= _STABLE * before else 0
         if calm == 2:
             return median / 1e3, True
-        if time.perf_counter() - start > _WARM_UP_S:
+        if time.perf_counter() - start > most_s:
             return median / 1e3, False
         before = median
 

@@ -15,7 +15,7 @@ from infer.errors import InferError, InputError
 from infer.evaluation import LOWER_IS_BETTER, evaluate_task
 from infer.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
-from infer.measure.rounds import take_turns
+from infer.measure.rounds import MIN_ROUNDS, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
 from infer.optimizer.batches import different_rows
 from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, figures
@@ -25,6 +25,9 @@ from infer.session import Session
 from infer.signature import Array
 
 Progress = Callable[[str], None]
+
+_WARM_UP_S = 1.0
+"""A search has more to time than a benchmark, and a session that needs longer is asked in several starts."""
 
 _SIZES = (2, 3)
 """Batches at which answers must hold, beside feeds alone."""
@@ -289,11 +292,12 @@ def time_ratio(
     seconds: float,
     progress: Progress,
     starts: int,
+    least: int = MIN_ROUNDS,
 ) -> Estimate:
     """How many times as long `contender` takes as `against` for all of `timed`, asked in turns; where one
     has several streams, for all of it as often as each caller of either has the same share.
 
-    Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
+    They are asked for so many seconds, in at least so many rounds. Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
     same graph were seen 6 % apart. Fewer times, but twice, if opening would take longer than timing.
     """
     with ExitStack() as stack:
@@ -309,6 +313,14 @@ def time_ratio(
             ours.reopen()
             theirs.reopen()
 
-        measured = take_turns({"a": ours, "b": theirs}, seconds, progress, starts=starts, restart=restart)
+        measured = take_turns(
+            {"a": ours, "b": theirs},
+            seconds,
+            progress,
+            starts=starts,
+            restart=restart,
+            least=least,
+            warm_up_s=_WARM_UP_S,
+        )
     times = measured.times
     return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)

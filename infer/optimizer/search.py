@@ -228,7 +228,7 @@ class _Search:
                 if any(budget.metric != EQUAL for budget in self._options.budgets):
                     for target in self._targets.values():
                         self._try_dtypes(target)
-                    for target in self._targets.values():
+                    for target in self._fastest_first():
                         self._try_recipes(target)
                 self._tuning.do_all()
                 self._try_other_rows()
@@ -280,6 +280,10 @@ class _Search:
             if found.kept:
                 self._dtypes[target.backend] = dtype
                 self._keep(name, found, "as it is")
+
+    def _fastest_first(self) -> list[Target]:
+        """That of the best so far, and then the others: the time may not be enough for all."""
+        return sorted(self._targets.values(), key=lambda target: target.backend != self._best.backend)
 
     def _try_recipes(self, target: Target) -> None:
         given = Given(self._trial.material.calibration, saturates(this_machine()))
@@ -380,7 +384,7 @@ class _Search:
         if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
-        ratio = self._trial.timing.ratio(self._contender, self._trial.timing.contender(self._start))
+        ratio = self._trial.timing.whole(self._contender, self._trial.timing.contender(self._start))
         if verdict(ratio) == "slower":
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)

@@ -13,7 +13,7 @@ import numpy as np
 
 from infer.feeds import Feeds, batch_dim, resized, sizes_of
 from infer.machine import this_machine
-from infer.measure.rounds import Progress
+from infer.measure.rounds import MIN_ROUNDS, Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.gates import Contender, time_ratio
 from infer.optimizer.outcome import OptimizeOptions, Settings
@@ -24,19 +24,31 @@ from infer.plan import Plan
 from infer.planner import make_plan
 from infer.session import Session, open_session
 
-_STARTS = 4
-"""How often contenders are opened for a ratio that decides."""
-
 _QUERY_S = 0.15
 """How long the feeds that are timed may take together, if they are more than one."""
 
 _AGAIN = 0.05
 """The part of the search's time that measuring anew may take."""
 
-_GLANCE, _MUCH_SLOWER = 0.25, 1.1
-"""How much of the time a first look takes, and what it is enough for: one start may be 6 % off."""
+_MUCH = 1.1
+"""How many times as slow or as fast a glance tells surely: one start may be 6 % off."""
 
 _QUICKLY = SessionOptions(verify=False, warm_up=False)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How closely two are looked at: for which part of a gate's time, in how many rounds at least, and opened
+    how often."""
+
+    part: float
+    rounds: int
+    starts: int
+
+
+_GLANCE, _SHORT, _FULL, _LONG = (
+    _Look(0.25, 5, 1), _Look(0.5, 8, 2), _Look(1.0, MIN_ROUNDS, 4), _Look(3.0, MIN_ROUNDS, 4)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,31 +95,39 @@ class Timing:
 
     def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """Its time over the other's, for so many rows, by default for those that the search is for. A
-        glance is enough to drop what is much slower; what is undecided is measured again, for three times
-        as long, unless that takes too much of the search's time."""
+        glance is enough to drop what is much slower, and a short look more to take what is much faster; what
+        is undecided is measured again, for three times as long, unless that takes too much of the search's
+        time."""
         ratio = self.glance(contender, against, rows)
         if much_slower(ratio):
             return ratio
+        if ratio.high < 1 / _MUCH:
+            ratio = self._look(contender, against, _SHORT, rows)
+            if verdict(ratio) == "faster":
+                return ratio
         start = time.perf_counter()
-        ratio = self._look(contender, against, 1.0, _STARTS, rows)
+        ratio = self.whole(contender, against, rows)
         taken_s = time.perf_counter() - start
         if verdict(ratio) != "undecided" or taken_s + 2 * self._gate_s > self._again_s:
             return ratio
-        return self._look(contender, against, 3.0, _STARTS, rows)
+        return self._look(contender, against, _LONG, rows)
+
+    def whole(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
+        """The same, in a full look whatever comes of it."""
+        return self._look(contender, against, _FULL, rows)
 
     def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """The same, of one start each and in a part of the time."""
-        return self._look(contender, against, _GLANCE, 1, rows)
+        return self._look(contender, against, _GLANCE, rows)
 
-    def _look(
-        self, contender: Contender, against: Contender, part: float, starts: int, rows: int | None
-    ) -> Estimate:
+    def _look(self, contender: Contender, against: Contender, look: _Look, rows: int | None) -> Estimate:
         def told(said: str) -> None:
             at = "" if rows is None else f" with {rows} rows"
             self._progress(f"{contender.name}: timing{at}, {said}")
 
         timed = self._timed if rows is None else self._timed_with(rows)
-        return time_ratio(contender, against, timed, part * self._gate_s, told, starts)
+        seconds = look.part * self._gate_s
+        return time_ratio(contender, against, timed, seconds, told, look.starts, look.rounds)
 
     def mixed_ratio(self, contender: Contender, against: Contender, rows: int) -> Estimate:
         """As `ratio`, where feeds of so many rows and those of the search are asked in turn."""
@@ -117,7 +137,7 @@ class Timing:
         def told(said: str) -> None:
             self._progress(f"{contender.name}: timing feeds of both sizes in turn, {said}")
 
-        return time_ratio(contender, against, timed, self._gate_s, told, _STARTS)
+        return time_ratio(contender, against, timed, self._gate_s, told, _FULL.starts)
 
     def _timed_with(self, rows: int) -> Sequence[Feeds]:
         signature = self._reference.signature
@@ -195,7 +215,7 @@ def _short(timed: Sequence[Feeds], reference: Session) -> tuple[Sequence[Feeds],
 
 def much_slower(ratio: Estimate | None) -> bool:
     """Surely, after no more than a glance."""
-    return ratio is not None and ratio.low > _MUCH_SLOWER
+    return ratio is not None and ratio.low > _MUCH
 
 
 def speed_said(ratio: Estimate) -> str:
