@@ -120,7 +120,11 @@ def server(
     ]
     rows = [
         ("load", f"{rate:.1f} requests/s, {load:g} of the {np.median(most):.1f}/s that it can answer"),
-        ("cores", f"{len(servers)} for the server, {len(clients)} for its client" + ("" if apart else ", the same")),
+        (
+            "cores",
+            f"{len(servers)} for the server, {len(clients)} for its client"
+            + ("" if apart else ", the same"),
+        ),
         ("length", f"{minutes:g} min, {asked} requests"),
         ("not answered with 200", f"{asked - len(answered)} ({(asked - len(answered)) / asked:.2%})"),
         (
@@ -177,7 +181,7 @@ def _leaking(server: Server, leak: int) -> Server:
 
 
 def _cores(apart: bool) -> tuple[Collection[int], Collection[int]]:
-    """The client's, and the server's. Raises `click.UsageError` if there are too few for them to be apart."""
+    """The client's, and the server's. Raises `click.UsageError` if there are too few to be apart."""
     cores = sorted(os.sched_getaffinity(0))
     if not apart:
         return cores, cores

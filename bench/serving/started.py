@@ -46,8 +46,8 @@ def on_cores(cores: Collection[int]) -> Iterator[None]:
 
 @contextmanager
 def started(server: Server, artifact: Path, workers: int = 1) -> Iterator[Started]:
-    """The server, on this thread's cores, once it answers; it is ended afterwards. Raises `InferError` if it
-    does not."""
+    """The server, on this thread's cores, once it answers; it is ended afterwards. Raises `InferError` if
+    it does not."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -27,7 +27,7 @@ from infer.signature import Array
 Progress = Callable[[str], None]
 
 _WARM_UP_S = 1.0
-"""A search has more to time than a benchmark, and a session that needs longer is asked in several starts."""
+"""A search has more to time than a benchmark, and asks a session that needs longer in several starts."""
 
 _SIZES = (2, 3)
 """Batches at which answers must hold, beside feeds alone."""
@@ -297,8 +297,9 @@ def time_ratio(
     """How many times as long `contender` takes as `against` for all of `timed`, asked in turns; where one
     has several streams, for all of it as often as each caller of either has the same share.
 
-    They are asked for so many seconds, in at least so many rounds. Both are opened `starts` times: a session keeps the speed that it began with, and two of one and the
-    same graph were seen 6 % apart. Fewer times, but twice, if opening would take longer than timing.
+    They are asked for so many seconds, in at least so many rounds. Both are opened `starts` times: a
+    session keeps the speed that it began with, and two of one and the same graph were seen 6 % apart. Fewer
+    times, but twice, if opening would take longer than timing.
     """
     with ExitStack() as stack:
         start = time.perf_counter()

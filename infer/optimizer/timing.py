@@ -38,8 +38,8 @@ _QUICKLY = SessionOptions(verify=False, warm_up=False)
 
 @dataclass(frozen=True)
 class _Look:
-    """How closely two are looked at: for which part of a gate's time, in how many rounds at least, and opened
-    how often."""
+    """How closely two are looked at: for which part of a gate's time, in how many rounds at least, and
+    opened how often."""
 
     part: float
     rounds: int
@@ -95,9 +95,9 @@ class Timing:
 
     def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """Its time over the other's, for so many rows, by default for those that the search is for. A
-        glance is enough to drop what is much slower, and a short look more to take what is much faster; what
-        is undecided is measured again, for three times as long, unless that takes too much of the search's
-        time."""
+        glance is enough to drop what is much slower, and a short look more to take what is much faster;
+        what is undecided is measured again, for three times as long, unless that takes too much of the
+        search's time."""
         ratio = self.glance(contender, against, rows)
         if much_slower(ratio):
             return ratio

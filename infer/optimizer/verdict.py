@@ -44,7 +44,7 @@ class Verdict:
     neighbours: float | None = None
     graph: str | None = None
     size_bytes: int = 0
-    saturation: Saturation = Saturation()
+    saturation: Saturation = field(default_factory=Saturation)
     within: bool = False
     broken: bool = False
 

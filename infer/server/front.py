@@ -73,7 +73,7 @@ class Front:
         if exchange.status:  # the answer has begun: without its end, the server hangs up
             _log.error("request %s failed while it was answered", exchange.request_id, exc_info=error)
             return
-        response = _error_response(error, scope["path"], exchange.request_id)
+        response = error_response(error, scope["path"], exchange.request_id)
         if response.status_code == 500:
             _log.error("request %s failed", exchange.request_id, exc_info=error)
         await response(scope, exchange.receive, exchange.send)
@@ -133,11 +133,7 @@ class _Exchange:
             self.status = message["status"]
             if not self._all_read and self._comes_soon:
                 await self._read_on(_SOON_S)  # rather than connect anew, which costs more than to refuse
-            added: list[tuple[bytes, bytes]] = [
-                (b"x-request-id", self.request_id.encode("ascii")),
-                (b"x-content-type-options", b"nosniff"),
-                (b"cache-control", b"no-store"),
-            ]
+            added = added_headers(self.request_id)
             # the rest is not waited for; or the next request had better go to another server
             if not self._all_read or self._service.leaving:
                 added.append((b"connection", b"close"))
@@ -161,7 +157,17 @@ class _Exchange:
             await self.receive()
 
 
-def _error_response(error: Exception, path: str, request_id: str) -> Response:
+def added_headers(request_id: str) -> list[tuple[bytes, bytes]]:
+    """What every answer has beside its own headers."""
+    return [
+        (b"x-request-id", request_id.encode("ascii")),
+        (b"x-content-type-options", b"nosniff"),
+        (b"cache-control", b"no-store"),
+    ]
+
+
+def error_response(error: Exception, path: str, request_id: str) -> Response:
+    """What is answered where `error` was raised."""
     headers: dict[str, str] = {}
     if isinstance(error, HTTPException):
         status, text = error.status_code, error.detail

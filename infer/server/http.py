@@ -11,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -39,7 +39,14 @@ _FULL = (
 _log = logging.getLogger("infer.server")
 
 
-def make_protocol(options: ServerOptions) -> type[H11Protocol]:
+Refusal = Callable[[bytes, Iterable[tuple[bytes, bytes]]], bytes | None]
+"""What is answered to bytes that came, with headers that each answer has, without the application: see
+`infer.server.door`."""
+
+
+def make_protocol(
+    options: ServerOptions, refusal: Refusal = lambda data, headers: None
+) -> type[H11Protocol]:
     """uvicorn's protocol of one connection, with the deadlines of `options`."""
 
     class Connection(H11Protocol):
@@ -61,8 +68,24 @@ def make_protocol(options: ServerOptions) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             if self.transport.is_closing():
                 return
-            super().data_received(data)
+            if not self._refused(data):
+                super().data_received(data)
             self._await_head()
+
+        def _refused(self, data: bytes) -> bool:
+            """Whether `data` was refused, which came while nothing else was under way."""
+            idle = (
+                self.conn.their_state is self.conn.our_state is h11.IDLE and not self.conn.trailing_data[0]
+            )
+            if not idle or self.flow.write_paused:
+                return False
+            answer = refusal(data, self.server_state.default_headers)
+            if answer is None:
+                return False
+            self.transport.write(answer)
+            self._answered = True
+            self._idle.off()  # it begins anew
+            return True
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
@@ -217,13 +240,18 @@ class Server(uvicorn.Server):
     """One process that serves. At SIGTERM and SIGINT it leaves, drains, and returns as after any work."""
 
     def __init__(
-        self, app: Any, options: ServerOptions, on_leave: Callable[[], None], on_drain: Callable[[], None]
+        self,
+        app: Any,
+        options: ServerOptions,
+        on_leave: Callable[[], None],
+        on_drain: Callable[[], None],
+        refusal: Refusal = lambda data, headers: None,
     ) -> None:
         """`on_leave` is called when it is told to stop, `on_drain` when it takes nothing new any more."""
         super().__init__(
             uvicorn.Config(
                 app,
-                http=make_protocol(options),
+                http=make_protocol(options, refusal),
                 ws="none",
                 lifespan="on",
                 loop="asyncio",

@@ -58,10 +58,8 @@ class Service:
         its client goes away, if that is known. Raises `OverloadedError` if too many wait already."""
         start, outcome = time.perf_counter(), "success"
         try:
-            if model.waiting >= self.options.max_waiting:
-                raise OverloadedError(
-                    f"{model.waiting} requests wait for '{model.name}' already; try again later"
-                )
+            if said := self.overload(model):
+                raise OverloadedError(said)
             yield
         except BaseException as error:
             taken_s = time.perf_counter() - start
@@ -69,6 +67,12 @@ class Service:
             raise
         finally:
             self.metrics.requests.labels(model.name, model.version, outcome).inc()
+
+    def overload(self, model: Model) -> str | None:
+        """Why no more requests for `model` are taken now; None if they are."""
+        if model.waiting < self.options.max_waiting:
+            return None
+        return f"{model.waiting} requests wait for '{model.name}' already; try again later"
 
     async def body(self, request: Request, room: Room) -> bytes:
         """The request's body without its Content-Encoding. Raises `HTTPException`, `OverloadedError`,

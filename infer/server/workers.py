@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from infer.errors import InferError
 from infer.server import logs
 from infer.server.app import make_app
+from infer.server.door import Door
 from infer.server.http import Server
 from infer.server.metrics import SHARED_FOLDER
 from infer.server.models import Models
@@ -94,7 +95,8 @@ def serve_here(models: Models, options: ServerOptions, listener: socket.socket) 
         if grpc is not None:
             grpc.drain()
 
-    server = Server(make_app(service, start, stop), options, on_leave, on_drain)
+    app, door = make_app(service, start, stop), Door(service)
+    server = Server(app, options, on_leave, on_drain, door.refusal)
     try:
         server.run(sockets=[listener])
     finally:

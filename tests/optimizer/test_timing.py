@@ -45,7 +45,9 @@ def test_what_is_far_from_alike_is_seen_sooner(
     plant({"good": harmless}, speeds={})
     given, asked = iter([*seen, (0.9, 0.01)]), []
 
-    def told(ours: Any, theirs: Any, timed: Any, seconds: float, _: Any, starts: int, least: int) -> Estimate:
+    def told(
+        ours: Any, theirs: Any, timed: Any, seconds: float, _: Any, starts: int, least: int
+    ) -> Estimate:
         ratio, half = next(given)
         asked.append((least, starts))
         return Estimate(ratio, ratio - half, ratio + half)
@@ -67,7 +69,8 @@ def test_recipes_of_the_fastest_backend_come_first(
     """The time may end before all are tried."""
     two_backends({"openvino": 0.5 if fastest == "openvino" else 1.5})
     targets = tuple(
-        Target(name, "cpu", {}, (replace(rough(), name=f"{name}-rough"),)) for name in ("onnxruntime", "openvino")
+        Target(name, "cpu", {}, (replace(rough(), name=f"{name}-rough"),))
+        for name in ("onnxruntime", "openvino")
     )
     monkeypatch.setattr(search_module, "targets_of", lambda device: targets)
     found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.99"),))

@@ -41,13 +41,14 @@ def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:
     """Of a quantized graph, asked with calibration's feeds; what cannot be seen is taken to be as large as
     can be."""
     products = [product for product in _products(model) if product.overflowing()]
-    possible = sum(product.overflowing() for product in products)
+    possible = sum(p.overflowing() for p in products)
     axes = {product.input: product.axis for product in products if product.input is not None}
     largest: Mapping[ir.Value, Array] = {}
     if axes:
         with suppress(InferError):  # the answers that it gives are not in question
             largest = _largest(model, axes, feeds)
-    seen = sum(product.overflowing(product.input and largest.get(product.input)) for product in products)
+    reached = [None if p.input is None else largest.get(p.input) for p in products]
+    seen = sum(p.overflowing(each) for p, each in zip(products, reached, strict=True))
     return Saturation(possible, seen)
 
 
