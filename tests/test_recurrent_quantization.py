@@ -107,7 +107,7 @@ def test_what_may_saturate_is_counted() -> None:
                 found += int((np.sort(array, axis=1)[:, -2:].sum(axis=1) * 255 > 32767).sum())
     # nobody sees what is multiplied inside
     assert found
-    assert saturation(model, [feeds(2, False)]) == Saturation(found, found)
+    assert saturation(model, [feeds(2, False)]) == Saturation(found, found, 1)
 
 
 def test_weights_take_a_quarter() -> None:

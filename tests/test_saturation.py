@@ -57,7 +57,7 @@ def test_no_overflow_is_missed(seed: int, others: float) -> None:
     rows = np.rint(255 * x / x.max(axis=1, keepdims=True))
     assert wrong_sums(int8_of(model), rows) <= found.seen <= found.possible <= 64
     whole = saturation(model, [{"x": np.ones((1, 64), np.float32)}])  # as large as can be, everywhere
-    assert whole == Saturation(found.possible, found.possible)
+    assert whole == Saturation(found.possible, found.possible, 1)
 
 
 def test_what_calibration_never_saw_is_told_from_what_can_be() -> None:
@@ -65,8 +65,8 @@ def test_what_calibration_never_saw_is_told_from_what_can_be() -> None:
     model = product(np.full((64, 80), 0.5, np.float32))
     alone, two = np.zeros((1, 64), np.float32), np.zeros((1, 64), np.float32)
     alone[0, 5] = two[0, 5] = two[0, 60] = 3.0
-    assert saturation(model, [{"x": alone}]) == Saturation(80, 0)
-    assert saturation(model, [{"x": alone}, {"x": two}]) == Saturation(80, 80)
+    assert saturation(model, [{"x": alone}]) == Saturation(80, 0, 1)
+    assert saturation(model, [{"x": alone}, {"x": two}]) == Saturation(80, 80, 2)
 
 
 @pytest.mark.parametrize("pair_bounded", [True, False])
@@ -105,4 +105,28 @@ def test_groups_have_inputs_of_their_own(loud: int) -> None:
     static.quantize_statically(
         model, lambda names: observe(model, names, [{"x": x}]), "extremes", pair_bounded=False
     )
-    assert saturation(model, [{"x": x}]) == Saturation(7, 4 - loud)
+    assert saturation(model, [{"x": x}]) == Saturation(7, 4 - loud, 1)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_padding_is_multiplied_too(padded: bool) -> None:
+    """It stands for zero, and where that lies above all that a channel holds, it is the larger factor: half
+    of the range here, where the first channel has its end and the second only what is below zero."""
+    pads = "<pads = [1, 1, 1, 1]>" if padded else ""
+    proto = parse(
+        f"g (float[N, 2, 5, 5] x) => (float[N, 1, A, B] y) {{ y = Conv{pads}(x, w) }}",
+        opset=20,
+        ir_version=9,
+    )
+    proto.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.full((1, 2, 3, 3), 0.5, np.float32), "w")
+    )
+    model, x = loaded(proto), np.full((1, 2, 5, 5), -1.0, np.float32)
+    x[:, 0, 2, 2] = 1.0
+    static.quantize_statically(
+        model, lambda names: observe(model, names, [{"x": x}]), "extremes", pair_bounded=False
+    )
+    x[:, 0, 2, 2] = -0.9
+    assert saturation(model, [{"x": x}]) == Saturation(1, 0, 1)
+    x[:, 0, 2, 2] = 1.0
+    assert saturation(model, [{"x": x}]) == Saturation(1, 1, 1)

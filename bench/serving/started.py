@@ -20,7 +20,7 @@ from bench.peers.places import ROOT
 from bench.serving import Server
 from bench.serving.client import HttpQuery, request
 from infer.errors import InferError
-from infer.machine import usable_cpus
+from infer.machine import this_machine, usable_cpus
 
 _START_S = 120.0
 
@@ -57,7 +57,7 @@ def started(server: Server, artifact: Path, workers: int = 1) -> Iterator[Starte
         "tokenizer": str(next(artifact.rglob("tokenizer.json"), "")),
         "port": str(port),
         "workers": str(workers),
-        "threads": str(max(1, usable_cpus() // workers)),
+        "threads": str(max(1, min(this_machine().cores, usable_cpus()) // workers)),
     }
     command = [str(prepare(server.requirements)), *(part.format(**places) for part in server.command)]
     environment = {

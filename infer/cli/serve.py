@@ -150,7 +150,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     is_flag=True,
     help="Try each graph in a process of its own first, within limits of memory and time.",
 )
-@click.option("--json-logs", is_flag=True, help="Log a line of JSON for each request.")
+@click.option("--json-logs", is_flag=True, help="Log in lines of JSON, one for each request.")
 def command(
     artifacts: tuple[Path, ...],
     host: str,

@@ -15,7 +15,7 @@ from infer.errors import InferError, InputError
 from infer.evaluation import LOWER_IS_BETTER, evaluate_task
 from infer.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
-from infer.measure.rounds import MIN_ROUNDS, take_turns
+from infer.measure.rounds import MIN_ROUNDS, WARM_UP_S, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
 from infer.optimizer.batches import different_rows
 from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, figures
@@ -27,7 +27,7 @@ from infer.signature import Array
 Progress = Callable[[str], None]
 
 _WARM_UP_S = 1.0
-"""A search has more to time than a benchmark, and asks a session that needs longer in several starts."""
+"""For each of several starts: a search has more to time than a benchmark."""
 
 _SIZES = (2, 3)
 """Batches at which answers must hold, beside feeds alone."""
@@ -321,7 +321,7 @@ def time_ratio(
             starts=starts,
             restart=restart,
             least=least,
-            warm_up_s=_WARM_UP_S,
+            warm_up_s=_WARM_UP_S if starts > 1 else WARM_UP_S,
         )
     times = measured.times
     return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)

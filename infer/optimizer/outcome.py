@@ -208,12 +208,12 @@ class Optimized:
         found = [each for each in (self.outcome.best, other.found if other else None) if each is not None]
         if not any(each.has_int8_products for each in found):
             return ""
-        worst = max((each.saturation for each in found), key=lambda each: (each.seen, each.possible))
-        if worst.possible:
+        if possible := max(each.saturation.possible for each in found):
+            worst = max((s for each in found if (s := each.saturation).possible), key=lambda s: s.seen)
             others = ", and answers would be others" if worst.seen else ""
             return (
-                f"on x86 without VNNI products of {worst.possible} channels can overflow, of"
-                f" {worst.seen or 'none'} with inputs like calibration's{others}; tune it there"
+                f"on x86 without VNNI products of {possible} channels can overflow, of"
+                f" {worst.seen or 'none'} with {worst.feeds} inputs of calibration{others}; tune it there"
             )
         if saturates(this_machine()):
             return "with VNNI int8 is faster, and weights need not be bounded; tune it there"

@@ -95,9 +95,7 @@ class Timing:
 
     def ratio(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """Its time over the other's, for so many rows, by default for those that the search is for. A
-        glance is enough to drop what is much slower, and a short look more to take what is much faster;
-        what is undecided is measured again, for three times as long, unless that takes too much of the
-        search's time."""
+        glance is enough to drop what is much slower, and a short look more to take what is much faster."""
         ratio = self.glance(contender, against, rows)
         if much_slower(ratio):
             return ratio
@@ -105,16 +103,17 @@ class Timing:
             ratio = self._look(contender, against, _SHORT, rows)
             if verdict(ratio) == "faster":
                 return ratio
+        return self.whole(contender, against, rows)
+
+    def whole(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
+        """The same in a full look, however far from alike they are; what is undecided is measured again,
+        for three times as long, unless that takes too much of the search's time."""
         start = time.perf_counter()
-        ratio = self.whole(contender, against, rows)
+        ratio = self._look(contender, against, _FULL, rows)
         taken_s = time.perf_counter() - start
         if verdict(ratio) != "undecided" or taken_s + 2 * self._gate_s > self._again_s:
             return ratio
         return self._look(contender, against, _LONG, rows)
-
-    def whole(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
-        """The same, in a full look whatever comes of it."""
-        return self._look(contender, against, _FULL, rows)
 
     def glance(self, contender: Contender, against: Contender, rows: int | None = None) -> Estimate:
         """The same, of one start each and in a part of the time."""

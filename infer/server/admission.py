@@ -56,7 +56,7 @@ class Gate:
         host, origin = _header(headers, b"host"), _header(headers, b"origin")
         if self._hosts is not None and _host_name(host) not in self._hosts:
             raise HTTPException(403, "this server answers to the names of this machine only")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _host_of(origin) != host:
             raise HTTPException(403, "pages of other sites may not use this server")
         if not self._tokens:
             client = scope.get("client")
@@ -222,6 +222,14 @@ def _digest(token: str) -> bytes:
 
 def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an Origin header; None if it is not valid."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _host_name(host: str | None) -> str:

@@ -31,7 +31,7 @@ _REQUEST = re.compile(
     rb"((?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
 )
 _SIZE = re.compile(rb"[0-9]{1,9}")
-_FRAMING = frozenset({b"transfer-encoding", b"expect", b"connection", b"upgrade"})
+_FRAMING = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 """Headers that say where a request ends, or what becomes of its connection."""
 
 _TOLD_EVERY_S = 1.0
@@ -70,7 +70,7 @@ class Door:
         service.metrics.responses.labels(endpoint.__name__, "503").inc()
         service.metrics.requests.labels(model.name, model.version, "refused").inc()
         self._note(model)
-        given = next((value for key, value in headers if key == b"x-request-id"), None)
+        given = dict(headers).get(b"x-request-id")
         request_id = logs.request_id(None if given is None else given.decode("latin-1"))
         response = error_response(OverloadedError(said), asked, request_id)
         lines = (*defaults, *response.raw_headers, *added_headers(request_id))
@@ -87,10 +87,11 @@ class Door:
     def _note(self, model: Model) -> None:
         """For the log, which is told how many, not of each."""
         if not self._untold:
-            asyncio.get_running_loop().call_later(_TOLD_EVERY_S, self._tell)
+            asyncio.get_running_loop().call_later(_TOLD_EVERY_S, self.tell)
         self._untold[model.name] += 1
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Tell the log what it was not told yet."""
         for name, count in self._untold.items():
             _log.warning(
                 "requests for '%s' refused within %g s, because too many wait: %d",
@@ -110,6 +111,8 @@ def _is_whole(headers: Headers, size: int) -> bool:
     """Whether a body of so many bytes is all that belongs to the request, and anybody would say so."""
     names = Counter(name for name, _ in headers)
     if names[b"content-length"] != 1 or names[b"host"] != 1 or names.keys() & _FRAMING:
+        return False
+    if any(name == b"connection" and value.lower() != b"keep-alive" for name, value in headers):
         return False
     told = next(value for name, value in headers if name == b"content-length")
     return _SIZE.fullmatch(told) is not None and int(told) == size

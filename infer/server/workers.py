@@ -100,6 +100,7 @@ def serve_here(models: Models, options: ServerOptions, listener: socket.socket) 
     try:
         server.run(sockets=[listener])
     finally:
+        door.tell()
         service.close()
     if failures:
         raise failures[0]

@@ -157,17 +157,17 @@ def test_the_other_kind_of_processor_is_told_of(
             (recipe, none, lacks, "with VNNI int8 is faster"),
             (
                 recipe,
-                Saturation(7, 0),
+                Saturation(7, 0, 16),
                 has,
-                "on x86 without VNNI products of 7 channels can overflow, of none with inputs like"
-                " calibration's; tune it there",
+                "on x86 without VNNI products of 7 channels can overflow, of none with 16 inputs of"
+                " calibration; tune it there",
             ),
             (
                 recipe,
-                Saturation(7, 2),
+                Saturation(7, 2, 6),
                 has,
-                "on x86 without VNNI products of 7 channels can overflow, of 2 with inputs like"
-                " calibration's, and answers would be others",
+                "on x86 without VNNI products of 7 channels can overflow, of 2 with 6 inputs of"
+                " calibration, and answers would be others",
             ),
             (replace(recipe, precision="int8 weights (blocks of 32)"), none, has, ""),
         )

@@ -41,9 +41,9 @@ def test_what_is_far_from_alike_is_seen_sooner(
 ) -> None:
     """A glance drops what is much slower, and two starts take what is much faster, unless they say
     otherwise; all else has four starts, and more time where these leave it open. The whole has them in
-    any case. `seen` has ratios, each with half its interval."""
+    any case, and the time. `seen` has ratios, each with half its interval."""
     plant({"good": harmless}, speeds={})
-    given, asked = iter([*seen, (0.9, 0.01)]), []
+    given, asked = iter([*seen, (0.95, 0.1), (0.9, 0.01)]), []
 
     def told(
         ours: Any, theirs: Any, timed: Any, seconds: float, _: Any, starts: int, least: int
@@ -55,7 +55,7 @@ def test_what_is_far_from_alike_is_seen_sooner(
     monkeypatch.setattr(timing_module, "time_ratio", told)
     found = optimized(classifier, tmp_path / "out.infer")
     assert [verdict.kept for verdict in found.verdicts] == [kept]
-    assert asked == [*looks, *([FULL] if kept else [])]
+    assert asked == [*looks, *([FULL, LONG] if kept else [])]
 
 
 @pytest.mark.parametrize("fastest", ["onnxruntime", "openvino"])

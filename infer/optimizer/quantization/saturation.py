@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from infer.errors import InferError
 from infer.feeds import Feeds
 from infer.optimizer.quantization.weights import U8
 from infer.optimizer.rewriting import CONTRIB, constant, maker
@@ -30,26 +29,27 @@ class Saturation:
 
     Attributes:
         possible: whatever is multiplied.
-        seen: where inputs are as large as calibration's, channel by channel.
+        seen: where inputs are as large as those of so many `feeds`, channel by channel.
     """
 
     possible: int = 0
     seen: int = 0
+    feeds: int = 0
 
 
 def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:
-    """Of a quantized graph, asked with calibration's feeds; what cannot be seen is taken to be as large as
-    can be."""
+    """Of a quantized graph, asked with feeds of the calibration; what cannot be seen is taken to be as
+    large as can be."""
     products = [product for product in _products(model) if product.overflowing()]
     possible = sum(p.overflowing() for p in products)
     axes = {product.input: product.axis for product in products if product.input is not None}
     largest: Mapping[ir.Value, Array] = {}
     if axes:
-        with suppress(InferError):  # the answers that it gives are not in question
+        with suppress(Exception):  # what it answers is not in question, nor what it was kept for
             largest = _largest(model, axes, feeds)
     reached = [None if p.input is None else largest.get(p.input) for p in products]
     seen = sum(p.overflowing(each) for p, each in zip(products, reached, strict=True))
-    return Saturation(possible, seen)
+    return Saturation(possible, seen, len(feeds) if products else 0)
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,19 @@ class _Product:
         input: None if the graph does not show it.
         weights: shape (outputs, inputs of a group, what else is summed up).
         axis: of the input's channels.
+        padding: what a convolution puts around its input, which stands for zero.
     """
 
     input: ir.Value | None
     weights: Array
     axis: int = -1
     groups: int = 1
+    padding: int = 0
 
     def overflowing(self, largest: Array | None = None) -> int:
         """How many outputs can overflow, where no input exceeds the `largest` of its channel."""
         count, inputs, _ = self.weights.shape
-        of_inputs = np.full(inputs * self.groups, U8) if largest is None else largest
+        of_inputs = np.full(inputs * self.groups, U8) if largest is None else largest.clip(self.padding)
         of_group = of_inputs.reshape(self.groups, inputs).repeat(count // self.groups, axis=0)
         products = (np.abs(self.weights.astype(np.int64)) * of_group[:, :, None]).reshape(count, -1)
         if products.shape[1] < 2:
@@ -91,11 +93,14 @@ def _products(model: ir.Model) -> Iterator[_Product]:
             steps = maker(node.inputs[1], "DequantizeLinear")
             if steps is not None and (weights := _int8(steps.inputs[0])) is not None:
                 given = maker(node.inputs[0], "DequantizeLinear")
+                zero = None if given is None else constant(given.inputs[2])
+                convolves = node.op_type.startswith("Conv")
                 yield _Product(
                     None if given is None else given.inputs[0],
                     _arranged(weights, steps.attributes.get_int("axis", 1)),
-                    1 if node.op_type.startswith("Conv") else -1,
+                    1 if convolves else -1,
                     node.attributes.get_int("group", 1) if node.op_type == "Conv" else 1,
+                    int(zero) if convolves and zero is not None else 0,
                 )
 
 
