@@ -316,7 +316,8 @@ def test_names_of_pages_cannot_be_pointed_here(served: Served) -> None:
 
 def test_the_page_of_another_site_cannot_send_requests(served: Served) -> None:
     """Its browser names it in Origin, which a simple POST cannot hide."""
-    for origin in ("http://evil.example", "null", f"http://localhost:{served.port + 1}", "file://"):
+    others = ("http://evil.example", "null", f"http://localhost:{served.port + 1}", "file://", "http://[")
+    for origin in others:
         response = served.post(
             "/v1/models/words:predict",
             content=b"a",
