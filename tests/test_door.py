@@ -6,9 +6,8 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import h11
 import pytest
@@ -21,6 +20,7 @@ from infer.server.options import ServerOptions
 from infer.server.service import Service
 from tests.serving import Served, serving, slow, slow_request, wait_until_waiting
 from tests.tiny import identity, write
+from tests.waiting import until
 
 PATHS = ("/v2/models/net/infer", "/v2/models/net/versions/1/infer", "/v1/models/net:predict")
 
@@ -187,12 +187,6 @@ def test_both_ways_answer_alike(tmp_path: Path) -> None:
     same counts. The connection stays, and is answered once there is room. The log has a line of the one,
     and the number of the others."""
 
-    def within(what: Callable[[], Any], seconds: float = 5.0) -> None:
-        end = time.monotonic() + seconds
-        while not what() and time.monotonic() < end:
-            time.sleep(0.05)
-        assert what()
-
     with serving(tmp_path, slow(tmp_path), "--queue", "1", "--json-logs") as served:
         done = threading.Thread(
             target=served.post, args=("/v2/models/slow/infer",), kwargs={"json": slow_request(1000)}
@@ -213,7 +207,7 @@ def test_both_ways_answer_alike(tmp_path: Path) -> None:
             )
             assert metric(served, 'infer_requests_total{model="slow",outcome="refused",version="1"}') == 3
             assert metric(served, 'infer_http_responses_total{endpoint="infer_model",status="503"}') == 3
-            within(lambda: any("refused within" in line["message"] for line in served.lines()))
+            until(lambda: any("refused within" in line["message"] for line in served.lines()))
             lines = [line for line in served.lines() if line.get("status") == 503]
             assert [line["request_id"] for line in lines] == ["mine"]
             told = [line["message"] for line in served.lines() if "refused within" in line["message"]]

@@ -56,7 +56,7 @@ class Gate:
         host, origin = _header(headers, b"host"), _header(headers, b"origin")
         if self._hosts is not None and _host_name(host) not in self._hosts:
             raise HTTPException(403, "this server answers to the names of this machine only")
-        if origin is not None and _host_of(origin) != host:
+        if origin is not None and not _is_of(origin, host):
             raise HTTPException(403, "pages of other sites may not use this server")
         if not self._tokens:
             client = scope.get("client")
@@ -224,12 +224,12 @@ def _header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     return next((value.decode("latin-1") for key, value in headers if key == name), None)
 
 
-def _host_of(origin: str) -> str | None:
-    """Host and port of an Origin header; None if it is not valid."""
+def _is_of(origin: str, host: str | None) -> bool:
+    """Whether an Origin header names this host and port; one that is no address names none."""
     try:
-        return urlsplit(origin).netloc
+        return urlsplit(origin).netloc == host
     except ValueError:
-        return None
+        return False
 
 
 def _host_name(host: str | None) -> str:

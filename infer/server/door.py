@@ -25,11 +25,14 @@ from infer.server.predict import predict
 from infer.server.service import Service
 from infer.server.v2 import infer_model
 
-_NAMES = rb"/models/([A-Za-z0-9._-]{1,128})(?:/versions/([0-9]{1,9}))?"
 _REQUEST = re.compile(
-    rb"POST (?:(/v1" + _NAMES + rb":predict)|(/v2" + _NAMES + rb"/infer)) HTTP/1\.1\r\n"
-    rb"((?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
+    rb"POST (?P<path>(?P<before>/v[12]/models/)(?P<name>[\w.-]{1,128})"
+    rb"(?:/versions/(?P<version>[0-9]{1,9}))?(?P<after>:predict|/infer)) HTTP/1\.1\r\n"
+    rb"(?P<headers>(?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+)\r\n"
 )
+_ENDPOINTS = {(b"/v1/models/", b":predict"): predict, (b"/v2/models/", b"/infer"): infer_model}
+"""What begins and ends a path → what answers it."""
+
 _SIZE = re.compile(rb"[0-9]{1,9}")
 _FRAMING = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 """Headers that say where a request ends, or what becomes of its connection."""
@@ -56,23 +59,24 @@ class Door:
         found = _REQUEST.match(data)
         if found is None:
             return None
-        path, name, version = (found[1], found[2], found[3]) if found[1] else (found[4], found[5], found[6])
-        model, headers = self._asked(name, version), _headers(found[7])
+        endpoint = _ENDPOINTS.get((found["before"], found["after"]))
+        model, headers = self._asked(found["name"], found["version"]), _headers(found["headers"])
         said = None if model is None else service.overload(model)
-        if model is None or said is None or not _is_whole(headers, len(data) - found.end()):
+        if endpoint is None or model is None or said is None:
             return None
-        asked = path.decode("ascii")
+        if not _is_whole(headers, len(data) - found.end()):
+            return None
+        path = found["path"].decode("ascii")
         try:
-            self._gate.check({"headers": headers, "path": asked, "method": "POST"})
+            self._gate.check({"headers": headers, "path": path, "method": "POST"})
         except HTTPException:
             return None
-        endpoint = predict if found[1] else infer_model
         service.metrics.responses.labels(endpoint.__name__, "503").inc()
         service.metrics.requests.labels(model.name, model.version, "refused").inc()
         self._note(model)
         given = dict(headers).get(b"x-request-id")
         request_id = logs.request_id(None if given is None else given.decode("latin-1"))
-        response = error_response(OverloadedError(said), asked, request_id)
+        response = error_response(OverloadedError(said), path, request_id)
         lines = (*defaults, *response.raw_headers, *added_headers(request_id))
         head = b"".join(b"%b: %b\r\n" % line for line in lines)
         return b"HTTP/1.1 503 Service Unavailable\r\n" + head + b"\r\n" + response.body

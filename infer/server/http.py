@@ -44,9 +44,11 @@ Refusal = Callable[[bytes, Iterable[tuple[bytes, bytes]]], bytes | None]
 `infer.server.door`."""
 
 
-def make_protocol(
-    options: ServerOptions, refusal: Refusal = lambda data, headers: None
-) -> type[H11Protocol]:
+def _never(data: bytes, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Refuses nothing."""
+
+
+def make_protocol(options: ServerOptions, refusal: Refusal = _never) -> type[H11Protocol]:
     """uvicorn's protocol of one connection, with the deadlines of `options`."""
 
     class Connection(H11Protocol):
@@ -245,7 +247,7 @@ class Server(uvicorn.Server):
         options: ServerOptions,
         on_leave: Callable[[], None],
         on_drain: Callable[[], None],
-        refusal: Refusal = lambda data, headers: None,
+        refusal: Refusal = _never,
     ) -> None:
         """`on_leave` is called when it is told to stop, `on_drain` when it takes nothing new any more."""
         super().__init__(

@@ -40,8 +40,8 @@ class Saturation:
 def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:
     """Of a quantized graph, asked with feeds of the calibration; what cannot be seen is taken to be as
     large as can be."""
-    products = [product for product in _products(model) if product.overflowing()]
-    possible = sum(p.overflowing() for p in products)
+    counted = {product: product.overflowing() for product in _products(model)}
+    products = [product for product, count in counted.items() if count]
     axes = {product.input: product.axis for product in products if product.input is not None}
     largest: Mapping[ir.Value, Array] = {}
     if axes:
@@ -49,10 +49,10 @@ def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:
             largest = _largest(model, axes, feeds)
     reached = [None if p.input is None else largest.get(p.input) for p in products]
     seen = sum(p.overflowing(each) for p, each in zip(products, reached, strict=True))
-    return Saturation(possible, seen, len(feeds) if products else 0)
+    return Saturation(sum(counted.values()), seen, len(feeds) if products else 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Product:
     """Int8 weights, and the eight bits that they are multiplied with.
 
