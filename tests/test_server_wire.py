@@ -20,6 +20,8 @@ from infer.server import oip
 from infer.server.admission import inflated, inflated_size
 from infer.server.tensors import DATATYPES
 
+MIB = 1024 * 1024
+
 Array = np.ndarray[Any, Any]
 NUMBERS = {name: np.dtype(name) for name in DATATYPES if name != "string"}
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
@@ -284,12 +286,23 @@ def test_a_compressed_body_is_inflated(body: bytes, encoding: str) -> None:
     assert inflated(packed, encoding, len(body)) == body
     for wrong in (packed[:-1], packed + b"\0", b"no" + packed):
         with pytest.raises(HTTPException) as refused:
-            inflated_size(wrong, encoding, 4000)
+            inflated_size(wrong, encoding, 64 * MIB)
         assert refused.value.status_code == 400
     if body:
         with pytest.raises(HTTPException) as refused:
             inflated_size(packed, encoding, len(body) - 1)
         assert refused.value.status_code == 413
+
+
+def test_a_compressed_body_that_says_it_is_too_large_is_not_inflated() -> None:
+    """gzip streams end in what they inflate to, of which nothing else need be right."""
+    claimed = gzip.compress(b"")[:-4] + (64 * MIB + 1).to_bytes(4, "little")
+    with pytest.raises(HTTPException) as refused:
+        inflated_size(claimed, "gzip", 64 * MIB)
+    assert refused.value.status_code == 413
+    with pytest.raises(HTTPException) as refused:
+        inflated_size(claimed, "gzip", 64 * MIB + 1)
+    assert refused.value.status_code == 400
 
 
 def test_an_unknown_encoding_is_refused() -> None:

@@ -11,6 +11,7 @@ from infer.measure.statistics import Estimate
 from infer.optimizer.budget import EQUAL, Budget
 from infer.optimizer.contract import Counted, Shortfall, shortfalls
 from infer.optimizer.material import Data
+from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.targets import saturates
 from infer.optimizer.verdict import Verdict
 
@@ -141,6 +142,12 @@ class Outcome:
         """The fastest variant, if there is one beside the reference."""
         return next(reversed(self.variants.values()), None)
 
+    @property
+    def running(self) -> list[Verdict]:
+        """What plans run, beside the reference."""
+        other = self.other.found if self.other is not None else None
+        return [found for found in (self.best, other) if found is not None]
+
     def keep(self, variant: str, verdict: Verdict, change: str, runtime: str) -> None:
         """Note a verdict as the best so far, in the place of others of its kind: there is one variant that
         keeps the numbers, and one that does not."""
@@ -161,6 +168,7 @@ class Optimized:
         budget: what answers were held to, and `metrics` the reference's, if it is about any.
         data: what answers were judged on.
         whole: what is one node in the exact graph, as the default backend optimizes it.
+        saturation: of the int8 variant that has the most of it on x86 without VNNI; None without one.
         unfinished: why not all was tried: "", `INTERRUPTED` or `OUT_OF_TIME`.
     """
 
@@ -171,6 +179,7 @@ class Optimized:
     metrics: dict[str, float]
     data: str
     whole: Counted
+    saturation: Saturation | None
     unfinished: str
 
     @property
@@ -204,16 +213,14 @@ class Optimized:
     @property
     def elsewhere(self) -> str:
         """What products of int8 would be on the other kind of x86; "" if there are none."""
-        other = self.outcome.other
-        found = [each for each in (self.outcome.best, other.found if other else None) if each is not None]
-        if not any(each.has_int8_products for each in found):
+        found = self.saturation
+        if found is None:
             return ""
-        if possible := max(each.saturation.possible for each in found):
-            worst = max((s for each in found if (s := each.saturation).possible), key=lambda s: s.seen)
-            others = ", and answers would be others" if worst.seen else ""
+        if found.possible:
+            others = ", and answers would be others" if found.seen else ""
             return (
-                f"on x86 without VNNI products of {possible} channels can overflow, of"
-                f" {worst.seen or 'none'} with {worst.feeds} inputs of calibration{others}; tune it there"
+                f"on x86 without VNNI products of {found.possible} channels can overflow, of"
+                f" {found.seen or 'none'} with {found.feeds} inputs of calibration{others}; tune it there"
             )
         if saturates(this_machine()):
             return "with VNNI int8 is faster, and weights need not be bounded; tune it there"

@@ -86,7 +86,8 @@ def optimize(
         if not options.overwrite and not left_over(folder, output, key):
             check_target(output, overwrite=False)
         workshop = Workshop(folder, artifact, key)
-        search = _Search(Trial(workshop, reference, found, options, progress), targets)
+        trial = Trial(workshop, reference, found, options, progress)
+        search = _Search(trial, targets)
         try:
             unfinished = search.run()
         except InferError:
@@ -107,6 +108,8 @@ def optimize(
             overwrite=True,  # what is there was looked at in the beginning
         )
         left = _whole(workshop, search.outcome, reference)
+        quantized = [each for each in search.outcome.running if each.has_int8_products]
+        saturations = [trial.saturation(each) for each in quantized]
     if unfinished:
         workshop.leave(output)
     else:
@@ -119,6 +122,7 @@ def optimize(
         search.metrics,
         found.described,
         left,
+        max(saturations, key=lambda each: (each.seen, each.possible), default=None),
         unfinished,
     )
 

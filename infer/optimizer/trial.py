@@ -19,7 +19,7 @@ from infer.optimizer.gates import Contender, Judge, Judged
 from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization.saturation import saturation
+from infer.optimizer.quantization.saturation import Saturation, saturation
 from infer.optimizer.rewriting import constant
 from infer.optimizer.timing import Timing, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
@@ -124,11 +124,7 @@ class Trial:
             return replace(found, why=why)
         graph, size_bytes = self.workshop.write(model, attempt.name)
         found = replace(found, graph=graph, size_bytes=size_bytes)
-        found = self._gated(found, model, best, best_bytes)
-        if found.within and found.has_int8_products:
-            self.progress(f"{found.name}: what it would be without VNNI")
-            found = replace(found, saturation=saturation(model, self.material.calibration[: self._few]))
-        return found
+        return self._gated(found, model, best, best_bytes)
 
     def _gated(self, found: Verdict, model: ir.Model | None, best: Contender, best_bytes: int) -> Verdict:
         if self.options.objective == "size" and found.size_bytes >= best_bytes:
@@ -203,6 +199,14 @@ class Trial:
         """How many calibration feeds are asked where all would take too long."""
         count = int(_REHEARSAL_S / self.timing.typical_s)
         return max(_FEWEST_REHEARSED, min(_REHEARSED, count))
+
+    def saturation(self, found: Verdict) -> Saturation:
+        """What of a quantized variant can overflow elsewhere, asked with calibration feeds."""
+        assert found.graph is not None
+        self.progress(f"{found.name}: what it would be without VNNI")
+        return saturation(
+            ir.load(self.workshop.folder / found.graph), self.material.calibration[: self._few]
+        )
 
     def costs(self, nodes: Sequence[ir.Node]) -> dict[str, float]:
         """What each of these nodes of the reference takes as it is, by name: weights if files are to become

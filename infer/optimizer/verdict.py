@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from infer.measure.statistics import Estimate
-from infer.optimizer.quantization.saturation import Saturation
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,6 @@ class Verdict:
         ratio: its time over that of `against`; None if it was not timed.
         neighbours: how far an answer moves with its neighbours in a batch; None if that was not measured.
         graph: its file, if it has one.
-        saturation: channels of int8 weights whose products can overflow on x86 without VNNI.
         within: whether its answers are within the budget.
         broken: whether it was dropped because of the budget.
     """
@@ -44,7 +42,6 @@ class Verdict:
     neighbours: float | None = None
     graph: str | None = None
     size_bytes: int = 0
-    saturation: Saturation = field(default_factory=Saturation)
     within: bool = False
     broken: bool = False
 

@@ -163,6 +163,8 @@ def inflated_size(body: bytes, encoding: str, max_bytes: int) -> int:
     bits = _window_bits(encoding)
     if bits is None:
         return len(body)
+    if bits == _WINDOW_BITS["gzip"] and int.from_bytes(body[-4:], "little") > max_bytes:
+        raise _too_large(max_bytes)  # a stream's own word, in its end (RFC 1952, section 2.3.1)
     inflater, size, end = zlib.decompressobj(bits), 0, 0
     try:
         while end < len(body) and not inflater.eof:
