@@ -33,7 +33,7 @@ def original_task(
 
     `source` is what `converters.convert` took. Raises `ConversionError`.
     """
-    feeds = next((feeds for _, feeds, _ in artifact.golden()), None)
+    feeds = next(artifact.golden_feeds(), None)
     with original(source, artifact.manifest.name, feeds, weights) as asked:
         names = [spec.name for spec in artifact.manifest.inputs]
         if sorted(asked.feeds) != sorted(names):

@@ -20,8 +20,8 @@ from infer.manifest import GoldenPoint, Manifest
 from infer.npz import save_npz
 from infer.session import Session, open_session
 
-# Golden points prove an artifact again; they are no data set.
-_MAX_GOLDEN_BYTES = 8 * 2**20
+# Golden points prove an artifact again; they are no data set. They take so much, or a part of its graphs.
+_MAX_GOLDEN_BYTES, _GOLDEN_PART = 8 * 2**20, 1 / 16
 
 
 def write_artifact(
@@ -37,7 +37,8 @@ def write_artifact(
         target = draft / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target)
-    golden = _write_golden(points, draft)
+    graphs_bytes = sum(path.stat().st_size for path in (draft / "graphs").iterdir())
+    golden = _write_golden(points, draft, max(_MAX_GOLDEN_BYTES, int(_GOLDEN_PART * graphs_bytes)))
     manifest = replace(manifest, golden=golden, files=record_files(draft))
     (draft / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     with open_session(Artifact.open(draft)) as session:
@@ -74,27 +75,33 @@ def _unknown_tensor(session: Session, role: str, name: object, names: list[str])
     )
 
 
-def _write_golden(points: Sequence[Point], draft: Path) -> tuple[GoldenPoint, ...]:
-    """The cheapest point first, because a session warms up with it, the most varied one, and the example,
-    at whose sizes it is measured; as far as there is room for them."""
+def _write_golden(points: Sequence[Point], draft: Path, most_bytes: int) -> tuple[GoldenPoint, ...]:
+    """The cheapest point first, because a session warms up with it, the example, at whose sizes it is
+    measured, and the most varied one; as far as there is room for them. Of the example, feeds alone where
+    its outputs have none: without them nobody would know what the model is asked."""
     (draft / "golden").mkdir()
     by_cost = sorted(points, key=_nbytes)
     chosen = [by_cost[0]]
 
     def fitting() -> list[Point]:
-        left = _MAX_GOLDEN_BYTES - sum(map(_nbytes, chosen))
+        left = most_bytes - sum(map(_nbytes, chosen))
         others = [point for point in by_cost if all(point is not each for each in chosen)]
         return [point for point in others if _nbytes(point) <= left]
 
+    chosen += [point for point in fitting() if point.name == EXAMPLE]
     if rest := fitting():
         chosen.append(max(rest, key=lambda p: len(p.varied)))
-    chosen += [point for point in fitting() if point.name == EXAMPLE]
     golden = []
     for i, point in enumerate(chosen):
         feeds, outputs = f"golden/{i}-feeds.npz", f"golden/{i}-outputs.npz"
         save_npz(draft / feeds, point.feeds)
         save_npz(draft / outputs, point.outputs)
         golden.append(GoldenPoint(point.name, feeds, outputs))
+    for point in points:
+        small = sum(array.nbytes for array in point.feeds.values()) <= most_bytes
+        if point.name == EXAMPLE and small and all(point is not each for each in chosen):
+            save_npz(draft / "golden/example-feeds.npz", point.feeds)
+            golden.append(GoldenPoint(EXAMPLE, "golden/example-feeds.npz", None))
     return tuple(golden)
 
 

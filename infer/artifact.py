@@ -128,11 +128,19 @@ class Artifact:
                 )
 
     def golden(self) -> Iterator[tuple[str, dict[str, Array], dict[str, Array]]]:
-        """Each golden point: its name, feeds, and the source's outputs for them."""
+        """Each golden point that has outputs: its name, feeds, and the source's outputs for them."""
         from infer.npz import load_npz  # zipfile is slow to import
 
         for point in self.manifest.golden:
-            yield point.name, load_npz(self.file(point.feeds)), load_npz(self.file(point.outputs))
+            if point.outputs is not None:
+                yield point.name, load_npz(self.file(point.feeds)), load_npz(self.file(point.outputs))
+
+    def golden_feeds(self) -> Iterator[dict[str, Array]]:
+        """Those of all golden points."""
+        from infer.npz import load_npz  # zipfile is slow to import
+
+        for point in self.manifest.golden:
+            yield load_npz(self.file(point.feeds))
 
 
 @contextmanager

@@ -123,11 +123,20 @@ class Tuned:
 
 @dataclass(frozen=True)
 class GoldenPoint:
-    """Feeds and the source's outputs for them, kept as `.npz` files so anyone can prove it again."""
+    """Feeds and the source's outputs for them, kept as `.npz` files so anyone can prove it again.
+
+    Attributes:
+        outputs: None where they are too large to be kept: then the feeds say what the model is asked.
+    """
 
     name: str
     feeds: str
-    outputs: str
+    outputs: str | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that it consists of."""
+        return (self.feeds,) if self.outputs is None else (self.feeds, self.outputs)
 
 
 @dataclass(frozen=True)
@@ -306,7 +315,7 @@ def _check(manifest: Manifest, where: str) -> None:
         if len(begins) > 1 and rows in manifest.limits and begins[1] not in manifest.limits[str(rows)]:
             raise ArtifactError(f"{where} has a plan from {begins[1]} rows on, which there cannot be")
     named = [v.graph for v in manifest.variants]
-    named += [path for point in manifest.golden for path in (point.feeds, point.outputs)]
+    named += [path for point in manifest.golden for path in point.files]
     named += [tuned.prepared.graph for tuned in manifest.tuned if tuned.prepared]
     if stray := set(named) - set(manifest.files):
         raise ArtifactError(f"{where} names files it does not list: {sorted(stray)}")

@@ -94,7 +94,7 @@ def tried(artifact: Artifact, plan: Plan, untrusted: bool | LoadLimits) -> Itera
     parts = plan.parts
     for part in parts:
         _check_place(part)
-    points = [name for point in artifact.manifest.golden for name in (point.feeds, point.outputs)]
+    points = [name for point in artifact.manifest.golden for name in point.files]
     files = [name for part in parts for name in files_read(artifact, part)]
     _check_sizes(artifact, [*files, *points])
     memory_bytes = limits.memory_bytes or _memory_limit(artifact, files, parts)

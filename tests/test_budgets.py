@@ -10,7 +10,7 @@ import pytest
 
 from infer.errors import InputError
 from infer.optimizer import parse_budget
-from infer.optimizer.budget import Budget, broken_beside, figures
+from infer.optimizer.budget import Budget, broken_beside, broken_elsewhere, figures
 from infer.optimizer.sensitivity import kept_in_float
 
 
@@ -125,6 +125,27 @@ def test_rows_in_batches_are_held_to_what_is_known_of_rows_alone(
     metric, twice as far as the farthest is alone."""
     alone = {"cosine": 0.999, "min-cosine": 0.95}
     assert (broken_beside([parse_budget(budget)], alone, beside, same) is None) == held
+
+
+@pytest.mark.parametrize(
+    ("budget", "farthest", "elsewhere", "held"),
+    [
+        ("cosine>=0.99", 0.999, 0.981, True),  # twice as far as the mean may be
+        ("cosine>=0.99", 0.999, 0.979, False),
+        ("cosine>=0.99", 0.95, 0.951, True),  # as far as one that is judged
+        ("min-cosine>=0.99", 0.995, 0.97, False),
+        ("accuracy-1%", 0.95, 0.91, True),
+        ("accuracy-1%", 0.95, 0.89, False),
+        ("accuracy-1%", 1.0, 0.985, False),
+        ("equal", 0.999, 0.5, True),  # which has a figure of its own
+    ],
+)
+def test_feeds_of_another_kind_are_held_to_what_is_judged(
+    budget: str, farthest: float, elsewhere: float, held: bool
+) -> None:
+    """They are few and made up, so they may be farther off than the mean of all."""
+    alone = {"cosine": 0.9995, "min-cosine": farthest}
+    assert (broken_elsewhere([parse_budget(budget)], alone, elsewhere) is None) == held
 
 
 def test_sensitivity_finds_the_few_that_hurt() -> None:

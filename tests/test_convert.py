@@ -17,8 +17,10 @@ import converters
 import infer
 from infer.errors import ConversionError, ParityError
 from infer.feeds import example_feeds
+from infer.golden import prove
 from infer.parity import Tolerance
 from tests import models
+from tests.command import infer_command
 
 X = torch.randn(4, 10, generator=torch.Generator().manual_seed(1))
 
@@ -245,6 +247,33 @@ def test_it_is_measured_at_the_sizes_of_its_example(tmp_path: Path) -> None:
     (smallest, feeds, _), *_ = artifact.golden()
     assert (smallest, feeds["x"].shape) == ("batch=1", (1, 10))
     np.testing.assert_array_equal(example_feeds(artifact)["x"], x.numpy())
+
+
+class Vocabulary(nn.Module):
+    """A logit for each of many words at each of a text's."""
+
+    def __init__(self, words: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(words, 2)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.table(ids) @ self.table.weight.T
+
+
+def test_an_example_with_large_outputs_is_kept_without_them(tmp_path: Path) -> None:
+    """Else nobody would know what the model is asked: the smallest golden point has one word. They are kept
+    where they are little beside the weights."""
+    ids = torch.randint(0, 40_000, (2, 60))
+    example: dict[str, Any] = {"example_inputs": {"ids": ids}, "dynamic": {"ids": {1: "length"}}}
+    artifact = converters.convert(Vocabulary(40_000).eval(), tmp_path / "v.infer", **example)
+    *small, last = artifact.manifest.golden
+    assert (last.name, last.outputs) == ("example", None)
+    assert "example" not in [point.name for point in small]
+    np.testing.assert_array_equal(example_feeds(artifact)["ids"], ids.numpy())
+    assert [name for name, _, _ in artifact.golden()] == [point.name for point in small]
+    with infer.load(tmp_path / "v.infer") as session:
+        assert [len(each) for each in prove(session).values()] == [1] * len(small)
+    assert infer_command("verify", tmp_path / "v.infer").code == 0
 
 
 def test_lazy_layers_with_weights_convert(tmp_path: Path, source_file: Callable[[str], Path]) -> None:

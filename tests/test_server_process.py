@@ -44,6 +44,17 @@ def asks(served: Served) -> Any:
     return served.post("/v2/models/net/infer", json=ONE)
 
 
+def test_the_command_has_the_defaults_of_its_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are written twice, so that help needs nothing of what serves."""
+    told: list[ServerOptions] = []
+    monkeypatch.setattr("infer.server.workers.serve", lambda _, options, __: told.append(options))
+    model = write(tmp_path, identity("float32"), "net.onnx")
+    assert infer_command("serve", model, "--port", "0").code == 0
+    assert told == [ServerOptions(port=0)]
+
+
 @pytest.mark.slow
 def test_what_is_under_way_is_answered_before_the_end(tmp_path: Path) -> None:
     """SIGTERM with 32 requests in flight and one stalled upload: 32 answers, and an end in drain + 1 s."""

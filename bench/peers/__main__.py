@@ -199,16 +199,22 @@ def lengths_of(family: str, names: tuple[str, ...], inputs: int, rounds: int, ou
     default=ROOT / "bench/results/optimized",
 )
 def standing_of(folder: Path) -> None:
-    """From the records in FOLDER: what infer optimize gave, over the best of the peers."""
+    """What infer optimize gave, over the best of the peers: from records in FOLDER, or in one of its
+    folders for each machine."""
     from bench.peers.standing import standing
-    from infer.measure.record import read_record
+    from infer.measure.record import Record, read_record
 
-    records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
-    if not records:
+    machines: dict[Path, dict[str, Record]] = {}
+    for path in sorted(folder.rglob("*.json")):
+        machines.setdefault(path.parent, {})[path.stem] = read_record(path)
+    if not machines:
         raise click.ClickException(
             f"{folder} has no records; make some with: python -m bench.peers compare"
         )
-    click.echo("\n".join(standing(records)))
+    for machine, records in machines.items():
+        if machine != folder:
+            click.echo(f"## {machine.relative_to(folder)}\n")
+        click.echo("\n".join([*standing(records), ""]))
 
 
 def _chosen(names: tuple[str, ...]) -> list[Peer]:

@@ -42,7 +42,7 @@ def proved_layout(
     layout = layout_of(signature, padding)
     if isinstance(layout, str):
         return layout
-    points = [admit(feeds) for _, feeds, _ in artifact.golden()]
+    points = [admit(feeds) for feeds in artifact.golden_feeds()]
     if not points:
         return "there are no golden feeds to prove it with"
     golden = max(points, key=lambda feeds: sum(array.size for array in feeds.values()))

@@ -100,12 +100,13 @@ def _report(
 ) -> None:
     parity = opened.manifest.parity
     all_within = all(d.within for points in found.values() for ds in points.values() for d in ds)
+    was_asked = any(found.values())
     if as_json:
         print_json(
             {
                 "artifact": str(opened.path),
                 "files": len(opened.manifest.files),
-                "equal": all_within if opened.manifest.golden else None,
+                "equal": all_within if was_asked else None,
                 "mismatch_allowed": parity is not None and parity.mismatch_allowed,
                 "variants": {
                     variant: {
@@ -128,7 +129,7 @@ def _report(
         + [(variant, f"not proved here: {why}") for variant, why in absent.items()],
         indent="",
     )
-    if not opened.manifest.golden:
-        click.echo("The artifact has no golden points, so its outputs could not be checked.", err=True)
+    if not was_asked:
+        click.echo("The artifact has no golden outputs, so its answers could not be checked.", err=True)
     if parity is not None and parity.mismatch_allowed:
         click.secho("This artifact FAILED parity when it was made and is marked so.", fg="red", err=True)

@@ -18,7 +18,7 @@ from infer.measure.queries import Call
 from infer.measure.rounds import MIN_ROUNDS, WARM_UP_S, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
 from infer.optimizer.batches import different_rows
-from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, figures
+from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, broken_elsewhere, figures
 from infer.optimizer.material import Material
 from infer.parity import Tolerance, compare
 from infer.session import Session
@@ -104,15 +104,18 @@ class Judge:
         found = alone = figures(self._answers, answers, self.tolerances)
         broken = []
         if self._batches:
-            beside, same = self._beside(session)
+            beside, same, floats = self._beside(session)
             found = {
                 EQUAL: min(alone[EQUAL], beside[EQUAL]),
                 "cosine": alone["cosine"],
                 "min-cosine": min(alone["min-cosine"], beside["min-cosine"]),
                 BATCH_COSINE: beside["cosine"],
             }
-            reason = broken_beside(budgets, alone, beside["cosine"], same)
-            broken = [reason] if reason else []
+            reasons = (
+                broken_elsewhere(budgets, alone, floats),
+                broken_beside(budgets, alone, beside["cosine"], same),
+            )
+            broken = [reason for reason in reasons if reason]
         if self.golden:
             differences = [
                 difference
@@ -147,15 +150,16 @@ class Judge:
         assert self.material.dataset is not None
         return evaluate_task(session.task, self.material.dataset, self.progress).metrics
 
-    def _beside(self, session: Session) -> tuple[dict[str, float], float]:
-        """The figures of the batches, the lowest ones, and the cosine of their rows alone."""
+    def _beside(self, session: Session) -> tuple[dict[str, float], float, float]:
+        """The figures of the batches, the lowest ones, and the cosine of their rows alone: of all outputs,
+        and of those that are floats, since of a few labels a single one counts for much."""
         found: list[dict[str, float]] = []
         rows = self._rows
         for batch in self._batches:
             expected, answer = batch.answer, session.run(batch.feeds)
             equal = figures([expected], [answer], self.tolerances)[EQUAL]
             if batch.padded:  # half a text is no text: a label may be another one
-                expected = {name: array for name, array in expected.items() if array.dtype.kind == "f"}
+                expected = _floats(expected)
             answer = {name: answer[name] for name in expected}
             alike = all(array.shape == answer[name].shape for name, array in expected.items())
             before, after = (
@@ -166,7 +170,14 @@ class Judge:
         expected_alone = [answer for _, answer in self._singles]
         alone = [session.run(feeds) for feeds, _ in self._singles]
         lowest = {name: min(each[name] for each in found) for name in found[0]}
-        return lowest, figures(expected_alone, alone, self.tolerances)["cosine"]
+        same, floats = (
+            figures(before, after, self.tolerances)["cosine"]
+            for before, after in (
+                (expected_alone, alone),
+                (list(map(_floats, expected_alone)), list(map(_floats, alone))),
+            )
+        )
+        return lowest, same, floats
 
     def _full(self) -> Iterator[_Batch]:
         """Batches of different rows, or of one that is repeated, where others are not to be had."""
@@ -220,6 +231,10 @@ class Judge:
         found = self._answered(feeds, 2) if masked else None
         if found and all(a.dtype.kind != "f" or np.isfinite(a).all() for a in found.answer.values()):
             yield replace(found, padded=True)
+
+
+def _floats(answer: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: array for name, array in answer.items() if array.dtype.kind == "f"}
 
 
 def _moved(alone: Array, beside: Array) -> float:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from infer.errors import InferError, InputError
 from infer.evaluation import EVALUATORS, Dataset, is_paired, items_of, read_dataset
 from infer.feeds import Feeds, batch_dim, example_feeds, resized
+from infer.optimizer.tables import ids_of
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
 
@@ -209,15 +211,21 @@ def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Fe
 
 
 def _made(session: Session, batch: int) -> Material:
-    """Like the golden feeds: their integers in other orders, their floats with noise, other lengths."""
-    signature = session.signature
-    golden = example_feeds(session.artifact)
+    """Like the golden feeds: other integers up to their largest, floats with noise, other lengths. Where
+    these say nothing of the ids of a table, any that it has."""
+    signature, artifact = session.signature, session.artifact
+    golden = example_feeds(artifact)
+    ids = ids_of(ir.load(artifact.file(artifact.manifest.variants[0].graph)).graph)
+    if artifact.manifest.golden:
+        ids = {name: count for name, count in ids.items() if golden[name].size < 2}
     dim = batch_dim(signature)
     one = golden if dim is None else resized(signature, golden, {dim: 1})
     rng = np.random.default_rng(0)
     found = []
     for number in range(_MADE * 2):
-        feeds = {spec.name: _like(spec, one[spec.name], rng) for spec in signature.inputs}
+        feeds = {
+            spec.name: _like(spec, one[spec.name], rng, ids.get(spec.name)) for spec in signature.inputs
+        }
         found.append(_other_length(session, feeds, number, dim))
     judged = tuple(feeds for feeds in found[_MADE:] if not all_nan(session.run(feeds)))
     if not judged:
@@ -235,7 +243,9 @@ def _made(session: Session, batch: int) -> Material:
     )
 
 
-def _like(spec: TensorSpec, array: Array, rng: np.random.Generator) -> Array:
+def _like(spec: TensorSpec, array: Array, rng: np.random.Generator, ids: int | None) -> Array:
+    if ids is not None:
+        return rng.integers(0, ids, array.shape).astype(array.dtype)
     if spec.dtype == "string" or array.size < 2 or "mask" in spec.name or array.dtype.kind == "b":
         return array
     shuffled = rng.permutation(array.ravel()).reshape(array.shape)

@@ -166,7 +166,7 @@ class Trial:
         """Holds answers to the reference's, which are computed when it is first asked."""
         if self._judge is None:
             self.progress("asking the reference")
-            golden = [feeds for _, feeds, _ in self.reference.artifact.golden()]
+            golden = list(self.reference.artifact.golden_feeds())
             self._judge = self._judging(self.material, golden)
         return self._judge
 

@@ -126,6 +126,34 @@ def test_a_few_batches_are_not_outvoted_by_many_rows(
     assert "cosine of rows in a batch" in first.why
 
 
+def test_what_is_right_on_the_one_feed_it_was_judged_on_is_not_kept(
+    lengths: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Numbers larger than those it was calibrated with wrap around: that feed is answered, alone and
+    repeated, as the reference does, and no other."""
+    (data,) = of_lengths(1)
+
+    def wraps(model: ir.Model) -> PassResult:
+        given, first = model.graph.inputs[0], model.graph[0]
+        users = list(given.uses())
+        seen = weight(model.graph, "seen", data["x"])
+        beyond = ir.node("Sub", [given, seen])
+        over = ir.node("Relu", [beyond.outputs[0]])
+        far = ir.node("Mul", [over.outputs[0], weight(model.graph, "far", np.float32(40))])
+        wrapped = ir.node("Sub", [given, far.outputs[0]])
+        model.graph.insert_before(first, [beyond, over, far, wrapped])
+        for node, place in users:
+            node.replace_input_with(place, wrapped.outputs[0])
+        return PassResult(1, 1)
+
+    plant({}, (recipe(wraps),), {"planted": 0.1})
+    budgets = (parse_budget("cosine>=0.999"),)
+    found = optimized(lengths, tmp_path / "o.infer", data=[data], budgets=budgets, time_s=20.0)
+    assert [(each.kept, each.figures["cosine"]) for each in found.verdicts[:1]] == [(False, 1.0)]
+    assert "cosine of rows that are not like the others" in found.verdicts[0].why
+    assert not found.outcome.variants
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_how_far_neighbours_move_an_answer_is_measured(
     lengths: Path, tmp_path: Path, plant: Plant, same: bool

@@ -6,6 +6,8 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +19,10 @@ from infer.errors import InputError
 from infer.manifest import TaskSpec
 from infer.optimizer import parse_budget
 from infer.optimizer.material import JUDGED, MEASURED, _halves, _measured, all_nan, material
+from infer.optimizer.tables import ids_of
 from infer.session import open_artifact, open_session
 from tests.optimizer.planted import Plant, optimized, rough
+from tests.tiny import parse
 
 COLOURS = ("crimson", "teal", "gold")
 
@@ -109,6 +113,26 @@ def test_embeddings_are_optimized_on_their_pairs(
     (verdict,) = found.verdicts
     assert verdict.name == "rough"
     assert verdict.figures["roc_auc"] > 0.9
+
+
+def test_made_up_ids_are_all_that_a_table_has(tmp_path: Path) -> None:
+    """Where golden feeds say nothing of them: a graph that was quantized with ten words knows no others.
+    Ids of two tables are those of the smaller one, and what chooses no rows is none."""
+    proto = parse(
+        "g (int64[N, T] ids, int64[N, T] kinds, int64[1] place) => (float[N, T, 2] y) {"
+        " flat = Cast<to = 6>(ids) a = Gather(words, flat) b = Gather(few, ids) c = Gather(two, kinds)"
+        " d = Add(a, b) e = Add(c, d) f = Gather<axis = 1>(words, place) g = ReduceSum(f) y = Add(e, g) }"
+    )
+    for name, count in (("words", 5000), ("few", 3000), ("two", 2)):
+        table = np.random.default_rng(0).random((count, 2)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(table, name))
+    onnx.save(proto, tmp_path / "words.onnx")
+    assert ids_of(ir.load(tmp_path / "words.onnx").graph) == {"ids": 3000, "kinds": 2}
+    with open_session(open_artifact(tmp_path / "words.onnx")) as session:
+        found = material(session, None)
+    ids = np.concatenate([feeds["ids"].ravel() for feeds in found.judged])
+    assert 2900 < ids.max() < 3000
+    assert {kind for feeds in found.judged for kind in feeds["kinds"].ravel().tolist()} == {0, 1}
 
 
 def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path, tmp_path: Path) -> None:
