@@ -272,7 +272,7 @@ def test_where_parity_failed_is_where_it_is_compared(converted: Path, tmp_path: 
     where there is none."""
     copy = Path(shutil.copytree(converted, tmp_path / "net.infer"))
     artifact = Artifact.open(copy)
-    (_, first, _), (name, second, _), (example, third, _) = artifact.golden()
+    (_, first, _), (example, third, _), (name, second, _) = artifact.golden()
     assert example == "example"
     parity = artifact.manifest.parity
     assert parity is not None
