@@ -83,25 +83,25 @@ def _write_golden(points: Sequence[Point], draft: Path, most_bytes: int) -> tupl
     by_cost = sorted(points, key=_nbytes)
     chosen = [by_cost[0]]
 
+    def others() -> list[Point]:
+        return [point for point in by_cost if all(point is not each for each in chosen)]
+
     def fitting() -> list[Point]:
         left = most_bytes - sum(map(_nbytes, chosen))
-        others = [point for point in by_cost if all(point is not each for each in chosen)]
-        return [point for point in others if _nbytes(point) <= left]
+        return [point for point in others() if _nbytes(point) <= left]
 
     chosen += [point for point in fitting() if point.name == EXAMPLE]
     if rest := fitting():
         chosen.append(max(rest, key=lambda p: len(p.varied)))
+    feeds_alone = [replace(point, outputs={}) for point in others() if point.name == EXAMPLE]
+    chosen += [point for point in feeds_alone if _nbytes(point) <= most_bytes]
     golden = []
     for i, point in enumerate(chosen):
-        feeds, outputs = f"golden/{i}-feeds.npz", f"golden/{i}-outputs.npz"
+        feeds, outputs = f"golden/{i}-feeds.npz", f"golden/{i}-outputs.npz" if point.outputs else None
         save_npz(draft / feeds, point.feeds)
-        save_npz(draft / outputs, point.outputs)
+        if outputs is not None:
+            save_npz(draft / outputs, point.outputs)
         golden.append(GoldenPoint(point.name, feeds, outputs))
-    for point in points:
-        small = sum(array.nbytes for array in point.feeds.values()) <= most_bytes
-        if point.name == EXAMPLE and small and all(point is not each for each in chosen):
-            save_npz(draft / "golden/example-feeds.npz", point.feeds)
-            golden.append(GoldenPoint(EXAMPLE, "golden/example-feeds.npz", None))
     return tuple(golden)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from infer.errors import InputError
 from infer.optimizer import parse_budget
-from infer.optimizer.budget import Budget, broken_beside, broken_elsewhere, figures
+from infer.optimizer.budget import Budget, broken_beside, broken_unlike, figures
 from infer.optimizer.sensitivity import kept_in_float
 
 
@@ -145,7 +145,7 @@ def test_feeds_of_another_kind_are_held_to_what_is_judged(
 ) -> None:
     """They are few and made up, so they may be farther off than the mean of all."""
     alone = {"cosine": 0.9995, "min-cosine": farthest}
-    assert (broken_elsewhere([parse_budget(budget)], alone, elsewhere) is None) == held
+    assert (broken_unlike([parse_budget(budget)], alone, elsewhere) is None) == held
 
 
 def test_sensitivity_finds_the_few_that_hurt() -> None:

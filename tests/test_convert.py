@@ -260,7 +260,9 @@ class Vocabulary(nn.Module):
         return self.table(ids) @ self.table.weight.T
 
 
-def test_an_example_with_large_outputs_is_kept_without_them(tmp_path: Path) -> None:
+def test_an_example_with_large_outputs_is_kept_without_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else nobody would know what the model is asked: the smallest golden point has one word. They are kept
     where they are little beside the weights."""
     ids = torch.randint(0, 40_000, (2, 60))
@@ -274,6 +276,9 @@ def test_an_example_with_large_outputs_is_kept_without_them(tmp_path: Path) -> N
     with infer.load(tmp_path / "v.infer") as session:
         assert [len(each) for each in prove(session).values()] == [1] * len(small)
     assert infer_command("verify", tmp_path / "v.infer").code == 0
+    monkeypatch.setattr("converters.writing._GOLDEN_PART", 100.0)
+    artifact = converters.convert(Vocabulary(40_000).eval(), tmp_path / "w.infer", **example)
+    assert [point.name for point in artifact.manifest.golden if point.outputs][1] == "example"
 
 
 def test_lazy_layers_with_weights_convert(tmp_path: Path, source_file: Callable[[str], Path]) -> None:

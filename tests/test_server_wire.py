@@ -18,9 +18,8 @@ from starlette.exceptions import HTTPException
 from infer.errors import InputError
 from infer.server import oip
 from infer.server.admission import inflated, inflated_size
+from infer.server.options import MIB
 from infer.server.tensors import DATATYPES
-
-MIB = 1024 * 1024
 
 Array = np.ndarray[Any, Any]
 NUMBERS = {name: np.dtype(name) for name in DATATYPES if name != "string"}

@@ -107,9 +107,9 @@ def figures(
     }
 
 
-def broken_elsewhere(budgets: Sequence[Budget], alone: Mapping[str, float], elsewhere: float) -> str | None:
+def broken_unlike(budgets: Sequence[Budget], alone: Mapping[str, float], unlike: float) -> str | None:
     """Why feeds that are not like those that are judged are too far off, or None. `alone` are the figures
-    of what is judged, and `elsewhere` the cosine of the others.
+    of what is judged, and `unlike` the cosine of the others.
 
     These are few: they may be as far off as the farthest that is judged, or `FARTHER` times as far as the
     budget lets the mean be. What was calibrated and judged with feeds that are all alike may be right on
@@ -121,8 +121,8 @@ def broken_elsewhere(budgets: Sequence[Budget], alone: Mapping[str, float], else
         farthest = 1 - alone["min-cosine"]
         given = max(farthest, _BESIDE / FARTHER) if budget.of_task else 1 - budget.least
         least = 1 - max(FARTHER * given, farthest)
-        if elsewhere < least:
-            return f"cosine of rows that are not like the others {elsewhere:.5f} < {least:.5g}"
+        if unlike < least:
+            return f"cosine of rows that are not like the others {unlike:.5f} < {least:.5g}"
     return None
 
 

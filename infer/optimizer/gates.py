@@ -18,7 +18,7 @@ from infer.measure.queries import Call
 from infer.measure.rounds import MIN_ROUNDS, WARM_UP_S, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
 from infer.optimizer.batches import different_rows
-from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, broken_elsewhere, figures
+from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, broken_unlike, figures
 from infer.optimizer.material import Material
 from infer.parity import Tolerance, compare
 from infer.session import Session
@@ -112,7 +112,7 @@ class Judge:
                 BATCH_COSINE: beside["cosine"],
             }
             reasons = (
-                broken_elsewhere(budgets, alone, floats),
+                broken_unlike(budgets, alone, floats),
                 broken_beside(budgets, alone, beside["cosine"], same),
             )
             broken = [reason for reason in reasons if reason]
@@ -170,13 +170,8 @@ class Judge:
         expected_alone = [answer for _, answer in self._singles]
         alone = [session.run(feeds) for feeds, _ in self._singles]
         lowest = {name: min(each[name] for each in found) for name in found[0]}
-        same, floats = (
-            figures(before, after, self.tolerances)["cosine"]
-            for before, after in (
-                (expected_alone, alone),
-                (list(map(_floats, expected_alone)), list(map(_floats, alone))),
-            )
-        )
+        same = figures(expected_alone, alone, self.tolerances)["cosine"]
+        floats = figures([*map(_floats, expected_alone)], [*map(_floats, alone)], self.tolerances)["cosine"]
         return lowest, same, floats
 
     def _full(self) -> Iterator[_Batch]:

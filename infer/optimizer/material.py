@@ -215,9 +215,11 @@ def _made(session: Session, batch: int) -> Material:
     these say nothing of the ids of a table, any that it has."""
     signature, artifact = session.signature, session.artifact
     golden = example_feeds(artifact)
-    ids = ids_of(ir.load(artifact.file(artifact.manifest.variants[0].graph)).graph)
-    if artifact.manifest.golden:
-        ids = {name: count for name, count in ids.items() if golden[name].size < 2}
+    unknown = {name for name, feed in golden.items() if feed.size < 2 or not artifact.manifest.golden}
+    ids: dict[str, int] = {}
+    if unknown:
+        found_ids = ids_of(ir.load(artifact.file(artifact.manifest.variants[0].graph)).graph)
+        ids = {name: count for name, count in found_ids.items() if name in unknown}
     dim = batch_dim(signature)
     one = golden if dim is None else resized(signature, golden, {dim: 1})
     rng = np.random.default_rng(0)

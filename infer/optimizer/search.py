@@ -43,6 +43,7 @@ from infer.optimizer.outcome import (
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.positions import needs_more_bits
+from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
@@ -108,8 +109,7 @@ def optimize(
             overwrite=True,  # what is there was looked at in the beginning
         )
         left = _whole(workshop, search.outcome, reference)
-        quantized = [each for each in search.outcome.running if each.has_int8_products]
-        saturations = [trial.saturation(each) for each in quantized]
+        worst = _saturation(trial, search.outcome)
     if unfinished:
         workshop.leave(output)
     else:
@@ -122,7 +122,7 @@ def optimize(
         search.metrics,
         found.described,
         left,
-        max(saturations, key=lambda each: (each.seen, each.possible), default=None),
+        worst,
         unfinished,
     )
 
@@ -143,6 +143,12 @@ def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> Counted:
         return replace(whole(workshop.folder / graph, plan), instead=instead)
     except InferError as error:  # the output is written, and what cannot be counted is no reason to lose it
         return Counted(untold=str(error))
+
+
+def _saturation(trial: Trial, outcome: Outcome) -> Saturation | None:
+    """Of the int8 variant in a plan that has the most of it; None without one."""
+    found = [trial.saturation(each) for each in outcome.running if each.has_int8_products]
+    return max(found, key=lambda each: (each.seen, each.possible), default=None)
 
 
 def _check(artifact: Artifact, options: OptimizeOptions) -> None:
