@@ -61,7 +61,9 @@ def _planned(
         if device.partition(":")[0] not in backend.device_kinds():
             device = _instead(variant, backend, device, options, reasons)
     compute_dtype = variant.compute_dtype
-    if compute_dtype is not None and compute_dtype not in backend.compute_dtypes(machine):
+    if compute_dtype is not None and compute_dtype not in backend.compute_dtypes(
+        machine, manifest.signature
+    ):
         reasons.append(f"in float32: {backend.name} has no faster {compute_dtype} on this machine")
         compute_dtype = None
     spinning, prepacking = _settings(tuned, backend, options, reasons)

@@ -11,6 +11,7 @@ import pytest
 
 import infer
 from infer import compiled
+from infer.backends import FIXED_SHAPES
 from infer.compiled import forget, keep, kept
 from infer.options import PlanOptions
 from infer.session import Session, open_artifact, open_session
@@ -90,13 +91,13 @@ def test_without_a_place_nothing_is_kept(folder: Path) -> None:
     assert kept("0" * 64) is None
 
 
-def opened(path: Path, name: str | None) -> Session:
+def opened(path: Path, name: str | None, compute_dtype: str | None = None) -> Session:
     """A session on OpenVINO whose plan names a compiled model."""
     from dataclasses import replace
 
     artifact = open_artifact(path)
     with open_session(artifact, PlanOptions(backend="openvino")) as session:
-        plan = replace(session.plan, compiled=name)
+        plan = replace(session.plan, compiled=name, compute_dtype=compute_dtype)
     return open_session(artifact, plan=plan)
 
 
@@ -138,6 +139,13 @@ def test_a_compiled_model_for_any_shape(tmp_path: Path) -> None:
                 session.run({"x": X[:rows]})["y"], before.run({"x": X[:rows]})["y"]
             )
         assert not was_read(session)
+
+
+def test_bfloat16_for_fixed_shapes_takes_none_for_any(tmp_path: Path) -> None:
+    """It might have been compiled in bfloat16."""
+    path = write(tmp_path, "g (float[N, M] x) => (float[N, M] y) { y = Sin(x) }")
+    with opened(path, exported(path, 2), FIXED_SHAPES) as session:
+        assert was_read(session)
 
 
 def test_what_cannot_be_taken_is_compiled_anew(net: Path, tmp_path: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import infer
-from infer.backends import load_backend
+from infer.backends import FIXED_SHAPES, load_backend
 from infer.errors import BackendError, SessionClosedError
 from infer.graphwriting import save
 from infer.machine import this_machine
@@ -293,7 +293,7 @@ def test_it_computes_in_bfloat16_as_the_plan_says(tmp_path: Path) -> None:
     with open_session(artifact, plan=by_rows) as session:
         np.testing.assert_array_equal(session.run(feeds)["y"], exact)
         many = session.run({**feeds, "x": np.concatenate([feeds["x"], feeds["x"]])})["y"]
-    has = "bfloat16" in load_backend("openvino").compute_dtypes(this_machine())
+    has = "bfloat16" in load_backend("openvino").compute_dtypes(this_machine(), artifact.manifest.signature)
     for answer in (rounded, many[:64], many[64:]):
         off = float(np.abs(answer - exact).max() / np.abs(exact).max())
         assert 1e-4 < off < 2e-2 if has else off < 1e-5
@@ -352,10 +352,21 @@ def test_what_a_backend_cannot_compute_in_is_refused(net: Path) -> None:
                 open_session(session.artifact, plan=plan)
 
 
-def test_bfloat16_is_for_processors_that_have_it() -> None:
-    """Others would take longer for it."""
+PICTURES = "g (float[N, 3, H, W] x) => (float[N, 3, H, W] y) { y = Abs(x) }"
+TEXTS = "g (float[N, L] x) => (float[N, L] y) { y = Abs(x) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "dtypes"), [(PICTURES, ("bfloat16", FIXED_SHAPES)), (TEXTS, ("bfloat16",))]
+)
+def test_bfloat16_is_for_processors_that_have_it(
+    text: str, dtypes: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Others would take longer for it; and what is compiled for its shape is pictures."""
     machine, backend = this_machine(), load_backend("openvino")
-    assert backend.compute_dtypes(replace(machine, isa=("avx2", "avx512_vnni"))) == ()
+    signature = open_artifact(write(tmp_path, text)).manifest.signature
+    assert backend.compute_dtypes(replace(machine, isa=("avx2", "avx512_vnni")), signature) == ()
     for flag in ("avx512_bf16", "amx_bf16"):
-        assert backend.compute_dtypes(replace(machine, isa=("avx2", flag))) == ("bfloat16",)
-    assert load_backend("onnxruntime").compute_dtypes(machine) == ()
+        assert backend.compute_dtypes(replace(machine, isa=("avx2", flag)), signature) == dtypes
+
+    assert load_backend("onnxruntime").compute_dtypes(machine, signature) == ()

@@ -36,7 +36,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             has_arena=True,
             shared_threads=None,
             device_kinds=lambda: tuple(found),
-            compute_dtypes=lambda machine: (),
+            compute_dtypes=lambda machine, signature: (),
         ),
         "other": SimpleNamespace(
             name="other",
@@ -46,7 +46,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             has_arena=False,
             shared_threads=None,
             device_kinds=lambda: ("cpu",),
-            compute_dtypes=lambda machine: ("bfloat16",) if "avx512_bf16" in machine.isa else (),
+            compute_dtypes=lambda machine, signature: ("bfloat16",) if "avx512_bf16" in machine.isa else (),
         ),
     }
 

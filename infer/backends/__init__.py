@@ -59,14 +59,19 @@ class Backend(Protocol):
         """Kinds of device the installed build can drive, such as ("cpu", "cuda")."""
         ...
 
-    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
-        """What it can compute in where a graph has float32, in less time, on such a machine."""
+    def compute_dtypes(self, machine: Machine, signature: Signature) -> tuple[str, ...]:
+        """What it can compute in where a graph of this signature has float32, in less time, on such a
+        machine; of those, `FIXED_SHAPES` only where the graph was loaded for the shapes that are fed."""
         ...
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> Executable:
         """Load `graph` as `plan` says. Raises `BackendError` or `DeviceError`."""
         ...
 
+
+FIXED_SHAPES = "bfloat16-fixed-shapes"
+"""Computes in bfloat16 what was loaded for the shapes that are fed, so that all that follows from shapes
+alone was computed before, in float32; for feeds of other shapes it computes in float32."""
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "infer.backends.ort:OrtBackend",

@@ -1,7 +1,8 @@
 """The OpenVINO backend, for CPUs. The only file that imports openvino.
 
 It computes in float32 where the graph does, unless the plan says bfloat16: by default it would take that
-or float16 wherever the processor has them. Of float64 it would make float32, so graphs that take or give
+or float16 wherever the processor has them. What follows from shapes alone it computes as it compiles for
+these shapes, in float32. Of float64 it would make float32, so graphs that take or give
 it are refused. Integers of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph
 makes inside may wrap.
 
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from infer.backends import Switch, told
+from infer.backends import FIXED_SHAPES, Switch, told
 from infer.compiled import kept
 from infer.errors import BackendError, missing_package
 from infer.guard import Feeds, Shapes
@@ -36,6 +37,7 @@ if _unheard:
     sys.modules[_TELEMETRY] = None  # type: ignore[assignment] # an import of None is refused
 try:
     import openvino as ov
+    from openvino.passes import ConstantFolding, Manager
 
     ov.Core  # noqa: B018  a folder that an uninstall left behind imports, and is empty
 except (ImportError, OSError, AttributeError) as _error:
@@ -47,8 +49,15 @@ finally:
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4
 
-_HINTS = {None: "f32", "bfloat16": "bf16"}
+_HINTS = {None: "f32", "bfloat16": "bf16", FIXED_SHAPES: "bf16"}
 _BFLOAT16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
+
+# Its names of the steps that `infer.optimizer.positions` refuses in bfloat16.
+_COUNTING = frozenset(
+    {"Sin", "Cos", "Tan", "Floor", "Ceiling", "Round", "Mod", "FloorMod", "Range", "CumSum", "GridSample",
+     "ROIAlign"}
+)  # fmt: skip
+_COMPARING = frozenset({"Equal", "NotEqual", "Less", "LessEqual", "Greater", "GreaterEqual"})
 
 _PICTURE_RANK = 4  # batch, channels, height, width
 
@@ -87,8 +96,10 @@ class OpenvinoBackend:
     def device_kinds(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
-        return ("bfloat16",) if _BFLOAT16_ISA & set(machine.isa) else ()
+    def compute_dtypes(self, machine: Machine, signature: Signature) -> tuple[str, ...]:
+        if not _BFLOAT16_ISA & set(machine.isa):
+            return ()
+        return ("bfloat16", FIXED_SHAPES) if _shapes_compiled_for(signature) else ("bfloat16",)
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OpenvinoExecutable:
         if plan.graph_optimization != "all":
@@ -111,11 +122,17 @@ class OpenvinoBackend:
             # sessions that share cores would be pinned to the same ones
             "ENABLE_CPU_PINNING": False,
         }
+
+        def compiled(model: Any, shapes: Shapes | None) -> Any:
+            folded = plan.compute_dtype != FIXED_SHAPES or (shapes is not None and _counts_nothing(model))
+            precise = {} if folded else {"INFERENCE_PRECISION_HINT": _HINTS[None]}
+            return core.compile_model(model, "CPU", {**settings, **precise})
+
         core = ov.Core()
         ready = _compiled_before(core, plan, settings, signature)
         models = _Models(
             lambda: core.read_model(graph),
-            lambda model: core.compile_model(model, "CPU", settings),
+            compiled,
             signature,
             ready,
             max(_MAX_IDLE_LARGE, plan.streams),
@@ -144,7 +161,33 @@ def _compiled_before(core: Any, plan: Plan, settings: dict[str, Any], signature:
         spec.name in port.get_names() and port.get_element_type().to_dtype() == spec.numpy_dtype
         for port, spec in zip(ports, specs, strict=True)
     )
-    return found if alike else None
+    fixed = all(port.get_partial_shape().is_static for port in found.inputs)
+    return found if alike and (fixed or plan.compute_dtype != FIXED_SHAPES) else None
+
+
+def _counts_nothing(model: Any) -> bool:
+    """Whether no step that bfloat16 could break is left once what is constant is computed."""
+    folded, manager = model.clone(), Manager()  # what is compiled keeps its integer weights
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(folded)
+    return not any(map(_counts, folded.get_ops()))
+
+
+def _counts(op: Any) -> bool:
+    kind = op.get_type_name()
+    if kind == "Convert":
+        return bool(op.get_input_element_type(0).is_real() and op.get_output_element_type(0).is_integral())
+    if kind in _COMPARING:
+        sources = [value.get_source_output().get_node().get_type_name() for value in op.inputs()]
+        return bool(op.get_input_element_type(0).is_real() and "Constant" not in sources)
+    return kind in _COUNTING
+
+
+def _shapes_compiled_for(signature: Signature) -> int:
+    """For how many shapes a model is compiled, each as it comes first: for pictures, and where shapes
+    differ in one dim at most."""
+    pictures = all(len(spec.dims) >= _PICTURE_RANK for spec in signature.inputs)
+    return _MAX_FIXED if pictures or len(signature.dims) <= 1 else 0
 
 
 class OpenvinoExecutable:
@@ -197,19 +240,18 @@ class _Models:
     def __init__(
         self,
         read: Callable[[], Any],
-        compile_model: Callable[[Any], Any],
+        compile_model: Callable[[Any, Shapes | None], Any],
         signature: Signature,
         ready: Any,
         kept_large: int,
     ) -> None:
-        """`ready`: a model that need not be read and compiled, or None. `kept_large`: so many requests with
-        large feeds are kept."""
+        """`compile_model`: for feeds of these shapes, or of any. `ready`: a model that need not be read and
+        compiled, or None. `kept_large`: so many requests with large feeds are kept."""
         self._read, self._compile, self._kept_large = read, compile_model, kept_large
         self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
         self._any: _Requests | None = None
-        pictures = all(len(spec.dims) >= _PICTURE_RANK for spec in signature.inputs)
-        self._most = _MAX_FIXED if pictures or len(signature.dims) <= 1 else 0
+        self._most = _shapes_compiled_for(signature)
         self._compiling = threading.Lock()
         if ready is None:
             self._model = self._read_model()
@@ -248,7 +290,7 @@ class _Models:
             if shapes is not None:
                 model = model.clone()
                 model.reshape(dict(enumerate(shapes)))
-            return self._requests_of(self._compile(model), fixed=shapes is not None)
+            return self._requests_of(self._compile(model, shapes), fixed=shapes is not None)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
 

@@ -131,7 +131,7 @@ class OrtBackend:
         available = ort.get_available_providers()
         return tuple(kind for kind, provider in _PROVIDERS.items() if provider in available)
 
-    def compute_dtypes(self, machine: Machine) -> tuple[str, ...]:
+    def compute_dtypes(self, machine: Machine, signature: Signature) -> tuple[str, ...]:
         return ()
 
     def prepare(self, graph: Path, plan: Plan, signature: Signature) -> OrtExecutable:

@@ -4,6 +4,9 @@ In bfloat16 whole numbers are exact up to 256. A sine of a position, a size that
 comparison of two positions, or a position that is added to values is right for short feeds and wrong for
 long ones, and gates judge the lengths and the times that the data has. So any such step will do: what it
 is computed from can be spelled in too many ways.
+
+Where a model is compiled for the shapes that are fed, what follows from shapes alone is a constant,
+computed in float32 before, and does no harm.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ _COUNTED_STILL = frozenset(
     {"Abs", "Add", "Cast", "Clip", "Concat", "Div", "Expand", "Flatten", "Identity", "Max", "Min", "Mul",
      "Neg", "Reshape", "Slice", "Squeeze", "Sub", "Tile", "Transpose", "Unsqueeze", "Where"}
 )  # fmt: skip
+_RANDOM = ("Random", "Bernoulli", "Multinomial")
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_SHAPES = ("Shape", "Size")
 _EXACT = frozenset(
     {
-        "Shape",
-        "Size",
+        *_SHAPES,
         "NonZero",
         "ArgMax",
         "ArgMin",
@@ -40,14 +45,16 @@ _EXACT = frozenset(
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 
-def needs_more_bits(model: ir.Model) -> str | None:
+def needs_more_bits(model: ir.Model, shapes_known: bool = False) -> str | None:
     """The first step that bfloat16 could break at lengths that nobody judged, and why; None if there is
-    none. Integers are never rounded, so steps whose operands are known to be integers do no harm."""
+    none. Integers are never rounded, so steps whose operands are known to be integers do no harm.
+    `shapes_known`: whether all that follows from shapes alone is computed before, in float32."""
     counted: set[ir.Value] = set()
+    folded = _of_shapes(model.graph) if shapes_known else set()
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         taken = [value for value in node.inputs if value is not None]
         computed = [value for value in taken if constant(value) is None]
-        if node.domain == "" and _breaks(node, computed, counted):
+        if node.domain == "" and not folded.issuperset(computed) and _breaks(node, computed, counted):
             name = node.name or node.outputs[0].name
             return (
                 f"{node.op_type} {name} may compute with positions or sizes, which bfloat16 rounds beyond"
@@ -56,6 +63,21 @@ def needs_more_bits(model: ir.Model) -> str | None:
         if node.op_type in _COUNTING or (node.op_type in _COUNTED_STILL and counted.intersection(taken)):
             counted.update(node.outputs)
     return None
+
+
+def _of_shapes(graph: ir.Graph) -> set[ir.Value]:
+    """What follows from the shapes of values and from constants. Nothing in a branch or a loop: these may
+    be run as they are."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        inner = any(attribute.type in _GRAPHS for attribute in node.attributes.values())
+        if node.domain != "" or inner or node.op_type.startswith(_RANDOM):
+            continue
+        if node.op_type in _SHAPES or all(
+            value is None or value in found or constant(value) is not None for value in node.inputs
+        ):
+            found.update(node.outputs)
+    return found
 
 
 def _breaks(node: ir.Node, computed: list[ir.Value], counted: set[ir.Value]) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from infer.artifact import Artifact
-from infer.backends import BACKENDS, load_backend
+from infer.backends import BACKENDS, FIXED_SHAPES, load_backend
 from infer.drafts import check_target
 from infer.errors import DeviceError, InferError, InputError, MissingPackageError
 from infer.evaluation import EVALUATORS
@@ -274,12 +274,13 @@ class _Search:
                 self._keep(FUSED, found, found.changed)
 
     def _try_dtypes(self, target: Target) -> None:
-        """The graph as it is, computed in what there are kernels for."""
+        """The graph as it is, computed in the first type that there are kernels for and that it allows."""
         if self._options.objective == "size":
             return
-        for dtype in load_backend(target.backend).compute_dtypes(this_machine()):
+        backend = load_backend(target.backend)
+        for dtype in backend.compute_dtypes(this_machine(), self._trial.reference.signature):
             name, precision = f"{target.backend}-{dtype}", self._start.precision
-            if reason := needs_more_bits(self._trial.workshop.load()):
+            if reason := needs_more_bits(self._trial.workshop.load(), dtype == FIXED_SHAPES):
                 if self._trial.workshop.known(name) is None:
                     verdict = Verdict(name, False, reason, precision, exact=False, backend=target.backend)
                     self._trial.workshop.note(verdict)
@@ -290,6 +291,7 @@ class _Search:
             if found.kept:
                 self._dtypes[target.backend] = dtype
                 self._keep(name, found, "as it is")
+            return
 
     def _fastest_first(self) -> list[Target]:
         """That of the best so far, and then the others: the time may not be enough for all."""

@@ -52,7 +52,7 @@ def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tests about settings, about other rows, and about other types, spend time on them."""
     monkeypatch.setattr(tuning_module, "SWITCHES", {})
     monkeypatch.setattr(search_module, "other_rows", lambda trial: None)
-    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ())
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine, signature: ())
 
 
 @pytest.fixture

@@ -275,7 +275,7 @@ def test_another_backend_takes_over_where_it_is_faster(
 
 def computes_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine has: without kernels of its own OpenVINO computes in float32."""
-    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ("bfloat16",))
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine, signature: ("bfloat16",))
 
 
 def test_a_type_that_computes_sooner_needs_a_budget(

@@ -156,7 +156,7 @@ def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
         return next(told)
 
     monkeypatch.setattr(preparing, "_load_s", load)
-    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine: ("bfloat16",))
+    monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine, signature: ("bfloat16",))
     two_backends({variant: 0.5})
     output = tmp_path / "out.infer"
     budgets = (parse_budget("cosine>=0.99"),) if variant == "openvino-bfloat16" else ()
