@@ -49,6 +49,7 @@ finally:
 # Models compiled for the shapes that came first; each has a copy of the weights. Others share one.
 _MAX_FIXED = 4
 
+_PRECISION = "INFERENCE_PRECISION_HINT"
 _HINTS = {None: "f32", "bfloat16": "bf16", FIXED_SHAPES: "bf16"}
 _BFLOAT16_ISA = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -118,14 +119,14 @@ class OpenvinoBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": str(plan.streams),
             "INFERENCE_NUM_THREADS": plan.num_threads,
-            "INFERENCE_PRECISION_HINT": _HINTS[plan.compute_dtype],
+            _PRECISION: _HINTS[plan.compute_dtype],
             # sessions that share cores would be pinned to the same ones
             "ENABLE_CPU_PINNING": False,
         }
 
         def compiled(model: Any, shapes: Shapes | None) -> Any:
             folded = plan.compute_dtype != FIXED_SHAPES or (shapes is not None and _counts_nothing(model))
-            precise = {} if folded else {"INFERENCE_PRECISION_HINT": _HINTS[None]}
+            precise = {} if folded else {_PRECISION: _HINTS[None]}
             return core.compile_model(model, "CPU", {**settings, **precise})
 
         core = ov.Core()
@@ -144,7 +145,7 @@ def export(graph: Path, plan: Plan, feeds: Feeds, signature: Signature) -> bytes
     """What `plan` runs for feeds of these shapes, compiled, for `infer.compiled` to keep. Raises
     `BackendError`."""
     executable = OpenvinoBackend().prepare(graph, replace(plan, compiled=None), signature)
-    return executable.export(feeds)
+    return executable.export(feeds, _HINTS[plan.compute_dtype])
 
 
 def _compiled_before(core: Any, plan: Plan, settings: dict[str, Any], signature: Signature) -> Any:
@@ -218,9 +219,10 @@ class OpenvinoExecutable:
         requests.give_back(request, feeds)
         return answer
 
-    def export(self, feeds: Feeds) -> bytes:
-        """The compiled model that answers `feeds`. Raises `BackendError`."""
-        return self._models.requests(feeds.shapes).export()
+    def export(self, feeds: Feeds, hint: str) -> bytes:
+        """The compiled model that answers `feeds`. Raises `BackendError`, also if it was compiled with
+        another hint: it would be taken with that of the plan."""
+        return self._models.requests(feeds.shapes).export(hint)
 
     def watched(self, switch: Switch) -> OpenvinoExecutable:
         return OpenvinoExecutable(self._models, self._signature, told(self._infer, switch))
@@ -338,7 +340,10 @@ class _Requests:
             request.set_input_tensor(place, ov.Tensor(buffer, shared_memory=True))
         return _Request(request, buffers)
 
-    def export(self) -> bytes:
+    def export(self, hint: str) -> bytes:
+        precision = self._compiled.get_property(_PRECISION).to_string()
+        if precision != hint:
+            raise BackendError(f"OpenVINO compiled in {precision} what the plan has in {hint}")
         try:
             return bytes(self._compiled.export_model().getvalue())
         except Exception as error:  # its exceptions share no base class

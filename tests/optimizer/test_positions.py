@@ -14,7 +14,9 @@ import pytest
 
 import infer
 from infer.backends import FIXED_SHAPES
-from infer.backends.openvino import OpenvinoBackend
+from infer.backends.openvino import OpenvinoBackend, export
+from infer.errors import BackendError
+from infer.guard import Guard
 from infer.machine import this_machine
 from infer.optimizer import parse_budget
 from infer.optimizer.positions import needs_more_bits
@@ -240,3 +242,20 @@ def test_a_search_takes_bfloat16_for_fixed_shapes(
         assert refused != tried
         with infer.load(output) as session:
             assert session.plan.compute_dtype == (FIXED_SHAPES if tried else None)
+
+
+@pytest.mark.parametrize(("counted", "precise"), [(BY_SHAPE, False), (BY_VALUES, True)])
+def test_what_was_compiled_in_float32_is_not_kept_for_bfloat16(
+    counted: str, precise: bool, tmp_path: Path
+) -> None:
+    """It would be rounded as it is taken."""
+    onnx.save(sines_in_pictures(counted), tmp_path / "g.onnx")
+    x = np.ones((1, CHANNELS, 16, 2), np.float32)
+    with infer.load(tmp_path / "g.onnx", backend="openvino") as session:
+        plan = replace(session.plan, compute_dtype=FIXED_SHAPES)
+        feeds = Guard(session.signature).admit({"x": x})
+        if not precise:
+            assert export(tmp_path / "g.onnx", plan, feeds, session.signature)
+            return
+        with pytest.raises(BackendError, match="compiled in f32 what the plan has in bf16"):
+            export(tmp_path / "g.onnx", plan, feeds, session.signature)
