@@ -23,7 +23,7 @@ TIMEOUT_S = 2.0
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    # no spinning: between requests, other work has the cores
+    # no spinning: as many runs go on at once as there are threads
     with infer.LiveSession(os.environ["MODEL"], spinning=False, batching=BATCHING) as model:
         app.state.model = model
         yield

@@ -53,6 +53,10 @@ _LEFT_OUT = {"cpu": ["SkipLayerNormFusion"], "cuda": []}
 """Kind of device → rewrites of ONNX Runtime's own that cost time there. Its kernel for norms of sums takes
 three times as long as its LayerNormalization."""
 
+# So long idle threads spin. It covers the pauses within a run and those of a caller who asks again at once;
+# by default it would be 30 to 90 ms, which keep the cores from all others.
+_SPIN_US = "50"
+
 # Above this, copying through a bound buffer costs more than making a tensor (~2 µs) saves.
 _MAX_BOUND_BYTES = 64 * 1024
 # A longer run does not notice what binding saves, and texts have more lengths than there are to remember.
@@ -215,6 +219,7 @@ def _options(plan: Plan) -> Any:
     options.enable_cpu_mem_arena = plan.arena
     options.graph_optimization_level = _OPTIMIZATION["none" if plan.prepared else plan.graph_optimization]
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if plan.spinning else "0")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     options.add_session_config_entry("session.disable_prepacking", "0" if plan.prepacking else "1")
     # whatever the file is called: its own format .ort was not looked at by infer.graphfile
     options.add_session_config_entry("session.load_model_format", "ONNX")

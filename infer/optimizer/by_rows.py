@@ -20,12 +20,12 @@ from infer.optimizer.verdict import Verdict
 _MANY = 8
 """So many rows are looked at where the search is for one; where it is for more, one row is."""
 
-_WORTH = 0.9
+WORTH = 0.9
 """What takes more than this part of the time is not worth a second graph in memory."""
 
 _SLOWER = 0.02
 """Feeds of both sizes in turn may take so much longer. Threads that go on looking for work when a run is
-over keep cores from the other library: for 30 to 90 ms ONNX Runtime's halve OpenVINO's speed."""
+over keep cores from the other library: ONNX Runtime's for as long as they spin, OpenVINO's for 15 ms."""
 
 
 def other_rows(trial: Trial) -> int | None:
@@ -62,7 +62,7 @@ def faster_at(
         return nothing
     check_time()
     ratio = timing.ratio(_contender(timing, leader), _contender(timing, best), rows)
-    if verdict(ratio) != "faster" or ratio.value > _WORTH:
+    if verdict(ratio) != "faster" or ratio.value > WORTH:
         return nothing
     found, larger = leader.found, rows > timing.rows
     few, many = (best, leader) if larger else (leader, best)

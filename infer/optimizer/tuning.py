@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infer.errors import InferError
-from infer.measure.statistics import verdict
+from infer.measure.statistics import Estimate, verdict
+from infer.optimizer.by_rows import WORTH, other_rows
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import Outcome, Settings, at_once
 from infer.optimizer.timing import speed_said
@@ -54,19 +55,24 @@ class Tuning:
         if self.trial.options.objective == "throughput":
             self._streams()
 
+    @property
+    def _rows(self) -> int | None:
+        """The other rows that settings are held to."""
+        return None if self.trial.options.objective == "size" else other_rows(self.trial)
+
     def _threads(self) -> None:
         """Fewer threads are faster for small graphs."""
         if self.trial.options.num_threads is not None:
             return
         most = self.trial.reference.plan.num_threads
         for count in sorted({1, most // 2} - {0, most}, reverse=True):
-            self._try(f"threads-{count}", replace(self.outcome.settings, num_threads=count))
+            self._try(f"threads-{count}", replace(self.outcome.settings, num_threads=count), self._rows)
 
     def _switches(self) -> None:
         """What ONNX Runtime does by default, and does not always pay."""
         for name, (setting, threads) in SWITCHES.items():
             if self.outcome.settings.num_threads >= threads:
-                self._try(name, replace(self.outcome.settings, **{setting: False}))
+                self._try(name, replace(self.outcome.settings, **{setting: False}), self._rows)
 
     def _streams(self) -> None:
         """Several runs at once, twice as many while that is faster: they share the threads, which must not
@@ -86,8 +92,9 @@ class Tuning:
     def _at_once(self, count: int) -> Settings:
         return at_once(self.outcome.settings, count, self.best.backend)
 
-    def _try(self, name: str, settings: Settings) -> bool:
-        """Whether the best is faster so, and is run so from now on."""
+    def _try(self, name: str, settings: Settings, rows: int | None = None) -> bool:
+        """Whether the best is faster so, also counting what it loses with so many rows, and is run so from
+        now on."""
         found = self.trial.workshop.known(name)
         if found is None:
             self.check_time()
@@ -99,9 +106,22 @@ class Tuning:
             except InferError as error:  # several runs at once may take more memory than there is
                 found = replace(found, why=f"it fails: {error}")
             else:
-                kept = verdict(ratio) == "faster"
-                found = replace(found, kept=kept, why=speed_said(ratio), ratio=ratio)
+                kept, why = verdict(ratio) == "faster", speed_said(ratio)
+                if kept and rows is not None and (lost := self._lost(contender, ratio, rows)):
+                    kept, why = False, lost
+                found = replace(found, kept=kept, why=why, ratio=ratio)
             self.trial.workshop.note(found)
         if found.kept:
             self.outcome.settings = settings
         return found.kept
+
+    def _lost(self, contender: Contender, ratio: Estimate, rows: int) -> str:
+        """What is lost with so many rows, if it is more than what is gained; "" also if it is so much that
+        they get a plan of their own."""
+        try:
+            other = self.trial.timing.ratio(contender, self.contender, rows)
+        except InferError:  # these rows cannot be run, however it is set
+            return ""
+        if verdict(other) != "slower" or ratio.value * other.value < 1 or other.value * WORTH > 1:
+            return ""
+        return f"faster, but ×{other.value:.2f} with {rows} row{'s' * (rows > 1)}"

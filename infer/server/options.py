@@ -74,7 +74,8 @@ class ServerOptions:
     """Load each model at its first request, not at the start."""
 
     spinning: bool = False
-    """Whether threads wait for work by spinning, which costs CPU time between requests."""
+    """Whether threads wait for work by spinning: a lone request is answered sooner, and one run goes on at
+    a time."""
 
     streams: int | None = None
     """How many runs of a model go on at once; default: as `PlanOptions.streams` says."""

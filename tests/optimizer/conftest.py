@@ -51,7 +51,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tests about settings, about other rows, and about other types, spend time on them."""
     monkeypatch.setattr(tuning_module, "SWITCHES", {})
-    monkeypatch.setattr(search_module, "other_rows", lambda trial: None)
+    for module in (search_module, tuning_module):
+        monkeypatch.setattr(module, "other_rows", lambda trial: None)
     monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine, signature: ())
 
 

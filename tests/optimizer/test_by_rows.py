@@ -15,6 +15,7 @@ from infer.measure.statistics import Estimate
 from infer.optimizer import by_rows, parse_budget, preparing
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
+from infer.optimizer import tuning as tuning_module
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, why
 
@@ -23,7 +24,8 @@ BUDGET = (parse_budget("cosine>=0.999"),)
 
 @pytest.fixture(autouse=True)
 def _rows(_no_settings_nor_rows: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search_module, "other_rows", by_rows.other_rows)
+    for module in (search_module, tuning_module):
+        monkeypatch.setattr(module, "other_rows", by_rows.other_rows)
 
 
 def plans(artifact: Artifact) -> list[tuple[str, int, int]]:
@@ -147,6 +149,48 @@ def test_what_fails_with_other_rows_loses_nothing(
     found = optimized(classifier, tmp_path / "out.infer")
     assert why(found)["8 rows"] == (False, "it fails: no memory for 8 rows")
     assert plans(found.artifact) == [("fp32-fused", 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("one", "eight", "kept"),
+    [(0.95, 1.0, True), (0.95, 1.09, False), (0.7, 1.09, True), (0.95, 1.5, True)],
+    ids=["loses nothing", "loses more", "loses less", "they get their own"],
+)
+def test_settings_are_held_to_other_rows(
+    one: float,
+    eight: float,
+    kept: bool,
+    classifier: Path,
+    tmp_path: Path,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they gain for the search's rows must not be lost with eight, unless those have another plan."""
+    monkeypatch.setattr(tuning_module, "SWITCHES", {"no-prepacking": ("prepacking", 1)})
+    speeds = {"reference, no-prepacking": one, "reference, no-prepacking, 8 rows": eight}
+    plant({}, speeds=speeds)
+    found = optimized(classifier, tmp_path / "out.infer")
+    said = "faster" if kept else "faster, but ×1.09 with 8 rows"
+    assert why(found)["no-prepacking"] == (kept, said)
+    assert found.outcome.settings.prepacking != kept
+
+
+def test_settings_are_kept_where_other_rows_fail(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then nobody runs so many."""
+    monkeypatch.setattr(tuning_module, "SWITCHES", {"no-prepacking": ("prepacking", 1)})
+    plant({})
+
+    def told(contender: Any, against: Any, timed: Any, *_: Any) -> Estimate:
+        if len(next(iter(timed[0].values()))) > 1:
+            raise BackendError("no memory for 8 rows")
+        return Estimate(0.9, 0.89, 0.91)
+
+    monkeypatch.setattr(timing_module, "time_ratio", told)
+    found = optimized(classifier, tmp_path / "out.infer")
+    assert why(found)["no-prepacking"] == (True, "faster")
+    assert why(found)["8 rows"] == (False, "it fails: no memory for 8 rows")
 
 
 def test_what_is_prepared_for_one_plan_is_not_the_other_s(
