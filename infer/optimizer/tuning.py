@@ -93,8 +93,8 @@ class Tuning:
         return at_once(self.outcome.settings, count, self.best.backend)
 
     def _try(self, name: str, settings: Settings, rows: int | None = None) -> bool:
-        """Whether the best is faster so, also counting what it loses with so many rows, and is run so from
-        now on."""
+        """Whether the best is faster so, without a loss with so many rows that it is not worth, and is run
+        so from now on."""
         found = self.trial.workshop.known(name)
         if found is None:
             self.check_time()
@@ -116,12 +116,12 @@ class Tuning:
         return found.kept
 
     def _lost(self, contender: Contender, ratio: Estimate, rows: int) -> str:
-        """What is lost with so many rows, if it is more than what is gained; "" also if it is so much that
+        """What is lost with so many rows, if what is gained is not worth it; "" also if it is so much that
         they get a plan of their own."""
         try:
             other = self.trial.timing.ratio(contender, self.contender, rows)
         except InferError:  # these rows cannot be run, however it is set
             return ""
-        if verdict(other) != "slower" or ratio.value * other.value < 1 or other.value * WORTH > 1:
+        if verdict(other) != "slower" or ratio.value <= WORTH or other.value * WORTH > 1:
             return ""
         return f"faster, but ×{other.value:.2f} with {rows} row{'s' * (rows > 1)}"
