@@ -21,6 +21,8 @@ def load(given: Given) -> Loaded:
     does = given.settings["does"]
     if does == "refuses":
         raise ValueError("this model has an operator that nobody knows")
+    if does == "makes":
+        given.once(lambda folder: (folder / "maker").write_text(str(os.getpid())))
     if does == "prints":
         os.write(1, b'{"error": "printed"}\n')
         print("native code is chatty", flush=True)

@@ -88,6 +88,14 @@ def test_queries_keep_their_feeds(start: Start) -> None:
     assert one.turn(2).shape == (2,)
 
 
+def test_what_makes_something_is_not_asked(start: Start, tmp_path: Path) -> None:
+    """But another worker, which finds it."""
+    remote = start("makes")
+    maker = int((tmp_path / "made" / "maker").read_text())
+    assert remote._process.pid != maker
+    assert remote.query({"x": X}).turn(1).shape == (1,)
+
+
 def test_queries_go_on_in_a_new_worker(start: Start) -> None:
     """A restart ends the process, and what was loaded and asked before is there again."""
     remote = start("refuses a batch")

@@ -97,9 +97,13 @@ class Remote:
         self._ended: str | None = None
 
     def load(self, given: Given, load_s: float = LOAD_S) -> None:
-        """Raises `PeerError`."""
+        """In a new worker again, if something was made: what it took to make it, as a search with PyTorch
+        and others, would slow down small models that are then asked there. Raises `PeerError`."""
         self._given, self._load_s = {"do": "load", **given.to_json()}, load_s
+        found = Path(given.made).is_dir()
         self.described = str(self.ask(self._given, load_s)["described"])
+        if not found and Path(given.made).is_dir():
+            self.restart()
 
     def restart(self) -> None:
         """Load in a new worker; queries made before go on there. Raises `PeerError`."""
