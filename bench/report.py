@@ -14,7 +14,8 @@ from infer.machine import this_machine
 def report(title: str, lines: Sequence[str], made_by: str, output: Path | None) -> None:
     """Markdown, under the machine that it was measured on and the module that measured."""
     machine = this_machine()
-    made = f"On {machine.cores} cores ({machine.cpu}), with its client. Made by `python -m {made_by}`."
+    cores = f"On {machine.cores} cores ({machine.cpu}), which clients share where there are any."
+    made = f"{cores} Made by `python -m {made_by}`."
     text = "\n".join([f"# {title}", "", made, "", *lines])
     click.echo(text)
     if output is not None:
