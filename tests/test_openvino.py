@@ -368,5 +368,4 @@ def test_bfloat16_is_for_processors_that_have_it(
     assert backend.compute_dtypes(replace(machine, isa=("avx2", "avx512_vnni")), signature) == ()
     for flag in ("avx512_bf16", "amx_bf16"):
         assert backend.compute_dtypes(replace(machine, isa=("avx2", flag)), signature) == dtypes
-
     assert load_backend("onnxruntime").compute_dtypes(machine, signature) == ()

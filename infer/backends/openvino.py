@@ -2,9 +2,9 @@
 
 It computes in float32 where the graph does, unless the plan says bfloat16: by default it would take that
 or float16 wherever the processor has them. What follows from shapes alone it computes as it compiles for
-these shapes, in float32. Of float64 it would make float32, so graphs that take or give
-it are refused. Integers of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph
-makes inside may wrap.
+these shapes, in float32. Of float64 it would make float32, so graphs that take or give it are refused.
+Integers of 64 bits it computes in 32: feeds that do not fit are refused, but what a graph makes inside may
+wrap.
 
 Small feeds take a shortcut, as with ONNX Runtime: making tensors takes longer than a small model does, so
 they are copied into buffers that stay bound to a request.
@@ -124,10 +124,12 @@ class OpenvinoBackend:
             "ENABLE_CPU_PINNING": False,
         }
 
-        def compiled(model: Any, shapes: Shapes | None) -> Any:
-            folded = plan.compute_dtype != FIXED_SHAPES or (shapes is not None and _counts_nothing(model))
-            precise = {} if folded else {_PRECISION: _HINTS[None]}
-            return core.compile_model(model, "CPU", {**settings, **precise})
+        def compiled(model: Any, shapes: Shapes | None) -> tuple[Any, bool]:
+            as_planned = plan.compute_dtype != FIXED_SHAPES or (
+                shapes is not None and _counts_nothing(model)
+            )
+            precise = {} if as_planned else {_PRECISION: _HINTS[None]}
+            return core.compile_model(model, "CPU", {**settings, **precise}), as_planned
 
         core = ov.Core()
         ready = _compiled_before(core, plan, settings, signature)
@@ -145,7 +147,7 @@ def export(graph: Path, plan: Plan, feeds: Feeds, signature: Signature) -> bytes
     """What `plan` runs for feeds of these shapes, compiled, for `infer.compiled` to keep. Raises
     `BackendError`."""
     executable = OpenvinoBackend().prepare(graph, replace(plan, compiled=None), signature)
-    return executable.export(feeds, _HINTS[plan.compute_dtype])
+    return executable.export(feeds)
 
 
 def _compiled_before(core: Any, plan: Plan, settings: dict[str, Any], signature: Signature) -> Any:
@@ -219,10 +221,10 @@ class OpenvinoExecutable:
         requests.give_back(request, feeds)
         return answer
 
-    def export(self, feeds: Feeds, hint: str) -> bytes:
-        """The compiled model that answers `feeds`. Raises `BackendError`, also if it was compiled with
-        another hint: it would be taken with that of the plan."""
-        return self._models.requests(feeds.shapes).export(hint)
+    def export(self, feeds: Feeds) -> bytes:
+        """The compiled model that answers `feeds`. Raises `BackendError`, also if it is in float32 where
+        the plan is not: it would be taken as the plan says."""
+        return self._models.requests(feeds.shapes).export()
 
     def watched(self, switch: Switch) -> OpenvinoExecutable:
         return OpenvinoExecutable(self._models, self._signature, told(self._infer, switch))
@@ -242,13 +244,14 @@ class _Models:
     def __init__(
         self,
         read: Callable[[], Any],
-        compile_model: Callable[[Any, Shapes | None], Any],
+        compile_model: Callable[[Any, Shapes | None], tuple[Any, bool]],
         signature: Signature,
         ready: Any,
         kept_large: int,
     ) -> None:
-        """`compile_model`: for feeds of these shapes, or of any. `ready`: a model that need not be read and
-        compiled, or None. `kept_large`: so many requests with large feeds are kept."""
+        """`compile_model`: for feeds of these shapes, or of any, and whether in the plan's type. `ready`: a
+        model that need not be read and compiled, or None. `kept_large`: so many requests with large feeds
+        are kept."""
         self._read, self._compile, self._kept_large = read, compile_model, kept_large
         self._model: Any = None
         self._fixed: dict[Shapes, _Requests] = {}
@@ -292,12 +295,13 @@ class _Models:
             if shapes is not None:
                 model = model.clone()
                 model.reshape(dict(enumerate(shapes)))
-            return self._requests_of(self._compile(model, shapes), fixed=shapes is not None)
+            compiled, as_planned = self._compile(model, shapes)
+            return self._requests_of(compiled, fixed=shapes is not None, as_planned=as_planned)
         except Exception as error:  # its exceptions share no base class
             raise BackendError(f"OpenVINO cannot compile the graph: {_words(error)}") from error
 
-    def _requests_of(self, compiled: Any, *, fixed: bool) -> _Requests:
-        return _Requests(compiled, self._kept_large, fixed=fixed)
+    def _requests_of(self, compiled: Any, *, fixed: bool, as_planned: bool = True) -> _Requests:
+        return _Requests(compiled, self._kept_large, fixed=fixed, as_planned=as_planned)
 
     def _read_model(self) -> Any:
         try:
@@ -321,8 +325,9 @@ class _Request:
 class _Requests:
     """Requests of one compiled model; each is used by one thread at a time."""
 
-    def __init__(self, compiled: Any, kept_large: int, *, fixed: bool) -> None:
-        self._compiled, self._kept_large, self._fixed = compiled, kept_large, fixed
+    def __init__(self, compiled: Any, kept_large: int, *, fixed: bool, as_planned: bool) -> None:
+        self._compiled, self._kept_large = compiled, kept_large
+        self._fixed, self._as_planned = fixed, as_planned
         self._idle: list[_Request] = []  # pop and append are atomic
 
     def take(self, feeds: Feeds) -> _Request:
@@ -340,10 +345,9 @@ class _Requests:
             request.set_input_tensor(place, ov.Tensor(buffer, shared_memory=True))
         return _Request(request, buffers)
 
-    def export(self, hint: str) -> bytes:
-        precision = self._compiled.get_property(_PRECISION).to_string()
-        if precision != hint:
-            raise BackendError(f"OpenVINO compiled in {precision} what the plan has in {hint}")
+    def export(self) -> bytes:
+        if not self._as_planned:
+            raise BackendError("OpenVINO compiled in f32 what the plan has in bf16")
         try:
             return bytes(self._compiled.export_model().getvalue())
         except Exception as error:  # its exceptions share no base class

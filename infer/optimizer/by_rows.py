@@ -29,13 +29,19 @@ over keep cores from the other library: ONNX Runtime's for as long as they spin,
 
 
 def other_rows(trial: Trial) -> int | None:
-    """The rows to look at beside those that the search is for; None if there are no others."""
+    """The rows to look at beside those that the search is for; None if there are no others, or none that
+    matter: where files are to be small."""
     signature = trial.reference.signature
     dim, own = batch_dim(signature), trial.timing.rows
     other = 1 if own > 1 else _MANY
-    if dim is None or not signature.allows(dim, other):
+    if trial.options.objective == "size" or dim is None or not signature.allows(dim, other):
         return None
     return other
+
+
+def rows_said(rows: int) -> str:
+    """So many rows, in words; the name of the verdict about them, too."""
+    return f"{rows} row{'s' * (rows > 1)}"
 
 
 def faster_at(

@@ -24,7 +24,7 @@ from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
 from infer.optimizer.budget import EQUAL
-from infer.optimizer.by_rows import faster_at, other_rows
+from infer.optimizer.by_rows import faster_at, other_rows, rows_said
 from infer.optimizer.contract import Counted, whole
 from infer.optimizer.gates import Contender
 from infer.optimizer.making import Making
@@ -372,12 +372,12 @@ class _Search:
     def _try_other_rows(self) -> None:
         """Something else, for feeds of another size than those of the search."""
         trial = self._trial
-        rows = None if self._options.objective == "size" else other_rows(trial)
+        rows = other_rows(trial)
         if rows is None:
             return
         self._check_time()
         best = self._best
-        name = _at(rows)
+        name = rows_said(rows)
         try:
             found = faster_at(trial, self._start, self.outcome, rows, self._check_time)
         except InferError as error:
@@ -402,7 +402,7 @@ class _Search:
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
             )
             if self.outcome.other is not None:
-                row = self._trial.workshop.known(_at(self.outcome.other.rows))
+                row = self._trial.workshop.known(rows_said(self.outcome.other.rows))
                 assert row is not None
                 self._trial.workshop.note(replace(row, kept=False, why=f"{best.name} is not kept"))
             self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
@@ -437,11 +437,6 @@ class _Search:
     def _check_time(self) -> None:
         if self._out_of_time():
             raise _OutOfTimeError
-
-
-def _at(rows: int) -> str:
-    """What the verdict about feeds of so many rows is called."""
-    return f"{rows} row{'s' * (rows > 1)}"
 
 
 class _OutOfTimeError(Exception):

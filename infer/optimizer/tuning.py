@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from infer.errors import InferError
 from infer.measure.statistics import Estimate, verdict
-from infer.optimizer.by_rows import WORTH, other_rows
+from infer.optimizer.by_rows import WORTH, other_rows, rows_said
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import Outcome, Settings, at_once
 from infer.optimizer.timing import speed_said
@@ -55,24 +55,20 @@ class Tuning:
         if self.trial.options.objective == "throughput":
             self._streams()
 
-    @property
-    def _rows(self) -> int | None:
-        """The other rows that settings are held to."""
-        return None if self.trial.options.objective == "size" else other_rows(self.trial)
-
     def _threads(self) -> None:
         """Fewer threads are faster for small graphs."""
         if self.trial.options.num_threads is not None:
             return
-        most = self.trial.reference.plan.num_threads
+        most, other = self.trial.reference.plan.num_threads, other_rows(self.trial)
         for count in sorted({1, most // 2} - {0, most}, reverse=True):
-            self._try(f"threads-{count}", replace(self.outcome.settings, num_threads=count), self._rows)
+            self._try(f"threads-{count}", replace(self.outcome.settings, num_threads=count), other)
 
     def _switches(self) -> None:
         """What ONNX Runtime does by default, and does not always pay."""
+        other = other_rows(self.trial)
         for name, (setting, threads) in SWITCHES.items():
             if self.outcome.settings.num_threads >= threads:
-                self._try(name, replace(self.outcome.settings, **{setting: False}), self._rows)
+                self._try(name, replace(self.outcome.settings, **{setting: False}), other)
 
     def _streams(self) -> None:
         """Several runs at once, twice as many while that is faster: they share the threads, which must not
@@ -124,4 +120,4 @@ class Tuning:
             return ""
         if verdict(other) != "slower" or ratio.value <= WORTH or other.value * WORTH > 1:
             return ""
-        return f"faster, but ×{other.value:.2f} with {rows} row{'s' * (rows > 1)}"
+        return f"faster, but ×{other.value:.2f} with {rows_said(rows)}"
