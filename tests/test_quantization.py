@@ -21,7 +21,7 @@ from infer.optimizer.quantization.folding import fold_scales
 from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import channel_maxima, smooth
 from infer.optimizer.quantization.weights import quantize_weight
-from infer.optimizer.recipes import Given, static_products_recipe
+from infer.optimizer.recipes import ON_CPU, Given, static_products_recipe
 from infer.optimizer.rewriting import weight
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
@@ -587,3 +587,64 @@ def test_weights_of_half_precision_answer_nearly_the_same(tmp_path: Path) -> Non
     assert 0 < np.abs(found - expected).max() < 2**-10 * scale
     saved = (tmp_path / "a.onnx").stat().st_size - (tmp_path / "b.onnx").stat().st_size
     assert abs(saved - 64 * 64 * 2) < 300
+
+
+def tied_head() -> ir.Model:
+    """A lookup in a table, a norm's stand-in, and the product with the same table turned."""
+    body = "e = Gather(table, ids) h = Tanh(e) t = Transpose<perm = [1, 0]>(table) y = MatMul(h, t)"
+    model = parse(f"g (int64[B] ids) => (float[B, 96] y) {{ {body} }}", opset=21, ir_version=10)
+    table = np.random.default_rng(3).standard_normal((96, 64)).astype(np.float32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    found = loaded(model)
+    for node in found.graph:
+        node.name = node.op_type
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("int8-dynamic", "as they come"),
+        ("int8-dynamic", "smoothed by 0.5"),
+        ("products", "extremes, activations as they come"),
+        ("products", "extremes, activations smoothed by 0.5"),
+        ("int8-weights", "as they are"),
+        ("int4-weights", "as they are"),
+    ],
+)
+def test_a_head_that_is_its_table_turned_is_quantized(name: str, way: str, tmp_path: Path) -> None:
+    """By every recipe for products: the answers stay near, no float is multiplied with, and the table is
+    kept as it is for lookups, once."""
+    before, after = tied_head(), tied_head()
+    recipes = {recipe.name: recipe for recipe in (*ON_CPU, static_products_recipe("products"))}
+    recipe = recipes[name]
+    ids = np.arange(96, dtype=np.int64)
+    (product,) = recipe.candidates(after)
+    assert product.op_type == "MatMul"
+    result = recipe.build(after, Given([{"ids": ids}], pair_bounded=True), way, ())
+    assert (result.found, result.rewritten) == (1, 1)
+    assert "Transpose" not in operators(after)
+    kept = [value.const_value for value in after.graph.initializers.values()]
+    floats = [t for t in kept if t is not None and t.dtype == ir.DataType.FLOAT and t.size >= 96 * 64]
+    assert [tuple(tensor.shape) for tensor in floats] == [(96, 64)]
+    expected = answers(before, tmp_path / "a.onnx", {"ids": ids})["y"]
+    found = answers(after, tmp_path / "b.onnx", {"ids": ids})["y"]
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    assert 0 < error < (0.1 if "int4" in name else 0.02)
+
+
+def test_a_tied_head_that_is_spared_keeps_its_table() -> None:
+    """Nothing changes but what is said of it; once the head has eight bits, the table may, too."""
+    spared, whole = tied_head(), tied_head()
+    recipe = next(recipe for recipe in ON_CPU if recipe.name == "int8-dynamic-tables")
+    product, _ = recipe.candidates(spared)
+    given = Given([], pair_bounded=True)
+    assert product.name is not None
+    result = recipe.build(spared, given, "as they come", [product.name])
+    assert dict(result.declined)["kept in float for accuracy"] == 1
+    assert dict(result.declined)["the table is a matrix as well, which would be kept twice"] == 1
+    assert "Transpose" in operators(spared)
+    result = recipe.build(whole, given, "as they come", ())
+    assert (result.found, result.rewritten) == (2, 2)
+    kept = [value.const_value for value in whole.graph.initializers.values()]
+    assert all(t is not None and (t.dtype != ir.DataType.FLOAT or t.size <= 96) for t in kept)

@@ -33,6 +33,18 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
+def constant_matrix(value: ir.Value | None) -> Array | None:
+    """What a value with two dims always is, seen through a Transpose, too: a language model's head is often
+    its embedding table turned."""
+    transposed = maker(value, "Transpose")
+    found = constant(value if transposed is None else transposed.inputs[0])
+    if found is None or found.ndim != 2:
+        return None
+    if transposed is None or list(transposed.attributes.get_ints("perm", [1, 0])) != [1, 0]:
+        return found
+    return found.T
+
+
 def maker(value: ir.Value | None, *op_types: str) -> ir.Node | None:
     """The node that gives `value`, if it is of one of these operators of ONNX itself."""
     node = None if value is None else value.producer()
