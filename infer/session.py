@@ -424,6 +424,7 @@ def _after_fork_in_child() -> None:
         # one reference too many: whatever else Python holds, it lets go of at its end
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._executable))
         session._making = threading.Lock()
+        session.shadow = None  # its thread is gone, and may have held its queue
         session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone
         session._closed = (
             f"this session was opened in process {os.getppid()}, and its threads did not come along into"

@@ -31,6 +31,8 @@ SLOW_SIZE = 384
 
 READY_S = 60
 
+INFER = ("-c", "from infer.cli import main; main()")
+
 
 @dataclass
 class Served:
@@ -79,10 +81,13 @@ def drained(sock: socket.socket) -> bytes:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *arguments: object, ready: bool = True) -> Iterator[Served]:
-    """`infer serve ARGUMENTS` on a free port, ready; killed in the end."""
+def serving(
+    folder: Path, *arguments: object, ready: bool = True, infer: tuple[str, ...] = INFER
+) -> Iterator[Served]:
+    """`infer serve ARGUMENTS` on a free port, ready; killed in the end. `infer` is what Python is asked to
+    run as that command."""
     log = folder / f"log-{time.monotonic_ns()}.txt"
-    command = [sys.executable, "-c", "from infer.cli import main; main()", "serve", *map(str, arguments)]
+    command = [sys.executable, *infer, "serve", *map(str, arguments)]
     with log.open("w", encoding="utf-8") as errors:
         process = subprocess.Popen(
             [*command, "--port", "0"], stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder

@@ -190,6 +190,18 @@ def test_a_lone_request_does_without_what_waiting_takes(
     assert (stats.runs, stats.rows, stats.cost) == (3, 4, 7)
 
 
+def test_time_in_the_queue_is_counted(served: Served, batcher: Batcher) -> None:
+    """That of both requests that wait while another runs, and none of a lone one."""
+    assert batcher([1]) == 1
+    assert batcher.stats().waited_s == 0
+    start = time.monotonic()
+    with Held(served, batcher):
+        futures = _submit(batcher, [1], [2])
+        time.sleep(0.05)
+    assert [future.result(WAIT_S) for future in futures] == [1, 2]
+    assert 0.1 <= batcher.stats().waited_s <= 2 * (time.monotonic() - start)
+
+
 def test_a_bad_request_fails_alone(served: Served, batcher: Batcher) -> None:
     """Of a batch of eight with one that the graph refuses, seven are answered."""
     with Held(served, batcher):
@@ -653,6 +665,19 @@ def test_lone_callers_are_served_as_with_one_stream(served: Served, streams: int
         assert time.monotonic() - start >= 0.05
     finally:
         batcher.close()
+
+
+def test_pictures_cost_their_pixels() -> None:
+    """Of any height and width, those of one size run together, and a large one counts for as many small
+    ones as have its pixels."""
+    dims = ("batch", 3, "height", "width")
+    signature = Signature((TensorSpec("x", "float32", dims),), (TensorSpec("y", "float32", ("batch",)),))
+    layout = layout_of(signature, Padding({}))
+    assert isinstance(layout, Layout)
+    small, large = (np.zeros((2, 3, *size), np.float32) for size in ((4, 5), (40, 50)))
+    assert layout.work({"x": small}) == (2, 2 * 4 * 5)
+    assert layout.work({"x": large}) == (2, 2 * 40 * 50)
+    assert layout.kind({"x": small}) == layout.kind({"x": small[:1]}) != layout.kind({"x": large})
 
 
 # --- on real sessions

@@ -121,9 +121,23 @@ def test_candidates_take_turns_in_every_round() -> None:
 
     measured = take_turns({"a": logged("a"), "b": logged("b")}, 0.0)
     assert [len(times.rounds) for times in measured.times.values()] == [MIN_ROUNDS, MIN_ROUNDS]
-    turns = log[-2 * MIN_ROUNDS :]
-    pairs = {tuple(turns[i : i + 2]) for i in range(0, len(turns), 2)}
-    assert pairs == {("a", "b"), ("b", "a")}
+    turns = log[-4 * MIN_ROUNDS :]
+    rounds = {tuple(turns[i : i + 4]) for i in range(0, len(turns), 4)}
+    assert rounds == {("a", "a", "b", "b"), ("b", "b", "a", "a")}
+
+
+def test_the_first_query_of_a_turn_is_not_counted() -> None:
+    """It finds the caches as another candidate left them; one that is alone has no such turns."""
+
+    class Cold(Steady):
+        def turn(self, count: int) -> np.ndarray:
+            return np.array([95.0, *super().turn(count - 1)])
+
+    measured = take_turns({"a": Cold(), "b": Steady()}, 0.0)
+    assert measured.times["a"].medians == measured.times["b"].medians == [21.0] * MIN_ROUNDS
+    assert measured.times["a"].queries == MIN_ROUNDS
+    alone = take_turns({"a": Cold()}, 0.0)
+    assert alone.times["a"].medians == [95.0] * MIN_ROUNDS
 
 
 @pytest.mark.parametrize(

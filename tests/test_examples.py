@@ -149,6 +149,27 @@ with start_worker(celery_app.app, pool="solo", perform_ping_check=False):
 """
 
 
+FORKING = """
+import os
+from celery_app import answer, app
+app.conf.update(
+    broker_url=os.environ["BROKER"], result_backend=os.environ["RESULTS"],
+    broker_transport_options={name: os.environ["FOLDER"] for name in ("data_folder_in", "data_folder_out",
+                                                                       "control_folder")},
+)
+@app.task
+def told(feeds):
+    return answer(feeds), os.getpid()
+"""
+
+ASKING = """
+import sys
+import forking
+asked = [forking.told.delay({"x": eval(sys.argv[1])}) for _ in range(20)]
+print([each.get(timeout=60) for each in asked])
+"""
+
+
 def test_celery_works_off_tasks(model: Path) -> None:
     """A worker opens the session when it starts, and answers what comes through the broker."""
     paths = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
@@ -161,6 +182,46 @@ def test_celery_works_off_tasks(model: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert _right(eval(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.slow
+def test_celery_answers_from_forked_workers(model: Path, tmp_path: Path) -> None:
+    """The pool that Celery has by default: two processes, forked from one that opened nothing, each with a
+    session of its own. The broker is a folder."""
+    for folder in ("queue", "results"):
+        (tmp_path / folder).mkdir()
+    settings = {
+        "BROKER": "filesystem://",
+        "RESULTS": (tmp_path / "results").as_uri(),
+        "FOLDER": str(tmp_path / "queue"),
+        "MODEL": str(model),
+        "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]),
+    }
+    (tmp_path / "forking.py").write_text(FORKING, encoding="utf-8")
+    command = [sys.executable, "-m", "celery", "-A", "forking:app", "worker"]
+    with (tmp_path / "log.txt").open("w") as log:
+        worker = subprocess.Popen(
+            [*command, "--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle"],
+            env={**os.environ, **settings},
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        asked = [sys.executable, "-c", ASKING, repr(X.tolist())]
+        done = subprocess.run(
+            asked, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True, timeout=90
+        )
+        assert done.returncode == 0, (done.stderr, (tmp_path / "log.txt").read_text())
+        answers = eval(done.stdout.splitlines()[-1])
+        assert len(answers) == 20
+        assert all(_right(answer["logits"]) for answer, _ in answers)
+        workers = {pid for _, pid in answers}
+        assert workers
+        assert worker.pid not in workers
+    finally:
+        worker.terminate()
+        worker.wait(60)
 
 
 def test_threads_share_a_session(model: Path, example: Any) -> None:

@@ -341,6 +341,10 @@ def test_metrics_count_what_was_asked(served: Served) -> None:
     assert grown("infer_request_seconds_count", "2", "net") == 4
     seconds = grown("infer_request_seconds_sum", "2", "net")
     assert grown("nv_inference_request_duration_us", "2", "net") == pytest.approx(1e6 * seconds)
+    waited = grown("infer_queue_seconds_total", "2", "net")
+    assert grown("nv_inference_queue_duration_us", "2", "net") == pytest.approx(1e6 * waited)
+    assert grown("infer_run_positions_total", "2", "net") == 15
+    assert grown("infer_padding_positions_total", "2", "net") == 0
     assert grown("infer_http_responses_total", "200", "infer_model") == 3
     assert now[("infer_requests_waiting", "2", "net")] == 0
 

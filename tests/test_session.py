@@ -368,6 +368,19 @@ def test_threads_follow_the_affinity(net: Path) -> None:
         assert session.plan.num_threads == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs an affinity")
+def test_a_process_that_may_use_one_core_has_one_thread(net: Path) -> None:
+    """However many the machine has."""
+    code = (
+        "import os, sys; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1]); import infer;"
+        " session = infer.load(sys.argv[1]); print(session.plan.num_threads)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(net)], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "1"
+
+
 def test_nan_by_policy(net: Path) -> None:
     """NaN passes through by default, and is refused with its place on request."""
     rows = X.copy()

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -139,6 +141,20 @@ with infer.load(sys.argv[1], variant="clip", shadow=options) as session:
     with infer.load(clipped, variant="fp32") as reference:
         expected = reference.run({"x": np.full((2, 10), 3.0, np.float32)})["logits"]
     np.testing.assert_allclose(json.loads(answer), expected, rtol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_closes_a_session_that_was_checked(clipped: Path) -> None:
+    """Though the thread that checks, which did not come along, held its queue."""
+    with infer.load(clipped, variant="clip", shadow=ShadowOptions(share=1.0)) as session:
+        assert session.shadow is not None
+        with session.shadow._queue.mutex:
+            child = os.fork()
+            if not child:
+                signal.alarm(10)
+                session.close()
+                os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_reference_has_no_shadow(net: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import psutil
+
+from bench.serving.servers import leaking
 from bench.soak import MOST_ABOVE_MEAN, above_mean
+from tests.serving import serving, tensor
+from tests.tiny import make_artifact
 
 SECONDS = 1800
 
@@ -18,3 +24,15 @@ def test_memory_that_grows_is_told_from_memory_that_varies() -> None:
     calm[900:905] += 200e6
     assert above_mean(list(calm)) < MOST_ABOVE_MEAN
     assert above_mean(list(calm + 30 * 2048 * np.arange(SECONDS))) > MOST_ABOVE_MEAN
+
+
+def test_the_planted_leak_leaks(tmp_path: Path) -> None:
+    """A server with it answers as any other, and 32 requests leave 32 MiB behind."""
+    make_artifact(tmp_path / "net.infer")
+    body = {"inputs": [tensor("x", np.zeros((1, 10), np.float32), "FP32")]}
+    with serving(tmp_path, "net.infer", infer=(leaking.__file__, str(2**20))) as served:
+        process = psutil.Process(served.process.pid)
+        before = process.memory_info().rss
+        for _ in range(32):
+            assert served.post("/v2/models/net/infer", json=body).status_code == 200
+        assert process.memory_info().rss - before > 24 * 2**20

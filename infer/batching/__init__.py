@@ -41,10 +41,11 @@ Work = Callable[[Task, Callable[..., dict[str, Array]]], T]
 
 @dataclass
 class BatchStats:
-    """What was done since the batcher was made; counts, but for `seconds`.
+    """What was done since the batcher was made; counts, but for seconds.
 
     Attributes:
         runs: of the session, which took `seconds` together; `rows` were in them.
+        waited_s: how long requests that ran had waited for their turn, all together.
         cost: the work in them, of which `padding` was for no request.
         refused: requests, because too many waited.
         dropped: requests that were never run, because their deadline was past or their caller gone.
@@ -59,6 +60,7 @@ class BatchStats:
     dropped: int = 0
     alone: int = 0
     seconds: float = 0.0
+    waited_s: float = 0.0
 
 
 class Served(Protocol):
@@ -125,7 +127,8 @@ class Batcher:
             thread.start()
 
     def submit(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Future[Any]:
-        """A future of what `session(inputs)` gives, answered together with other callers' requests.
+        """A future of what `session(inputs)` gives, answered together with other callers' requests. Inputs
+        that are arrays are not copied: leave them as they are until then.
 
         Cancelling it drops what does not run yet. After `timeout_s` it fails with `DeadlineError`. Callers
         of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
@@ -351,6 +354,8 @@ class Batcher:
                 waiting = len(self._waiting)
                 together = self._waiting.take()
                 self._stats.dropped += waiting - len(self._waiting) - len(together)
+                now = time.monotonic()
+                self._stats.waited_s += sum(now - request.arrived for request in together)
                 self._running += 1
                 if len(self._waiting):
                     self._changed.notify()  # another thread may have a stream for them

@@ -263,7 +263,8 @@ def _cells(found: Optimized, verdict: Verdict) -> tuple[str, str, str, str, str]
     if verdict.name in found.replaced:
         why += ", then replaced"
     if verdict.neighbours is not None and verdict.neighbours > NEIGHBOURLY:
-        why += f"; an answer moves by up to {verdict.neighbours:.1%} with its neighbours in a batch"
+        moved = f"{verdict.neighbours:.1%}"
+        why += f"; an answer moves by up to {moved} with its neighbours, so a batcher runs requests apart"
     if verdict.found and verdict.declined:
         why += f"; elsewhere not rewritten: {verdict.reasons}"
     rewrote = f"{verdict.rewritten} of {verdict.found}" if verdict.found else ""

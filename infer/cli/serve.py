@@ -40,6 +40,19 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     return None if text is None else max(1, round(_quantity(text, _SIZES, "512KiB, 64MiB")))
 
 
+def _sizes(
+    ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]
+) -> tuple[Mapping[str, int], ...]:
+    return tuple(map(_sizes_of_dims, texts))
+
+
+def _sizes_of_dims(text: str) -> Mapping[str, int]:
+    found = [re.fullmatch(r"([^=\s]+)=([1-9]\d{0,8})", part, re.ASCII) for part in text.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"'{text}' must be dims and their sizes, as in batch=8,sequence=128")
+    return {each[1]: int(each[2]) for each in found if each}
+
+
 @click.command("serve")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False))
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
@@ -77,7 +90,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     default=128,
     show_default=True,
     type=click.IntRange(1, 4096),
-    help="Requests of one model that may wait or run; more are refused.",
+    help="Requests of one model that may wait or run, in each worker; more are refused.",
 )
 @click.option(
     "--timeout", default="30s", show_default=True, metavar="TIME", callback=_seconds, help="For an answer."
@@ -126,6 +139,21 @@ def _bytes(ctx: click.Context, param: click.Parameter, text: str | None) -> int 
     callback=_bytes,
     help="Load models when asked for, and close others so that their weights have no more than this.",
 )
+@click.option(
+    "--max-feed",
+    metavar="SIZE",
+    callback=_bytes,
+    help="The most that the arrays of one run may have, such as pictures once they are decoded; default: no"
+    " limit.",
+)
+@click.option(
+    "--warm-up",
+    multiple=True,
+    metavar="SIZES",
+    callback=_sizes,
+    help="Run each model that has these dims at these sizes before it is ready, as in batch=8,sequence=128;"
+    " may be given several times. Default: one row of its example.",
+)
 @click.option("--lazy", is_flag=True, help="Load each model at its first request.")
 @click.option(
     "--spinning",
@@ -172,6 +200,8 @@ def command(
     lame_duck: float,
     drain: float,
     memory_budget: int | None,
+    max_feed: int | None,
+    warm_up: tuple[Mapping[str, int], ...],
     lazy: bool,
     spinning: bool,
     streams: int | None,
@@ -224,6 +254,8 @@ def command(
         drain_s=drain,
         max_waiting=queue,
         memory_budget_bytes=memory_budget,
+        max_feed_bytes=max_feed,
+        warm_up=warm_up,
         lazy=lazy,
         spinning=spinning,
         streams=streams,

@@ -1,8 +1,9 @@
 """Candidates take turns: in every round each is asked for a while, in an order drawn anew.
 
 A machine that drifts hits all of them alike, and ratios within a round stay fair. After a turn its threads
-come to rest before the next begins, since a pool that spins takes cores from the next candidate. A small
-fixed piece of work takes its turn, too: how far its times spread is the noise of the machine.
+come to rest before the next begins, since a pool that spins takes cores from the next candidate. The first
+query of a turn finds caches full of what others left there, and is not counted. A small fixed piece of work
+takes its turn, too: how far its times spread is the noise of the machine.
 
 A process keeps the speed it began with, so candidates that have processes of their own can be started
 several times, with rounds after each start.
@@ -92,6 +93,7 @@ def take_turns(
     of_round: list[int] = []
     work: list[float] = []
     interrupted = False
+    lead = int(len(queries) > 1)
     rng = np.random.default_rng(0)
     try:
         for start in range(starts):
@@ -106,8 +108,8 @@ def take_turns(
                 worked = _work_ms()
                 found = {}
                 for name in rng.permutation(list(queries)):
-                    found[name] = queries[name].turn(lengths[name])
-                    if len(queries) > 1:
+                    found[name] = queries[name].turn(lead + lengths[name])[lead:]
+                    if lead:
                         settle()
                 for name, latencies in found.items():
                     times[name].rounds.append(latencies)
@@ -130,7 +132,7 @@ def _warmed_up(
     progress: Progress,
     head: str,
 ) -> dict[str, int]:
-    """How many queries a turn of each candidate has."""
+    """How many queries of a turn of each candidate count."""
     lengths = {}
     for name, query in queries.items():
         progress(f"{head}warming up {name}")

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from infer.errors import InferError, InputError
 from infer.evaluation import EVALUATORS, Dataset, is_paired, items_of, read_dataset
 from infer.feeds import Feeds, batch_dim, example_feeds, resized
+from infer.machine import this_machine
 from infer.optimizer.tables import ids_of
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
@@ -26,6 +27,9 @@ CALIBRATION, JUDGED, TIMED = 128, 256, 8
 MEASURED, _MEASURED_S = 2048, 20.0
 """The most inputs for metrics of the task, which need more to tell half a point, and how long the reference
 may take for more than `JUDGED` of them: every attempt is measured on them."""
+
+_ANSWERS = 1 / 16
+"""The part of the memory that answers to judged feeds may take; those of a variant are held beside them."""
 
 _MADE = 16
 
@@ -160,17 +164,22 @@ def _encoded(
     most: int,
     judging: str | None = None,
 ) -> tuple[Feeds, ...]:
-    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded.
+    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded:
+    at most so many feeds, and if they are for `judging`, which says what the data is called, no more than
+    can be answered within `_ANSWERS`, but one.
 
-    Raises `InputError` for an input of the data that is called `judging`, if the session's own answer to it
-    is NaN and nothing else.
+    Raises `InputError` for an input that is judged, if the session's own answer to it is NaN and nothing
+    else.
     """
     seen: list[Feeds] = []
+    room = this_machine().memory_bytes * _ANSWERS
     each: tuple[Any, int] = (None, 0)
 
     def run(feeds: Mapping[str, object]) -> dict[str, Array]:
+        nonlocal room
         seen.append({name: np.asarray(feed) for name, feed in feeds.items()})
         answer = session.run(feeds)
+        room -= sum(array.nbytes for array in answer.values())
         if judging is not None and all_nan(answer):
             key, place = each
             said = f"'{key}'" if isinstance(key, (str, Path)) else f"input {place + 1}"
@@ -185,7 +194,7 @@ def _encoded(
     for key, (item, place) in items.items():
         each = (key, place)
         task([item])
-        if len(seen) >= most:
+        if len(seen) >= most or (judging is not None and room < 0):
             break
     return tuple(seen[:most])
 

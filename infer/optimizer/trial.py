@@ -100,7 +100,8 @@ class Trial:
             size_bytes=self.workshop.reference.size_bytes,
         )
         try:
-            found = self._built_and_gated(attempt, found, best, best_bytes)
+            with self.workshop.trying(attempt.name):
+                found = self._built_and_gated(attempt, found, best, best_bytes)
         except Exception as error:  # whatever is wrong with one thing, others may help
             found = replace(found, kept=False, why=f"it fails: {told(error)}")
         if not found.kept and (attempt.exact or not found.within):
@@ -183,11 +184,12 @@ class Trial:
             self._rehearsal = self._judging(self.material.rehearsed(self._few))
         start = time.perf_counter()
         try:
-            model = self.workshop.load()
-            attempt.build(model)
-            graph, _ = self.workshop.write(model, "rehearsal")
-            with self.timing.opened(graph, attempt.backend, attempt.compute_dtype) as session:
-                return self._rehearsal.judge(session, budgets)
+            with self.workshop.trying(attempt.name):
+                model = self.workshop.load()
+                attempt.build(model)
+                graph, _ = self.workshop.write(model, "rehearsal")
+                with self.timing.opened(graph, attempt.backend, attempt.compute_dtype) as session:
+                    return self._rehearsal.judge(session, budgets)
         except Exception as error:  # as in `attempt`
             return Judged({"cosine": -1.0}, f"it fails: {told(error)}")
         finally:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -55,9 +57,25 @@ class Workshop:
             if not isinstance(data, dict) or data.get("key") != self._key:
                 return []
             found = [schema.decode(Verdict, each, "verdict") for each in data["verdicts"]]
+            begun = data["begun"]
         except (OSError, KeyError, TypeError, schema.SchemaError):
             return []
+        if begun:
+            why = (
+                "the process ended while it was tried, as where a library crashes or memory runs out;"
+                f" remove {self.folder.name} to try it again"
+            )
+            found.append(Verdict(begun, False, why, exact=False))
         return [v for v in found if v.graph is None or (self.folder / v.graph).is_file()]
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[None]:
+        """If the process ends within, that is the verdict when a search goes on from here."""
+        self._save(begun=name)
+        try:
+            yield
+        finally:
+            self._save()
 
     def known(self, name: str) -> Verdict | None:
         """The verdict that was reached before, if it was."""
@@ -66,17 +84,17 @@ class Workshop:
     def note(self, verdict: Verdict) -> Verdict:
         """Keep a verdict, whatever happens next, in the place of one reached before."""
         self.verdicts = [each for each in self.verdicts if each.name != verdict.name] + [verdict]
-        self._save("")
+        self._save()
         return verdict
 
     def leave(self, output: Path) -> None:
         """Keep all of it for another time, which may replace what was written to `output` now."""
-        self._save(digest_of(output))
+        self._save(written=digest_of(output))
 
-    def _save(self, written: str) -> None:
+    def _save(self, *, begun: str = "", written: str = "") -> None:
         with file_draft(self.folder / STATE) as draft:
             verdicts = [schema.encode(each) for each in self.verdicts]
-            data = {"key": self._key, "verdicts": verdicts, "written": written}
+            data = {"key": self._key, "verdicts": verdicts, "begun": begun, "written": written}
             draft.write_text(json.dumps(data), encoding="utf-8")
 
     def load(self) -> ir.Model:

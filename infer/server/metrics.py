@@ -60,6 +60,13 @@ _ALIASES: tuple[tuple[str, str, float, _Takes, str], ...] = (
         "Time of requests, in microseconds",
     ),
     (
+        "nv_inference_queue_duration_us",
+        "infer_queue_seconds_total",
+        1e6,
+        lambda _: True,
+        "Time that requests waited for their turn, in microseconds",
+    ),
+    (
         "nv_inference_compute_infer_duration_us",
         "infer_run_seconds_total",
         1e6,
@@ -101,6 +108,21 @@ class Metrics:
         self._runs = Counter("infer_runs", "Runs, of one or more rows", _LABELS, registry=registry)
         self._rows = Counter("infer_rows", "Rows that were run", _LABELS, registry=registry)
         self._seconds = Counter("infer_run_seconds", "Time of runs", _LABELS, registry=registry)
+        self._queued = Counter(
+            "infer_queue_seconds", "Time that requests waited for their turn", _LABELS, registry=registry
+        )
+        self._positions = Counter(
+            "infer_run_positions",
+            "Positions that were run: rows by their tokens or pixels, 1 where these are fixed",
+            _LABELS,
+            registry=registry,
+        )
+        self._padding = Counter(
+            "infer_padding_positions",
+            "Those of infer_run_positions_total that were padding",
+            _LABELS,
+            registry=registry,
+        )
         self.reloads = Counter(
             "infer_reloads",
             "Times that an artifact was looked at again, by what came of it",
@@ -146,6 +168,9 @@ class Metrics:
         self._runs.labels(*labels).inc(now.runs - before.runs)
         self._rows.labels(*labels).inc(now.rows - before.rows)
         self._seconds.labels(*labels).inc(now.seconds - before.seconds)
+        self._queued.labels(*labels).inc(now.waited_s - before.waited_s)
+        self._positions.labels(*labels).inc(now.cost - before.cost)
+        self._padding.labels(*labels).inc(now.padding - before.padding)
         if session.shadow is not None:
             self._looked_at(labels, session.shadow)
 

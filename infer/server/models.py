@@ -6,7 +6,8 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -53,6 +54,10 @@ class Model:
         self.name, self.version = name, version
         self._path, self._plan_options, self._options = path, plan_options, session_options
         self.artifact = self._found()
+        if isinstance(session_options.warm_up, Sequence):
+            dims = set(self.artifact.manifest.signature.dims)
+            sizes = [each for each in session_options.warm_up if each.keys() <= dims]
+            self._options = replace(session_options, warm_up=sizes or True)
         self.plan: Plan = make_plan(self.artifact.manifest, this_machine(), plan_options)
         self.waiting = 0
         self._lock = threading.Lock()
@@ -185,7 +190,7 @@ class Models:
         the default.
 
         Raises `ArtifactError`, and what planning raises; `InputError` for a name that has no place in a
-        URL, or a model that is larger than the memory budget.
+        URL, a model that is larger than the memory budget, or dims to warm up that no model has.
         """
         cores = this_machine().cores
         plan_options = PlanOptions(
@@ -198,6 +203,8 @@ class Models:
             batching=BatchOptions(max_waiting=options.max_waiting),
             shadow=None if options.shadow is None else ShadowOptions(share=options.shadow),
             untrusted=options.untrusted,
+            max_feed_bytes=options.max_feed_bytes,
+            warm_up=options.warm_up or True,
         )
         self._budget_bytes = options.memory_budget_bytes
         self.lazy = options.lazy or self._budget_bytes is not None
@@ -212,6 +219,8 @@ class Models:
             model = Model(name, version, path, plan_options, session_options)
             self._check_size(str(path), model.weights_bytes)
             versions[version] = model
+        for sizes in options.warm_up:
+            self._check_dims(sizes)
 
     def __iter__(self) -> Iterator[Model]:
         return (model for versions in self._versions.values() for model in versions.values())
@@ -297,6 +306,12 @@ class Models:
         self._check_size(model.name, weights_bytes)
         if model.state == "READY":
             self._make_room(model, weights_bytes)
+
+    def _check_dims(self, sizes: Mapping[str, int]) -> None:
+        dims = {model.name: model.artifact.manifest.signature.dims for model in self}
+        if not any(sizes.keys() <= set(each) for each in dims.values()):
+            there = "; ".join(f"'{name}' has {', '.join(each) or 'none'}" for name, each in dims.items())
+            raise InputError(f"no model has the dims {', '.join(sizes)}, to be warmed up so: {there}")
 
     def _check_size(self, name: str, weights_bytes: int) -> None:
         if self._budget_bytes is not None and weights_bytes > self._budget_bytes:

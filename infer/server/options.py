@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MIB = 2**20
@@ -69,6 +70,14 @@ class ServerOptions:
     memory_budget_bytes: int | None = None
     """Models are loaded when asked for, and the one that was not asked for the longest is closed, so that
     the weights of those that are loaded have no more than this, in each worker; default: no limit."""
+
+    max_feed_bytes: int | None = None
+    """The most that the arrays of one run may have, such as pictures once they are decoded; default: no
+    limit. What a run needs grows with them."""
+
+    warm_up: tuple[Mapping[str, int], ...] = ()
+    """Sizes of dims at which each model that has these dims is run before it is ready, as
+    `SessionOptions.warm_up` says; default: one row of its example."""
 
     lazy: bool = False
     """Load each model at its first request, not at the start."""

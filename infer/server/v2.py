@@ -104,6 +104,7 @@ async def model_statistics(request: Request) -> Response:
         "inference_stats": {
             "success": {"count": counts["request_success"], "ns": 1000 * counts["request_duration_us"]},
             "fail": {"count": counts["request_failure"]},
+            "queue": {"count": counts["request_success"], "ns": 1000 * counts["queue_duration_us"]},
             "compute_infer": {"count": runs, "ns": 1000 * counts["compute_infer_duration_us"]},
         },
     }

@@ -16,6 +16,7 @@ from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import constant, put, weight
 from infer.session import open_artifact
+from infer.signature import Array
 
 Plant = Callable[..., None]
 
@@ -62,15 +63,18 @@ def detour(model: ir.Model) -> PassResult:
 
 def shift(model: ir.Model) -> PassResult:
     """Other numbers."""
+    return added(model, np.array(0.01, np.float32))
+
+
+def added(model: ir.Model, numbers: Array) -> PassResult:
+    """The answers, and these numbers."""
     output = model.graph.outputs[0]
-    node = output.producer()
-    assert node is not None
-    added = ir.node("Add", [output, weight(model.graph, "shift", np.array(0.01, np.float32))])
-    model.graph.append(added)
-    added.outputs[0].shape, added.outputs[0].type = output.shape, output.type
+    total = ir.node("Add", [output, weight(model.graph, "added", numbers)])
+    model.graph.append(total)
+    total.outputs[0].shape, total.outputs[0].type = output.shape, output.type
     name, output.name = output.name, "before"
-    added.outputs[0].name = name
-    model.graph.outputs[0] = added.outputs[0]
+    total.outputs[0].name = name
+    model.graph.outputs[0] = total.outputs[0]
     return PassResult(1, 1)
 
 

@@ -263,6 +263,18 @@ CASES = {
         " { a = MatMul(m, w) }, else_branch = e () => (float[N, 64] b) { b = MatMul(m, w) }> }",
         17,
     ),
+    "a loop": (
+        "g (float[N, 64] x) => (float[N, 64] y) { n = Constant<value = int64 {3}>() m = MatMul(x, w)"
+        " y = Loop(n, , m) <body = b (int64 i, bool k, float[N, 64] h) => (bool on, float[N, 64] next)"
+        " { p = MatMul(h, w) next = Tanh(p) on = Identity(k) }> }",
+        17,
+    ),
+    "a scan": (
+        "g (float[N, 64] x) => (float[N, 64] y) { m = MatMul(x, w) z = Constant<value = float {0.0}>()"
+        " s, y = Scan(z, m) <num_scan_inputs = 1, body = b (float t, float[64] r) => (float u, float[64] v)"
+        " { v = Sub(r, t) u = ReduceMax<keepdims = 0>(v) }> }",
+        17,
+    ),
     "half precision": (
         "g (float16[N, 64] x) => (float16[N, 64] y) { m = MatMul(x, h) y = Relu(m) }",
         17,
@@ -285,6 +297,19 @@ CASES = {
 }
 
 
+def test_operators_that_nothing_knows_are_named(tmp_path: Path) -> None:
+    """Nothing can be measured of a graph that no backend runs: one sentence, and no output."""
+    proto = parse("g (float[N, 64] x) => (float[N, 64] y) { y = Identity(x) }")
+    proto.graph.node[0].domain, proto.graph.node[0].op_type = "our.own", "Twist"
+    proto.opset_import.add(domain="our.own", version=1)
+    onnx.save(proto, tmp_path / "m.onnx")
+    found = infer_command("optimize", tmp_path / "m.onnx", "-o", tmp_path / "o.infer")
+    assert found.code != 0
+    assert "Twist" in found.err
+    assert "Traceback" not in found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
 @pytest.mark.parametrize("case", list(CASES))
 def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plant) -> None:
     """Old opsets, branches, sequences, half precision, open ranks: with the real passes and recipes, and
@@ -297,7 +322,7 @@ def test_odd_graphs_are_optimized_or_left(case: str, tmp_path: Path, plant: Plan
     names = {value.name for value in proto.graph.input} | {
         n for node in proto.graph.node for n in node.input
     }
-    if "w" in names or case == "a branch":
+    if "w" in names or case in ("a branch", "a loop"):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(w, "w"))
     if "h" in names:
         proto.graph.initializer.append(onnx.numpy_helper.from_array(w.astype(np.float16), "h"))

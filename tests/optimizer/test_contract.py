@@ -236,6 +236,17 @@ def test_a_search_is_held_to_what_it_ships(
     assert fused or "rewrote 1 of 1; dropped: " in str(found.shortfalls[0])
 
 
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_strict_fusion_holds_where_nothing_is_missing(
+    attending: Path, tmp_path: Path, plant: Plant, speed: float
+) -> None:
+    """Or where what is missing was measured to be slower."""
+    plant({"attention": attention}, speeds={"attention": speed})
+    arguments = ["optimize", attending, "-o", tmp_path / "o.infer", "--threads", "1", "--strict-fusion"]
+    done = infer_command(*arguments)
+    assert done.code == 0, done.err
+
+
 def test_strict_fusion_fails_if_time_was_over(attending: Path, tmp_path: Path) -> None:
     """Nothing was tried, so nothing is proved; the output is there all the same."""
     arguments = ["optimize", attending, "-o", tmp_path / "o.infer", "--threads", "1", "--strict-fusion"]

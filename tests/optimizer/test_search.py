@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from infer.optimizer import INTERRUPTED, OUT_OF_TIME, parse_budget
 from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
+from infer.optimizer.material import _halves
 from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import constant, take_place, tidy
@@ -30,6 +32,7 @@ from tests.command import infer_command
 from tests.optimizer.planted import (
     WIDTH,
     Plant,
+    added,
     detour,
     harmless,
     nothing,
@@ -136,6 +139,30 @@ def test_approximations_are_tried_only_within_a_budget(
     assert variant.evidence.budget == "accuracy-0.5% and cosine>=0.999"
     assert variant.evidence.figures["accuracy"] > 0.95
     assert variant.evidence.data == "100 feeds of rows.npz that calibration did not see"
+
+
+@pytest.mark.parametrize(("budget", "kept"), [("accuracy-0.5%", False), ("accuracy-3.5%", True)])
+def test_three_points_are_told_from_half_a_point(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, budget: str, kept: bool
+) -> None:
+    """Of 100 rows that calibration did not see, a variant answers three otherwise, and is twice as fast."""
+    data = np.load(rows)
+    _, judged = _halves([{place: place} for place in range(len(data["inputs"]))])
+    halves = data["inputs"][judged].reshape(len(judged), 2, -1).sum(axis=2)
+    margins = np.sort([2 * (right - left) for left, right in halves if right > left])
+    bias = np.array([margins[2:4].mean(), 0], np.float32)
+
+    def build(model: ir.Model, *_: Any) -> PassResult:
+        return added(model, bias)
+
+    plant(
+        {}, (Recipe("biased", "biased", ("once",), lambda model: [model.graph[0]], build),), {"biased": 0.5}
+    )
+    found = optimized(classifier, tmp_path / "o.infer", budgets=(parse_budget(budget),), data=rows)
+    verdict = found.verdicts[0]
+    assert (verdict.name, verdict.kept, verdict.broken) == ("biased", kept, not kept)
+    assert verdict.figures["accuracy"] == pytest.approx(0.97)
+    assert kept or verdict.why.startswith("accuracy 1.0000 → 0.9700")
 
 
 def test_what_loses_too_much_keeps_some_nodes_in_float(
@@ -368,6 +395,37 @@ def test_an_interrupt_keeps_the_best_and_goes_on_later(
     assert found.unfinished == ""
     assert why(found) == {"first": (True, "faster"), "second": (True, "faster")}
     assert tried.count("first") == before + 1  # once, below the second
+    assert [path.name for path in tmp_path.iterdir()] == ["out.infer"]
+
+
+def test_what_ends_the_process_is_not_tried_again(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """A library that crashes takes the search with it. The next one goes on behind what it crashed at, and
+    says so."""
+    here, output = os.getpid(), tmp_path / "out.infer"
+
+    def crashing(model: ir.Model) -> PassResult:
+        assert os.getpid() != here
+        os._exit(9)
+
+    def planted() -> None:
+        plant(
+            {"first": harmless, "crashing": crashing, "last": harmless}, speeds={"first": 0.8, "last": 0.8}
+        )
+
+    if not (child := os.fork()):
+        planted()
+        optimized(classifier, output)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert not output.exists()
+    planted()
+    found = optimized(classifier, output)
+    assert found.unfinished == ""
+    kept, reason = why(found)["crashing"]
+    assert not kept
+    assert reason.startswith("the process ended while it was tried")
+    assert ".out.infer.optimizing" in reason
+    assert {name for name, (kept, _) in why(found).items() if kept} == {"first", "last"}
     assert [path.name for path in tmp_path.iterdir()] == ["out.infer"]
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-
-from starlette.requests import Request
+from typing import Any
 
 from infer.cli import main
 from infer.server.service import Service
@@ -16,9 +15,9 @@ def leak(size_bytes: int) -> None:
     """From now on each request leaves so many bytes behind."""
     body = Service.body
 
-    async def leaking(self: Service, request: Request) -> bytes:
+    async def leaking(self: Service, *given: Any) -> bytes:
         _kept.append(b"\1" * size_bytes)
-        return await body(self, request)
+        return await body(self, *given)
 
     Service.body = leaking  # type: ignore[method-assign]
 
