@@ -234,6 +234,26 @@ def test_the_loop_survives_any_fault(
     assert [future.result(WAIT_S) for future in futures] == [3, 4]
 
 
+def test_a_queue_that_fails_is_emptied(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that wait hear what happened, none of them for ever, and the next ones are served."""
+
+    def broken(_: Waiting) -> list[Request]:
+        raise RuntimeError("a fault of ours")
+
+    with Held(served, batcher):
+        monkeypatch.setattr(Waiting, "take", broken)
+        futures = _submit(batcher, [1], [2])
+    for future in futures:
+        with pytest.raises(RuntimeError, match="a fault of ours"):
+            future.result(WAIT_S)
+    monkeypatch.undo()
+    with Held(served, batcher):
+        futures = _submit(batcher, [3])
+    assert futures[0].result(WAIT_S) == 3
+
+
 def test_an_input_that_is_none_is_refused_before_it_waits(served: Served, batcher: Batcher) -> None:
     """Feeds are looked at when they come: no batch ever has them."""
     with Held(served, batcher), pytest.raises(FeedError, match="ids"):

@@ -140,6 +140,18 @@ def test_the_first_query_of_a_turn_is_not_counted() -> None:
     assert alone.times["a"].medians == [95.0] * MIN_ROUNDS
 
 
+def test_long_queries_are_all_counted() -> None:
+    """What is in the caches hardly matters to them, and a second one would take as long again."""
+
+    class Long(Steady):
+        def turn(self, count: int) -> np.ndarray:
+            assert count == 1
+            return 20 * super().turn(count)
+
+    measured = take_turns({"a": Long(), "b": Long()}, 0.0)
+    assert measured.times["a"].medians == [420.0] * MIN_ROUNDS
+
+
 @pytest.mark.parametrize(
     ("busy", "steps"),
     [

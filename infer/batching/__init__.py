@@ -352,7 +352,12 @@ class Batcher:
                 if self._closed:
                     return
                 waiting = len(self._waiting)
-                together = self._waiting.take()
+                try:
+                    together = self._waiting.take()
+                except BaseException as error:  # they hear of it, and the thread goes on
+                    for request in self._waiting.clear():
+                        request.finish(None, error)
+                    continue
                 self._stats.dropped += waiting - len(self._waiting) - len(together)
                 now = time.monotonic()
                 self._stats.waited_s += sum(now - request.arrived for request in together)

@@ -2,8 +2,9 @@
 
 A machine that drifts hits all of them alike, and ratios within a round stay fair. After a turn its threads
 come to rest before the next begins, since a pool that spins takes cores from the next candidate. The first
-query of a turn finds caches full of what others left there, and is not counted. A small fixed piece of work
-takes its turn, too: how far its times spread is the noise of the machine.
+query of a turn finds caches full of what others left there, and is not counted, unless all candidates take
+so long that it matters little. A small fixed piece of work takes its turn, too: how far its times spread is
+the noise of the machine.
 
 A process keeps the speed it began with, so candidates that have processes of their own can be started
 several times, with rounds after each start.
@@ -30,6 +31,9 @@ MIN_ROUNDS, MAX_ROUNDS = 15, 400
 
 TURN_S = 0.02
 """A turn lasts at least this long, or one query: shorter ones measure the change of turns."""
+
+_LONG_S = 0.25
+"""Filling the caches takes some 10 ms, at most a twentieth of a query that takes so long."""
 
 _MAX_QUERIES = 500
 """The most queries in a turn: each one's latency is kept."""
@@ -93,7 +97,6 @@ def take_turns(
     of_round: list[int] = []
     work: list[float] = []
     interrupted = False
-    lead = int(len(queries) > 1)
     rng = np.random.default_rng(0)
     try:
         for start in range(starts):
@@ -101,7 +104,9 @@ def take_turns(
             if start:
                 progress(f"{head}loading again")
                 restart()
-            lengths = _warmed_up(queries, times, turn_s, warm_up_s, progress, head)
+            typical_s = _warmed_up(queries, times, turn_s, warm_up_s, progress, head)
+            lengths = {name: _length(turn_s, each_s) for name, each_s in typical_s.items()}
+            lead = int(len(queries) > 1 and min(typical_s.values()) < _LONG_S)
             for passed in _rounds(seconds / starts, math.ceil(least / starts), MAX_ROUNDS // starts):
                 if passed is not None:
                     progress(head + passed)
@@ -109,7 +114,7 @@ def take_turns(
                 found = {}
                 for name in rng.permutation(list(queries)):
                     found[name] = queries[name].turn(lead + lengths[name])[lead:]
-                    if lead:
+                    if len(queries) > 1:
                         settle()
                 for name, latencies in found.items():
                     times[name].rounds.append(latencies)
@@ -131,17 +136,21 @@ def _warmed_up(
     warm_up_s: float,
     progress: Progress,
     head: str,
-) -> dict[str, int]:
-    """How many queries of a turn of each candidate count."""
-    lengths = {}
+) -> dict[str, float]:
+    """What a query of each candidate takes."""
+    found = {}
     for name, query in queries.items():
         progress(f"{head}warming up {name}")
-        typical_s, stable = _warm_up(query, turn_s, warm_up_s)
+        found[name], stable = _warm_up(query, turn_s, warm_up_s)
         times[name].stable = times[name].stable and stable
-        lengths[name] = max(1, min(_MAX_QUERIES, math.ceil(turn_s / typical_s)))
         if len(queries) > 1:
             settle()
-    return lengths
+    return found
+
+
+def _length(turn_s: float, query_s: float) -> int:
+    """How many queries a turn has."""
+    return max(1, min(_MAX_QUERIES, math.ceil(turn_s / query_s)))
 
 
 def _rounds(seconds: float, least: int, most: int) -> Iterator[str | None]:
@@ -164,7 +173,7 @@ def _warm_up(query: Query, turn_s: float, most_s: float) -> tuple[float, bool]:
     """Ask until two medians in a row are alike; the last one in seconds, and whether that was reached."""
     start = time.perf_counter()
     first_ms = float(query.turn(1)[0])
-    count = max(1, min(_MAX_QUERIES, math.ceil(1e3 * turn_s / first_ms)))
+    count = _length(turn_s, first_ms / 1e3)
     before, calm = math.nan, 0  # nothing is like the first
     while True:
         median = float(np.median(query.turn(count)))
