@@ -309,7 +309,9 @@ def test_memory_is_guessed_from_the_largest_graph(artifact: Path) -> None:
     assert guessed_memory(open_artifact(artifact), 4) == "1408Mi"
 
 
-KEYS = st.from_regex(r"[a-zA-Z]{1,3}[A-Z][a-zA-Z]{0,8}", fullmatch=True)
+KEYS = st.from_regex(r"[a-zA-Z]{1,3}[A-Z][a-zA-Z]{0,8}", fullmatch=True) | st.sampled_from(
+    ["y", "N", "yes", "No", "ON", "off", "True", "false", "NULL"]
+)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     [
         "yes",

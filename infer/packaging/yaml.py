@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+_NO_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
+"""What YAML 1.1 takes for a Boolean or nothing, in any case: https://yaml.org/type/bool.html"""
+
 Value = str | int | bool | Mapping[str, "Value"] | Sequence["Value"]
 
 
 def document(comment: Sequence[str], value: Mapping[str, Value]) -> str:
-    """A document under lines of comment. Keys are plain words of our own."""
+    """A document under lines of comment. Keys are words of letters."""
     return "".join(f"# {line}\n" for line in comment) + "\n".join(_lines(value)) + "\n"
 
 
@@ -35,6 +38,7 @@ def _lines(value: Value) -> list[str]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             inner = _lines(item)
+            key = quoted(key) if key.lower() in _NO_WORDS else key
             if _nested(item):
                 found += [f"{key}:", *(f"  {line}" for line in inner)]
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 import converters
 from infer.errors import InputError
+from infer.machine import this_machine
 from infer.manifest import TaskSpec
 from infer.optimizer import parse_budget
 from infer.optimizer.material import JUDGED, MEASURED, _halves, _measured, all_nan, material
@@ -113,6 +115,21 @@ def test_embeddings_are_optimized_on_their_pairs(
     (verdict,) = found.verdicts
     assert verdict.name == "rough"
     assert verdict.figures["roc_auc"] > 0.9
+
+
+def test_answers_to_what_is_judged_fit_the_memory(
+    classifier: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a row are 8 bytes; a sixteenth of 800 are 50, so that the seventh row is the last. What is
+    only calibrated with is not answered again, and is as much as ever."""
+    with open_session(open_artifact(classifier)) as session:
+        assert len(material(session, rows).judged) == 100
+        small = replace(this_machine(), memory_bytes=800)
+        monkeypatch.setattr("infer.optimizer.material.this_machine", lambda: small)
+        found = material(session, rows)
+    assert len(found.judged) == 7
+    assert len(found.calibration) == 100
+    assert found.described.startswith("7 feeds of rows.npz")
 
 
 def test_made_up_ids_are_all_that_a_table_has(tmp_path: Path) -> None:
