@@ -184,7 +184,6 @@ def test_celery_works_off_tasks(model: Path) -> None:
     assert _right(eval(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.slow
 def test_celery_answers_from_forked_workers(model: Path, tmp_path: Path) -> None:
     """The pool that Celery has by default: two processes, forked from one that opened nothing, each with a
     session of its own. The broker is a folder."""

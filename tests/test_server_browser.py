@@ -119,7 +119,7 @@ def test_a_sound_is_chosen_or_recorded(served: Served, opened: Open) -> None:
     tab.wait_for_timeout(1200)
     tab.click("#record")
     tab.wait_for_selector("#status:has-text('Recorded')")
-    assert tab.evaluate("document.getElementById('sound').duration") > 0.5
+    tab.wait_for_function("document.getElementById('sound').duration > 0.5")  # once it is decoded
     tab.click("#ask")
     tab.wait_for_selector("#status:has-text('Answered')")
     assert tab.locator("#labels div").count() == 2
