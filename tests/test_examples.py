@@ -28,6 +28,9 @@ X = np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)
 FEEDS = {"x": X.tolist()}
 _WAIT_S = 30.0
 
+# of a process that finds the examples
+_PATHS = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
+
 pytestmark = pytest.mark.skipif(
     not EXAMPLES.is_dir(), reason="examples are not shipped, and so not there when a wheel is tested"
 )
@@ -101,11 +104,10 @@ def _gunicorn(model: Path, folder: Path, *arguments: str) -> Iterator[httpx.Clie
         port = listener.getsockname()[1]
         listener.listen()
         command = [sys.executable, "-m", "gunicorn", "--bind", f"fd://{listener.fileno()}", *arguments]
-        paths = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, "MODEL": str(model), "PYTHONPATH": paths},
+            env={**os.environ, "MODEL": str(model), "PYTHONPATH": _PATHS},
             pass_fds=[listener.fileno()],
             stderr=subprocess.PIPE,
         )
@@ -172,10 +174,9 @@ print([each.get(timeout=60) for each in asked])
 
 def test_celery_works_off_tasks(model: Path) -> None:
     """A worker opens the session when it starts, and answers what comes through the broker."""
-    paths = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", CELERY, repr(X.tolist())],
-        env={**os.environ, "MODEL": str(model), "PYTHONPATH": paths},
+        env={**os.environ, "MODEL": str(model), "PYTHONPATH": _PATHS},
         capture_output=True,
         text=True,
         timeout=60,
@@ -189,19 +190,20 @@ def test_celery_answers_from_forked_workers(model: Path, tmp_path: Path) -> None
     session of its own. The broker is a folder."""
     for folder in ("queue", "results"):
         (tmp_path / folder).mkdir()
-    settings = {
+    environment = {
+        **os.environ,
         "BROKER": "filesystem://",
         "RESULTS": (tmp_path / "results").as_uri(),
         "FOLDER": str(tmp_path / "queue"),
         "MODEL": str(model),
-        "PYTHONPATH": os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": _PATHS,
     }
     (tmp_path / "forking.py").write_text(FORKING, encoding="utf-8")
     command = [sys.executable, "-m", "celery", "-A", "forking:app", "worker"]
     with (tmp_path / "log.txt").open("w") as log:
         worker = subprocess.Popen(
             [*command, "--pool=prefork", "--concurrency=2", "--without-gossip", "--without-mingle"],
-            env={**os.environ, **settings},
+            env=environment,
             cwd=tmp_path,
             stdout=log,
             stderr=log,
@@ -209,7 +211,7 @@ def test_celery_answers_from_forked_workers(model: Path, tmp_path: Path) -> None
     try:
         asked = [sys.executable, "-c", ASKING, repr(X.tolist())]
         done = subprocess.run(
-            asked, env={**os.environ, **settings}, cwd=tmp_path, capture_output=True, text=True, timeout=90
+            asked, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=90
         )
         assert done.returncode == 0, (done.stderr, (tmp_path / "log.txt").read_text())
         answers = eval(done.stdout.splitlines()[-1])

@@ -22,8 +22,7 @@ from infer.server.models import Models
 from infer.server.options import ServerOptions
 from infer.server.service import Service
 from tests.tiny import make_artifact, write
-
-WAIT_S = 30.0
+from tests.waiting import WAIT_S
 
 
 @pytest.fixture

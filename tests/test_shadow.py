@@ -152,8 +152,11 @@ def test_a_forked_child_closes_a_session_that_was_checked(clipped: Path) -> None
             child = os.fork()
             if not child:
                 signal.alarm(10)
-                session.close()
-                os._exit(0)
+                try:
+                    session.close()
+                    os._exit(0)
+                finally:
+                    os._exit(1)  # not another pytest
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -172,7 +173,7 @@ def _encoded(
     else.
     """
     seen: list[Feeds] = []
-    room = this_machine().memory_bytes * _ANSWERS
+    room = math.inf if judging is None else this_machine().memory_bytes * _ANSWERS
     each: tuple[Any, int] = (None, 0)
 
     def run(feeds: Mapping[str, object]) -> dict[str, Array]:
@@ -194,7 +195,7 @@ def _encoded(
     for key, (item, place) in items.items():
         each = (key, place)
         task([item])
-        if len(seen) >= most or (judging is not None and room < 0):
+        if len(seen) >= most or room < 0:
             break
     return tuple(seen[:most])
 

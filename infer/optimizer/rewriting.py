@@ -33,16 +33,16 @@ def constant(value: ir.Value | None) -> Array | None:
     return None if tensor is None else np.asarray(tensor.numpy())
 
 
-def constant_matrix(value: ir.Value | None) -> Array | None:
-    """What a value with two dims always is, seen through a Transpose, too: a language model's head is often
-    its embedding table turned."""
+def constant_or_turned(value: ir.Value | None) -> Array | None:
+    """`constant`, also of a matrix that a Transpose turns: a language model's head is often its embedding
+    table so."""
     transposed = maker(value, "Transpose")
-    found = constant(value if transposed is None else transposed.inputs[0])
-    if found is None or found.ndim != 2:
+    if transposed is None:
+        return constant(value)
+    matrix = constant(transposed.inputs[0])
+    if matrix is None or matrix.ndim != 2:
         return None
-    if transposed is None or list(transposed.attributes.get_ints("perm", [1, 0])) != [1, 0]:
-        return found
-    return found.T
+    return matrix.transpose(transposed.attributes.get_ints("perm", [1, 0]))
 
 
 def maker(value: ir.Value | None, *op_types: str) -> ir.Node | None:

@@ -20,7 +20,7 @@ from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.saturation import Saturation, saturation
-from infer.optimizer.rewriting import constant, constant_matrix
+from infer.optimizer.rewriting import constant_or_turned
 from infer.optimizer.timing import Timing, much_slower, speed_said
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop, graph_of
@@ -240,9 +240,5 @@ def told(error: Exception) -> str:
 
 
 def _weights(node: ir.Node) -> float:
-    found = [
-        array.size
-        for value in node.inputs
-        if (array := constant(value)) is not None or (array := constant_matrix(value)) is not None
-    ]
+    found = [array.size for value in node.inputs if (array := constant_or_turned(value)) is not None]
     return float(max(found, default=0))

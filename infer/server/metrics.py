@@ -31,6 +31,19 @@ RELOADS = ("unchanged", "swapped", "kept")
 CHECKS = ("checked", "off", "skipped", "failed")
 """Of a shadow check: its counters' names. What is `off` was `checked`, too."""
 
+_RAN = {
+    "runs": ("infer_runs", "Runs, of one or more rows"),
+    "rows": ("infer_rows", "Rows that were run"),
+    "seconds": ("infer_run_seconds", "Time of runs"),
+    "waited_s": ("infer_queue_seconds", "Time that requests waited for their turn"),
+    "cost": (
+        "infer_run_positions",
+        "Positions that were run: rows by their tokens or pixels, 1 where these are fixed",
+    ),
+    "padding": ("infer_padding_positions", "Those of infer_run_positions_total that were padding"),
+}
+"""What `BatchStats` counts → its counter's name and help."""
+
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LABELS = ("model", "version")
 
@@ -105,24 +118,10 @@ class Metrics:
             ("endpoint", "status"),
             registry=registry,
         )
-        self._runs = Counter("infer_runs", "Runs, of one or more rows", _LABELS, registry=registry)
-        self._rows = Counter("infer_rows", "Rows that were run", _LABELS, registry=registry)
-        self._seconds = Counter("infer_run_seconds", "Time of runs", _LABELS, registry=registry)
-        self._queued = Counter(
-            "infer_queue_seconds", "Time that requests waited for their turn", _LABELS, registry=registry
-        )
-        self._positions = Counter(
-            "infer_run_positions",
-            "Positions that were run: rows by their tokens or pixels, 1 where these are fixed",
-            _LABELS,
-            registry=registry,
-        )
-        self._padding = Counter(
-            "infer_padding_positions",
-            "Those of infer_run_positions_total that were padding",
-            _LABELS,
-            registry=registry,
-        )
+        self._ran = {
+            field: Counter(name, documentation, _LABELS, registry=registry)
+            for field, (name, documentation) in _RAN.items()
+        }
         self.reloads = Counter(
             "infer_reloads",
             "Times that an artifact was looked at again, by what came of it",
@@ -165,12 +164,8 @@ class Metrics:
         now, before = batcher.stats(), self._seen.get(batcher, BatchStats())
         self._seen[batcher] = now
         labels = (model.name, model.version)
-        self._runs.labels(*labels).inc(now.runs - before.runs)
-        self._rows.labels(*labels).inc(now.rows - before.rows)
-        self._seconds.labels(*labels).inc(now.seconds - before.seconds)
-        self._queued.labels(*labels).inc(now.waited_s - before.waited_s)
-        self._positions.labels(*labels).inc(now.cost - before.cost)
-        self._padding.labels(*labels).inc(now.padding - before.padding)
+        for field, counter in self._ran.items():
+            counter.labels(*labels).inc(getattr(now, field) - getattr(before, field))
         if session.shadow is not None:
             self._looked_at(labels, session.shadow)
 

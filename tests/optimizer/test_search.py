@@ -413,9 +413,11 @@ def test_what_ends_the_process_is_not_tried_again(classifier: Path, tmp_path: Pa
         )
 
     if not (child := os.fork()):
-        planted()
-        optimized(classifier, output)
-        os._exit(0)
+        try:
+            planted()
+            optimized(classifier, output)
+        finally:
+            os._exit(1)  # not another pytest
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     assert not output.exists()
     planted()

@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.weights import quantize_weight
-from infer.optimizer.rewriting import constant_matrix, put, take_place, tidy, weight
+from infer.optimizer.rewriting import constant_or_turned, put, take_place, tidy, weight
 
 LEAST_WEIGHTS = 4096
 """A smaller product takes less time than quantizing its input."""
@@ -51,8 +51,8 @@ def quantize_dynamically(model: ir.Model, keep: Collection[str] = (), *, pair_bo
 def _fits(node: ir.Node) -> bool:
     if node.domain != "" or node.op_type not in ("MatMul", "Gemm"):
         return False
-    found = constant_matrix(node.inputs[1])
-    if found is None or found.dtype != np.float32 or found.size < LEAST_WEIGHTS:
+    found = constant_or_turned(node.inputs[1])
+    if found is None or found.ndim != 2 or found.dtype != np.float32 or found.size < LEAST_WEIGHTS:
         return False
     if node.op_type == "MatMul":
         return True
@@ -68,7 +68,7 @@ def as_product(gemm: ir.Node) -> ir.Node:
     """A Gemm as MatMul and Add."""
     graph = gemm.graph
     assert isinstance(graph, ir.Graph)
-    matrix = constant_matrix(gemm.inputs[1])
+    matrix = constant_or_turned(gemm.inputs[1])
     assert matrix is not None
     if gemm.attributes.get_int("transB", 0):
         matrix = matrix.T
@@ -87,7 +87,7 @@ def as_product(gemm: ir.Node) -> ir.Node:
 
 
 def _quantize(graph: ir.Graph, node: ir.Node, pair_bounded: bool) -> None:
-    matrix = constant_matrix(node.inputs[1])
+    matrix = constant_or_turned(node.inputs[1])
     assert matrix is not None
     quantized = quantize_weight(matrix, 1, pair_bounded=pair_bounded)
     # tidying makes one of those that share their input

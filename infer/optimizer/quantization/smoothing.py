@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from infer.feeds import Feeds
 from infer.optimizer.quantization.calibration import check_finite
-from infer.optimizer.rewriting import constant, constant_matrix, put, weight
+from infer.optimizer.rewriting import constant, constant_or_turned, put, weight
 from infer.optimizer.watching import watched
 from infer.signature import Array
 
@@ -66,7 +66,7 @@ def _smooth(
     maxima: Mapping[str, Array],
     alpha: float,
 ) -> None:
-    matrices = [matrix for node in nodes if (matrix := constant_matrix(node.inputs[1])) is not None]
+    matrices = [matrix for node in nodes if (matrix := constant_or_turned(node.inputs[1])) is not None]
     of_weights = np.max([np.abs(matrix).max(axis=1) for matrix in matrices], axis=0)
     of_values = maxima[value.name or ""]
     of_values, of_weights = np.maximum(of_values, _LEAST), np.maximum(of_weights, _LEAST)

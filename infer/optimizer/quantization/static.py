@@ -28,7 +28,7 @@ from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.calibration import ActivationRange, Observed
 from infer.optimizer.quantization.folding import fold_scales
 from infer.optimizer.quantization.weights import quantize_weight
-from infer.optimizer.rewriting import constant, constant_matrix, maker, only_user, put, tidy, weight
+from infer.optimizer.rewriting import constant, constant_or_turned, maker, only_user, put, tidy, weight
 from infer.signature import Array
 
 _PASSED_ON = ("MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten", "Reshape", "Transpose")
@@ -100,7 +100,7 @@ def quantize_statically(
 
 
 def _weighted(node: ir.Node) -> bool:
-    found = _weights(node)
+    found = constant_or_turned(node.inputs[1])
     if found is None or found.dtype != np.float32 or node.inputs[0] is None:
         return False
     if constant(node.inputs[0]) is not None:  # a product of weights, which no calibration sees
@@ -110,15 +110,10 @@ def _weighted(node: ir.Node) -> bool:
     if node.op_type in ("Conv", "ConvTranspose"):
         return len(node.inputs) < 3 or node.inputs[2] is None or constant(node.inputs[2]) is not None
     if node.op_type == "MatMul":
-        return True
+        return found.ndim == 2
     attributes = node.attributes
     plain = attributes.get_float("alpha", 1.0) == attributes.get_float("beta", 1.0) == 1.0
     return plain and not attributes.get_int("transA", 0)
-
-
-def _weights(node: ir.Node) -> Array | None:
-    convolves = node.op_type in ("Conv", "ConvTranspose")
-    return constant(node.inputs[1]) if convolves else constant_matrix(node.inputs[1])
 
 
 def _with_light(model: ir.Model, heavy: Sequence[ir.Node]) -> list[ir.Node]:
@@ -217,7 +212,7 @@ def _pair(graph: ir.Graph, value: ir.Value, within: ActivationRange) -> ir.Value
 def _quantize_weights(
     graph: ir.Graph, node: ir.Node, activations: ActivationRange, means: Array, pair_bounded: bool
 ) -> None:
-    matrix = _weights(node)
+    matrix = constant_or_turned(node.inputs[1])
     assert matrix is not None
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     axis = 0 if node.op_type == "Conv" or transposed else 1  # of the outputs

@@ -23,7 +23,7 @@ from infer.feeds import Feeds
 from infer.optimizer.passes import PassResult
 from infer.optimizer.quantization.blocks import SIZE, Blocks, compensated, factor_of, packed, rounded
 from infer.optimizer.quantization.dynamic import as_product, candidates
-from infer.optimizer.rewriting import CONTRIB, constant, constant_matrix, put, take_place, tidy, weight
+from infer.optimizer.rewriting import CONTRIB, constant, constant_or_turned, put, take_place, tidy, weight
 from infer.optimizer.watching import watched
 from infer.signature import Array
 
@@ -129,7 +129,7 @@ def _parts(widths: Mapping[str, int]) -> Iterator[list[str]]:
 
 def _matrix(node: ir.Node) -> Array:
     """Of a product, with shape (inputs, outputs)."""
-    matrix = constant_matrix(node.inputs[1])
+    matrix = constant_or_turned(node.inputs[1])
     assert matrix is not None
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     return matrix.T if transposed else matrix
