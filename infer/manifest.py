@@ -43,6 +43,28 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """Channels of int8 weights two of whose products can overflow on x86 without VNNI.
+
+    Attributes:
+        possible: whatever is multiplied.
+        seen: where inputs are as large as those of so many `feeds` of the calibration, channel by channel.
+    """
+
+    possible: int = 0
+    seen: int = 0
+    feeds: int = 0
+
+    def __str__(self) -> str:
+        if not self.possible:
+            return "no product can overflow on x86 without VNNI"
+        return (
+            f"on x86 without VNNI products of {self.possible} channels can overflow, of"
+            f" {self.seen or 'none'} with {self.feeds} inputs of calibration"
+        )
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Why the optimizer kept a variant.
 
@@ -56,6 +78,7 @@ class Evidence:
             None if that could not be measured.
         tolerances: what golden outputs are held to by `infer verify`, by output, where that is more than
             the conversion's: half as much again as they were off when the variant was made.
+        saturation: what int8 products would be on the other kind of x86; None where there are none.
     """
 
     changes: dict[str, str]
@@ -65,6 +88,7 @@ class Evidence:
     speed: Speed
     neighbours: float | None
     tolerances: dict[str, Tolerance] = field(default_factory=dict)
+    saturation: Saturation | None = None
 
 
 @dataclass(frozen=True)
@@ -323,5 +347,6 @@ def _check(manifest: Manifest, where: str) -> None:
 
 __all__ = [
     "FORMAT_VERSION", "Attempt", "Compiled", "Evidence", "FileRecord", "GoldenPoint", "Manifest",
-    "Measured", "Parity", "Prepared", "Provenance", "Speed", "Structure", "TaskSpec", "Tuned", "Variant",
+    "Measured", "Parity", "Prepared", "Provenance", "Saturation", "Speed", "Structure",
+    "TaskSpec", "Tuned", "Variant",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 
 import converters
 import infer
+from bench.fusion import KINDS, fused
 from infer.parity import TOLERANCES, compare
 from tests.architectures import ARCHITECTURES, REPRESENTATIVE, Architecture
 
@@ -19,6 +20,13 @@ RARE = (
     *("conditional-detr", "deformable-detr"),
 )
 """They take as long, and few use them, or one much like them is converted, too: .ci/run has no time."""
+
+
+FUSED = (
+    *("bert", "roberta", "distilbert", "albert", "mpnet", "deberta", "vit", "swin", "detr", "whisper"),
+    *("gpt2", "llama", "t5", "marian"),
+)
+"""All of their attention, norms and activations become single nodes."""
 
 
 def _marked(architecture: Architecture) -> object:
@@ -58,3 +66,7 @@ def test_architecture_converts_and_runs(architecture: Architecture, tmp_path: Pa
     assert manifest.signature.dims == architecture.dims, notes
     for dim in architecture.fixed:
         assert any(note.startswith(f"dim '{dim}' is fixed: no exporter can vary it") for note in notes)
+    if architecture.name in FUSED:
+        census, whole = manifest.provenance.census, fused(artifact, tmp_path / "workshop").counted.whole
+        assert census["attention"]
+        assert {kind: census.get(kind, 0) - whole[kind] for kind in KINDS} == dict.fromkeys(KINDS, 0)

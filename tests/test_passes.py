@@ -366,6 +366,48 @@ def test_a_broadcast_sum_is_not_a_residual(tmp_path: Path) -> None:
     same(before, after, tmp_path)
 
 
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_residual_norms_answer_the_same(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Whatever is a bias, or only looks like one, on either side, however the norm is written, and whoever
+    else takes the sum."""
+    width = data.draw(st.integers(1, 9), "width")
+    lines, constants = [], {"scale": data.draw(st.sampled_from([(width,), (1,)]), "scale")}
+    constants["offset"] = (width,)
+    parts = {"a": "a", "b": data.draw(st.sampled_from(["a", "b"]), "second")}
+    for side in ("a", "b"):
+        shape = data.draw(st.sampled_from([None, (width,), (1,), (1, 1, width), ()]), f"bias of {side}")
+        if shape is not None:
+            constants[f"bias_{side}"] = shape
+            both = data.draw(st.permutations([parts[side], f"bias_{side}"]))
+            lines.append(f"biased_{side} = Add({', '.join(both)})")
+            parts[side] = f"biased_{side}"
+    lines.append(f"s = Add({parts['a']}, {parts['b']})")
+    offset = ", offset" if data.draw(st.booleans(), "offset") else ""
+    axis = data.draw(st.sampled_from(["", ", axis = -1", ", axis = 2"]), "axis")
+    lines.append(f"n = LayerNormalization<epsilon = 0.001{axis}>(s, scale{offset})")
+    after = {"nobody": "y = Relu(n)", "the sum": "y = Add(n, s)", "a bias": f"y = Sub(n, {parts['a']})"}
+    lines.append(data.draw(st.sampled_from(list(after.values())), "what follows"))
+    rng = np.random.default_rng(data.draw(st.integers(0, 9), "seed"))
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in constants.items()}
+
+    def model() -> ir.Model:
+        dims = f"B, S, {width}"
+        text = f"g (float[{dims}] a, float[{dims}] b) => (float[{dims}] y) {{ {' '.join(lines)} }}"
+        proto = parse(text, opset=20, ir_version=9)
+        for name, array in weights.items():
+            if any(name in line for line in lines):
+                proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return loaded(proto)
+
+    before, rewritten = model(), model()
+    found = skip_norm(rewritten)
+    assert (found.found, found.rewritten) == (1, constants["scale"] == (width,))
+    same(before, rewritten, tmp_path_factory.mktemp("pass"), 2, data.draw(st.integers(1, 4), "rows"))
+
+
 def grouped(groups: int, channels: int = 4, dims: str = "B, 4, H, W") -> ir.Model:
     """A group norm of `x`."""
     text = f"y = GroupNormalization<num_groups = {groups}, epsilon = 0.001>(x, s, b)"
@@ -457,6 +499,31 @@ def test_rows_that_are_forbidden_everything_give_zero_if_guarded(tmp_path: Path)
         np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
         assert np.abs(answers(plain, tmp_path / "plain.onnx", feeds)["y"][1, 2:4]).max() > 0.01
         same(before, guarded, tmp_path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    size=st.sampled_from([2, 4, 8]),
+    mask=st.sampled_from(["bool", "float", "row", "plane"]),
+    shared=st.booleans(),
+    bias=st.booleans(),
+    split=st.booleans(),
+    spelling=st.sampled_from(["whole", "dynamo", "script", "plain", "replaced"]),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 6),
+)
+def test_guarded_attention_answers_the_same(  # type: ignore[no-untyped-def]
+    heads, size, mask, shared, bias, split, spelling, batch, rows, tmp_path_factory
+) -> None:
+    """As the pass that does not guard, wherever a row is allowed something; what it declines, it leaves."""
+    if spelling == "whole" and mask == "row":
+        mask = "bool"  # ONNX Runtime's kernel of the operator refuses a row
+    given_to = {"heads": heads, "size": size, "mask": mask, "shared": shared, "bias": bias, "split": split}
+    before, after = (attending(**given_to, spelling=spelling) for _ in range(2))
+    found = guarded_attention(after)
+    assert found.rewritten + sum(found.declined.values()) == found.found == 1
+    same(before, after, tmp_path_factory.mktemp("pass"), batch, rows)
 
 
 def test_minus_infinity_is_no_nan(tmp_path: Path) -> None:

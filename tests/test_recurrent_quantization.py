@@ -10,8 +10,9 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
+from infer.manifest import Saturation
 from infer.optimizer.quantization import recurrent
-from infer.optimizer.quantization.saturation import Saturation, saturation
+from infer.optimizer.quantization.saturation import saturation
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infer.manifest import Saturation
 from infer.optimizer.quantization import dynamic, static
 from infer.optimizer.quantization.calibration import observe
-from infer.optimizer.quantization.saturation import Saturation, saturation
+from infer.optimizer.quantization.saturation import saturation
 from infer.signature import Array
 from tests.test_passes import loaded
 from tests.test_quantization import convolutions, pictures

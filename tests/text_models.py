@@ -28,8 +28,9 @@ def bert_folder(folder: Path, kind: str, *, tokenizer: dict[str, Any] | None = N
     import transformers
 
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    shape["max_position_embeddings"] = 64
     torch.manual_seed(0)
-    built = transformers.BertConfig(vocab_size=30522, max_position_embeddings=64, **{**shape, **config})
+    built = transformers.BertConfig(vocab_size=30522, **{**shape, **config})
     _save(getattr(transformers, f"BertFor{kind}")(built), folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(minilm.folder() / name, folder)

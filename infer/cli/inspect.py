@@ -61,6 +61,8 @@ def _evidence(variant: Variant) -> Iterator[str]:
         yield "whether an answer moves with its neighbours in a batch was not measured"
     elif found.neighbours > NEIGHBOURLY:
         yield f"an answer moves by up to {found.neighbours:.1%} with its neighbours in a batch"
+    if found.saturation is not None:
+        yield f"{found.saturation}"
 
 
 def _made_for(variant: Variant) -> str:

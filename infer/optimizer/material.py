@@ -1,4 +1,4 @@
-"""What variants are calibrated, judged and timed with: the user's data, or feeds like the golden ones."""
+"""What variants are calibrated, judged and timed with: the user's data, or what can be made without any."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from infer.machine import this_machine
 from infer.optimizer.tables import ids_of
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
+from infer.tasks import SyntheticTask
 
 CALIBRATION, JUDGED, TIMED = 128, 256, 8
 """The most feeds of each use. More say hardly more, and take longer."""
@@ -76,7 +77,7 @@ Data = Path | Dataset | Sequence[Any]
 def material(session: Session, data: Data | None, batch: int = 1) -> Material:
     """From the data, or made; timed feeds have `batch` rows. Raises `InputError`."""
     if data is None:
-        return _made(session, batch)
+        return _synthetic(session, batch) or _like_golden(session, batch)
     name, inputs, dataset = _read(session, data)
     paired = dataset is not None and is_paired(session.task)
     asked = [_asked(inputs[i], i, paired) for i in range(len(inputs))]
@@ -209,7 +210,7 @@ def all_nan(answer: Mapping[str, Array]) -> bool:
 def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Feeds, ...]:
     """From the smallest feed to the largest, in even steps."""
     ordered = sorted(feeds, key=lambda each: sum(array.size for array in each.values()))
-    sizes = {tuple(array.shape for array in each.values()) for each in ordered}
+    sizes = {_shapes(each) for each in ordered}
     count = min(TIMED, len(ordered)) if len(sizes) > 1 else 1
     places = np.linspace(0, len(ordered) - 1, count + 2)[1:-1].round().astype(int)
     chosen = [ordered[place] for place in dict.fromkeys(places.tolist())]
@@ -220,7 +221,41 @@ def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Fe
     return tuple(resized(signature, each, {dim: batch}) for each in chosen)
 
 
-def _made(session: Session, batch: int) -> Material:
+def _synthetic(session: Session, batch: int) -> Material | None:
+    """Of inputs that the task makes up, and of the example; None if the task cannot, or the model does not
+    take them."""
+    task, signature = session.task, session.signature
+    if not isinstance(task, SyntheticTask):
+        return None
+    rng = np.random.default_rng(0)
+    try:
+        found = material(session, [task.synthetic(rng) for _ in range(2 * _MADE)], batch)
+    except InferError:
+        return None
+    if not session.artifact.manifest.golden:
+        return replace(found, described=_weak(f"{len(found.judged)} made-up inputs"))
+    dim = batch_dim(signature)
+    example = example_feeds(session.artifact)
+    example = example if dim is None else resized(signature, example, {dim: 1})
+    (asked,) = _timed(signature, (example,), batch)
+    known = any(_shapes(asked) == _shapes(feeds) for feeds in found.timed)
+    return replace(
+        found,
+        judged=(*found.judged, example),
+        timed=found.timed if known else (*found.timed, asked),
+        described=_weak(f"{len(found.judged)} made-up inputs and the example"),
+    )
+
+
+def _weak(described: str) -> str:
+    return f"{described}: weak evidence, give real ones with --data"
+
+
+def _shapes(feeds: Feeds) -> tuple[tuple[int, ...], ...]:
+    return tuple(array.shape for array in feeds.values())
+
+
+def _like_golden(session: Session, batch: int) -> Material:
     """Like the golden feeds: other integers up to their largest, floats with noise, other lengths. Where
     these say nothing of the ids of a table, any that it has."""
     signature, artifact = session.signature, session.artifact
@@ -251,7 +286,7 @@ def _made(session: Session, batch: int) -> Material:
         timed=_timed(signature, judged, batch),
         dataset=None,
         rehearsal=None,
-        described=f"{len(judged)} made-up feeds: weak evidence, give real ones with --data",
+        described=_weak(f"{len(judged)} made-up feeds"),
     )
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from infer.artifact import Artifact
 from infer.backends import load_backend
 from infer.machine import this_machine
+from infer.manifest import Saturation
 from infer.measure.statistics import Estimate
 from infer.optimizer.budget import EQUAL, Budget
 from infer.optimizer.contract import Counted, Shortfall, shortfalls
 from infer.optimizer.material import Data
-from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.targets import saturates
 from infer.optimizer.verdict import Verdict
 
@@ -128,6 +128,7 @@ class Outcome:
         runtime: the library that runs the best, and its version.
         ratio: time of the best over the reference's.
         other: for feeds of other sizes, if that pays.
+        saturation: verdict that plans run → what its int8 products would be on x86 without VNNI.
     """
 
     settings: Settings
@@ -136,6 +137,7 @@ class Outcome:
     runtime: str = ""
     ratio: Estimate | None = None
     other: OtherRows | None = None
+    saturation: dict[str, Saturation] = field(default_factory=dict)
 
     @property
     def best(self) -> Verdict | None:
@@ -168,7 +170,6 @@ class Optimized:
         budget: what answers were held to, and `metrics` the reference's, if it is about any.
         data: what answers were judged on.
         whole: what is one node in the exact graph, as the default backend optimizes it.
-        saturation: of the int8 variant that has the most of it on x86 without VNNI; None without one.
         unfinished: why not all was tried: "", `INTERRUPTED` or `OUT_OF_TIME`.
     """
 
@@ -179,7 +180,6 @@ class Optimized:
     metrics: dict[str, float]
     data: str
     whole: Counted
-    saturation: Saturation | None
     unfinished: str
 
     @property
@@ -213,18 +213,15 @@ class Optimized:
     @property
     def elsewhere(self) -> str:
         """What products of int8 would be on the other kind of x86; "" if there are none."""
-        found = self.saturation
-        if found is None:
+        ordered = sorted(self.outcome.saturation.values(), key=lambda each: (each.seen, each.possible))
+        if not ordered:
             return ""
-        if found.possible:
-            others = ", and answers would be others" if found.seen else ""
-            return (
-                f"on x86 without VNNI products of {found.possible} channels can overflow, of"
-                f" {found.seen or 'none'} with {found.feeds} inputs of calibration{others}; tune it there"
-            )
+        worst = ordered[-1]
+        if worst.possible:
+            return f"{worst}{', and answers would be others' if worst.seen else ''}; tune it there"
         if saturates(this_machine()):
             return "with VNNI int8 is faster, and weights need not be bounded; tune it there"
-        return "no product can overflow on x86 without VNNI, where int8 gains less; tune it there"
+        return f"{worst}, where int8 gains less; tune it there"
 
     @property
     def best(self) -> str:

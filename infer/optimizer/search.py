@@ -43,7 +43,6 @@ from infer.optimizer.outcome import (
 )
 from infer.optimizer.passes import Pass, PassResult
 from infer.optimizer.positions import needs_more_bits
-from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
@@ -95,6 +94,9 @@ def optimize(
             if not workshop.verdicts:
                 workshop.clear()
             raise
+        for each in search.outcome.running:
+            if each.has_int8_products:
+                search.outcome.saturation[each.name] = trial.saturation(each)
         progress("writing the artifact")
         written = write_output(
             artifact,
@@ -109,7 +111,6 @@ def optimize(
             overwrite=True,  # what is there was looked at in the beginning
         )
         left = _whole(workshop, search.outcome, reference)
-        worst = _saturation(trial, search.outcome)
     if unfinished:
         workshop.leave(output)
     else:
@@ -122,7 +123,6 @@ def optimize(
         search.metrics,
         found.described,
         left,
-        worst,
         unfinished,
     )
 
@@ -143,12 +143,6 @@ def _whole(workshop: Workshop, outcome: Outcome, reference: Session) -> Counted:
         return replace(whole(workshop.folder / graph, plan), instead=instead)
     except InferError as error:  # the output is written, and what cannot be counted is no reason to lose it
         return Counted(untold=str(error))
-
-
-def _saturation(trial: Trial, outcome: Outcome) -> Saturation | None:
-    """Of the int8 variant in a plan that has the most of it; None without one."""
-    found = [trial.saturation(each) for each in outcome.running if each.has_int8_products]
-    return max(found, key=lambda each: (each.seen, each.possible), default=None)
 
 
 def _check(artifact: Artifact, options: OptimizeOptions) -> None:

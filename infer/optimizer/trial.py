@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from infer.errors import InferError
 from infer.feeds import Feeds
+from infer.manifest import Saturation
 from infer.measure.rounds import Progress
 from infer.measure.statistics import Estimate, verdict
 from infer.measure.work import operations_by_node
@@ -19,7 +20,7 @@ from infer.optimizer.gates import Contender, Judge, Judged
 from infer.optimizer.material import Material
 from infer.optimizer.outcome import OptimizeOptions
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization.saturation import Saturation, saturation
+from infer.optimizer.quantization.saturation import saturation
 from infer.optimizer.rewriting import constant_or_turned
 from infer.optimizer.timing import Timing, much_slower, speed_said
 from infer.optimizer.verdict import Verdict

@@ -18,7 +18,16 @@ from infer.feeds import EXAMPLE, Feeds, batch_dim, example_feeds, resized
 from infer.graphfile import read_graph_file
 from infer.graphwriting import save
 from infer.machine import this_machine
-from infer.manifest import Evidence, FileRecord, GoldenPoint, Manifest, Speed, Tuned, Variant
+from infer.manifest import (
+    Evidence,
+    FileRecord,
+    GoldenPoint,
+    Manifest,
+    Saturation,
+    Speed,
+    Tuned,
+    Variant,
+)
 from infer.npz import save_npz
 from infer.optimizer.budget import CLOSEST, EQUAL, FARTHER, figures
 from infer.optimizer.outcome import REFERENCE, Outcome, Settings
@@ -133,16 +142,21 @@ def _free(name: str, taken: Sequence[str]) -> str:
 
 def _chosen(outcome: Outcome, budget: str, data: str, machine: str) -> dict[str, tuple[Verdict, Evidence]]:
     """The new variants, by what they are called in the search."""
+
+    def evidence(verdict: Verdict, changes: dict[str, str]) -> Evidence:
+        saturation = outcome.saturation.get(verdict.name)
+        return _evidence(verdict, changes, budget, data, machine, saturation)
+
     found = {
-        name: (verdict, _evidence(verdict, outcome.changes[name], budget, data, machine))
+        name: (verdict, evidence(verdict, outcome.changes[name]))
         for name, verdict in outcome.variants.items()
     }
     other = outcome.other
     if other is not None and other.variant not in (*found, REFERENCE):
         verdict = replace(other.found, ratio=other.ratio, against=_best(outcome))
-        evidence = _evidence(verdict, {verdict.name: other.change}, budget, data, machine)
-        evidence = replace(evidence, speed=replace(evidence.speed, rows=other.rows))
-        found = {other.variant: (verdict, evidence), **found}  # the best comes last
+        beside = evidence(verdict, {verdict.name: other.change})
+        beside = replace(beside, speed=replace(beside.speed, rows=other.rows))
+        found = {other.variant: (verdict, beside), **found}  # the best comes last
     return found
 
 
@@ -220,7 +234,14 @@ def _write_graph(workshop: Workshop, verdict: Verdict, name: str, draft: Path) -
     return graph, save(ir.load(workshop.folder / verdict.graph), draft / graph)
 
 
-def _evidence(verdict: Verdict, changes: dict[str, str], budget: str, data: str, machine: str) -> Evidence:
+def _evidence(
+    verdict: Verdict,
+    changes: dict[str, str],
+    budget: str,
+    data: str,
+    machine: str,
+    saturation: Saturation | None,
+) -> Evidence:
     assert verdict.ratio is not None
     ratio = verdict.ratio
     return Evidence(
@@ -230,6 +251,7 @@ def _evidence(verdict: Verdict, changes: dict[str, str], budget: str, data: str,
         data=data,
         speed=Speed(verdict.against, ratio.value, ratio.low, ratio.high, machine),
         neighbours=verdict.neighbours,
+        saturation=saturation,
     )
 
 

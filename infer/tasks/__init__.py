@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from numpy.random import Generator
+
 from infer import schema
 from infer.artifact import Artifact
 from infer.errors import ArtifactError
@@ -90,6 +92,15 @@ class StreamTask(Task, Protocol):
 
     def parse_stream(self, lines: Iterable[str], where: str) -> Sequence[Any]:
         """The inputs that `lines` hold; `where` names them in errors. Raises `InputError`."""
+        ...
+
+
+@runtime_checkable
+class SyntheticTask(Task, Protocol):
+    """A task that can do without anybody's data."""
+
+    def synthetic(self, rng: Generator) -> Any:
+        """An input like those that people have: see `infer.tasks.synthetic`."""
         ...
 
 

@@ -80,6 +80,9 @@ class AudioClassification:
         """A result for each recording, or window of one."""
         return [self.classes.rank(row, self.spec.top_k) for row in self.scores(outputs)]
 
+    def synthetic(self, rng: np.random.Generator) -> tuple[Array, int]:
+        return self.features.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         return [path]
 

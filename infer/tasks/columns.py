@@ -117,6 +117,10 @@ class Columns:
         table = [cells(row, self.names, number) for number, row in enumerate(rows, first)]
         return {name: self._feed(group, table, first) for name, group in self._inputs.items()}
 
+    def synthetic(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A row: numbers about the column's mean, any of its categories."""
+        return {column.name: _synthetic(column, rng) for column in self._columns}
+
     def read(self, path: Path) -> Sequence[Any]:
         """Rows of a .csv file, with a header of column names or without, or of a .jsonl file."""
         return read_rows(path, self.names)
@@ -180,6 +184,17 @@ class Columns:
         for column in columns:
             if problem := _problem(column):
                 raise ArtifactError(f"column '{column.name}' {problem}; convert the model again")
+
+
+def _synthetic(column: Column, rng: np.random.Generator) -> Any:
+    if column.kind == "numeric":
+        return column.mean + column.scale * float(rng.standard_normal())
+    if column.kind == "boolean":
+        return bool(rng.integers(2))
+    if column.kind == "multi-hot":
+        few = rng.integers(1, 1 + min(3, len(column.categories)))
+        return [column.categories[i] for i in rng.permutation(len(column.categories))[:few]]
+    return column.categories[rng.integers(len(column.categories))]
 
 
 def _fits(scaled: Array, array: Array) -> Array:

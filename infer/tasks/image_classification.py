@@ -13,7 +13,7 @@ from infer.errors import ArtifactError
 from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.labels import Classes, ScoredLabel, describe_labels, labels_to_json
-from infer.tasks.pixels import Step, picture_input, prepare_at
+from infer.tasks.pixels import Step, picture_input, prepare_at, synthetic_picture
 from infer.tasks.rows import Part, answer, answer_parts, batches
 
 # a batch of pictures keeps the cores busy as well as a large one, in less memory
@@ -64,6 +64,9 @@ class ImageClassification:
 
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
         return [self.classes.rank(row, self.spec.top_k) for row in self.scores(outputs)]
+
+    def synthetic(self, rng: np.random.Generator) -> Array:
+        return synthetic_picture(rng, self.spec.steps)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

@@ -14,7 +14,7 @@ import numpy as np
 
 from infer.signature import Array
 from infer.tasks import Setting
-from infer.tasks.pixels import Step, picture_input, prepare_at
+from infer.tasks.pixels import Step, picture_input, prepare_at, synthetic_picture
 from infer.tasks.rows import Part, answer, answer_parts, batches
 from infer.tasks.vectors import (
     Verification,
@@ -75,6 +75,9 @@ class ImageEmbedding:
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> Sequence[Array]:
         vectors = outputs[self.spec.output]
         return [unit(vector, f"picture {place}") for vector, place in zip(vectors, about, strict=True)]
+
+    def synthetic(self, rng: np.random.Generator) -> Array:
+        return synthetic_picture(rng, self.spec.steps)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

@@ -13,11 +13,11 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
-from infer.tasks import Setting
-from infer.tasks.intensities import ScanSpec, check_scan_spec, prepare
+from infer.tasks import Setting, synthetic
+from infer.tasks.intensities import ScanSpec, check_scan_spec, prepare, synthetic_intensities
 from infer.tasks.interpolation import resized, strips
 from infer.tasks.labels import activate
-from infer.tasks.pixels import Step, apply_steps, open_picture
+from infer.tasks.pixels import Step, apply_steps, open_picture, synthetic_picture
 from infer.tasks.rows import Part, answer, answer_parts, fixed_batch
 from infer.tasks.scans import Scan, open_scan
 from infer.tasks.windows import PADDINGS, Canvas, Windows, padded, places
@@ -32,6 +32,9 @@ _MAX_SCORES = 2**29
 """Scores kept of one picture, classes times pixels, may be this many (2 GiB)."""
 
 _MAX_MULTIPLE = 4096
+
+_EDGE = 64
+"""How many points a scan that is made up has along an axis, if the model takes any."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,15 @@ class ImageSegmentation:
     def join(self, rows: Sequence[Any]) -> Any:
         """The result of an input from what `decode` gave for its windows: the last one completed it."""
         return rows[-1]
+
+    def synthetic(self, rng: np.random.Generator) -> Array | Scan:
+        spec = self.spec
+        if spec.scan is None:
+            return synthetic_picture(rng, spec.steps)
+        taken = self.setting.input(spec.input).dims[2:]
+        shape = spec.windows.size if spec.windows else [n if isinstance(n, int) else _EDGE for n in taken]
+        array = synthetic.leaves(rng, tuple(shape), 1)[..., 0]
+        return Scan(synthetic_intensities(array, spec.scan), spec.scan.spacing_mm or spec.spacing_mm)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

@@ -87,6 +87,20 @@ def prepare(scan: Scan, spec: ScanSpec) -> Array:
     return np.ascontiguousarray(array, np.float32)
 
 
+def synthetic_intensities(array: Array, spec: ScanSpec) -> Array:
+    """Numbers from 0 to 1 spread over the intensities that the first step looks at."""
+    step = spec.steps[0] if spec.steps else IntensityStep("z_score")
+    if step.op == "window" and step.center is not None and step.width is not None:
+        low, width = step.center - step.width, 2 * step.width
+    elif step.op == "clip" and step.low is not None and step.high is not None:
+        low, width = step.low, step.high - step.low
+    else:
+        # other steps scale by the scan itself, or by the mean and spread of those of training
+        width = math.sqrt(12) * (step.std or 1.0)
+        low = (step.mean or 0.0) - width / 2
+    return np.asarray(low + width * array, np.float32)
+
+
 def check_scan_spec(spec: ScanSpec, axes: int) -> None:
     """Raises `ArtifactError` if the spec cannot be followed for scans of `axes` axes."""
     for step in spec.steps:

@@ -15,7 +15,7 @@ from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.boxes import FORMATS, corners, suppress
 from infer.tasks.labels import ACTIVATIONS, Classes, activate
-from infer.tasks.pixels import Placement, Prepared, Step, picture_input, prepare_at
+from infer.tasks.pixels import Placement, Prepared, Step, picture_input, prepare_at, synthetic_picture
 from infer.tasks.rows import Part, answer, answer_parts, batch_rows
 
 # pictures for detection are large; a few keep the cores busy
@@ -165,6 +165,9 @@ class ObjectDetection:
             Detection(self.classes.label(index), score, index, (x0, y0, x1, y1))
             for index, score, (x0, y0, x1, y1) in found
         ]
+
+    def synthetic(self, rng: np.random.Generator) -> Array:
+        return synthetic_picture(rng, self.spec.steps)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

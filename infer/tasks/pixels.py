@@ -14,7 +14,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError, missing_package
 from infer.signature import Array, TensorSpec
-from infer.tasks import Setting
+from infer.tasks import Setting, synthetic
 from infer.tasks.pictures import MAX_PIXELS, open_picture
 
 try:
@@ -34,6 +34,7 @@ __all__ = [
     "picture_input",
     "prepare",
     "prepare_at",
+    "synthetic_picture",
 ]
 
 RESAMPLING = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -44,6 +45,10 @@ _MAX_INPUT_PIXELS = 2**26
 """What a graph takes may be this large (0.75 GiB in float32), and a spec may ask for no more."""
 
 _MAX_STEPS = 16
+
+_SIZES = ((480, 640), (640, 480), (426, 640), (512, 512))
+"""Height and width of pictures that are made up, as small photographs have them."""
+
 _FIELDS = {
     "resize": {"height", "width", "shortest_edge", "longest_edge", "multiple_of", "resample"},
     "center_crop": {"height", "width"},
@@ -236,6 +241,13 @@ def prepare(picture: Image.Image, steps: Sequence[Step]) -> Prepared:
     fed = (array.shape[1], array.shape[0])
     pixels = np.ascontiguousarray(array.transpose(2, 0, 1))
     return Prepared(pixels, Placement(size, fed, left, top, width, height))
+
+
+def synthetic_picture(rng: np.random.Generator, steps: Sequence[Step]) -> Array:
+    """A picture that a task might be asked: uint8, shape = (H, W, 3). Where the steps keep its size, those
+    of several pictures differ."""
+    size = fixed_size(steps)
+    return synthetic.picture(rng, size or _SIZES[rng.integers(len(_SIZES))])
 
 
 def _resize(picture: Image.Image, step: Step) -> Image.Image:

@@ -161,6 +161,13 @@ class Recommendation:
             for row, asked in zip(self.scores(outputs, about), about, strict=True)
         ]
 
+    def synthetic(self, rng: np.random.Generator) -> dict[str, Any]:
+        """A user that the model knows, or one with columns that are made up."""
+        if self.users is not None:
+            return {"user": self.users.ids[rng.integers(self._user_count)]}
+        assert self._columns is not None, "a spec without users has columns"
+        return self._columns.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         """Users of a .csv file with a header or a .jsonl file, by name; of another file, one a line."""
         if path.suffix in (".csv", ".jsonl"):

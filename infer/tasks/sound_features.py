@@ -10,6 +10,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
+from infer.tasks import synthetic
 from infer.tasks.mel import MAX_VALUES, MelSpec, check_mel, mel_spectrogram
 
 _UNIT_EPSILON = 1e-7  # that of Wav2Vec2's feature extractor: silence stays finite
@@ -52,6 +53,10 @@ class SoundFeatures:
             raise ArtifactError("mean and std of the task's spec must be finite, and std not 0")
         if spec.mel is not None:
             check_mel(spec.mel, spec.sample_rate)
+
+    def synthetic(self, rng: np.random.Generator) -> tuple[Array, int]:
+        """A recording of a voice that is made up."""
+        return synthetic.recording(rng, self.spec.sample_rate, self.spec.min_samples)
 
     def __call__(self, sound: Array) -> Array:
         """Features of samples, float32: shape = (samples,), (frames, bands) or (bands, frames).

@@ -87,6 +87,9 @@ class SpeakerEmbedding:
         """A vector for each partial utterance."""
         return list(outputs[self.spec.output])
 
+    def synthetic(self, rng: np.random.Generator) -> tuple[Array, int]:
+        return self.features.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         return [path]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infer.signature import Array
 from infer.tasks import Setting
 from infer.tasks.columns import Column, Columns
@@ -59,6 +61,9 @@ class TabularClassification:
 
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[list[ScoredLabel]]:
         return [self.classes.rank(row) for row in self.scores(outputs)]
+
+    def synthetic(self, rng: np.random.Generator) -> dict[str, Any]:
+        return self.columns.synthetic(rng)
 
     def read(self, path: Path) -> Sequence[Any]:
         return self.columns.read(path)

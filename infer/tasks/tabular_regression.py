@@ -79,6 +79,9 @@ class TabularRegression:
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> list[dict[str, float]]:
         return [dict(zip(self.names, row.tolist(), strict=True)) for row in self.values(outputs)]
 
+    def synthetic(self, rng: np.random.Generator) -> dict[str, Any]:
+        return self.columns.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         return self.columns.read(path)
 

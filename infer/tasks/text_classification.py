@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infer.errors import InputError
 from infer.signature import Array
 from infer.tasks import Padding, Setting
@@ -67,6 +69,9 @@ class TextClassification:
         for row, window in zip(self.scores(outputs), about, strict=True):
             texts.setdefault(window.place if isinstance(window, Window) else window, []).append(row)
         return [self.classes.rank(self.classes.join(rows)) for rows in texts.values()]
+
+    def synthetic(self, rng: np.random.Generator) -> str:
+        return self.encoder.synthetic(rng)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [self.parse(line) for line in read_lines(path)]

@@ -60,6 +60,9 @@ class TextEmbedding:
     def decode(self, outputs: Mapping[str, Array], about: Sequence[Any]) -> Sequence[Array]:
         return list(outputs[self.spec.output])
 
+    def synthetic(self, rng: np.random.Generator) -> str:
+        return self.encoder.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         return read_lines(path)
 

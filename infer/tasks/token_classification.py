@@ -150,6 +150,9 @@ class TokenClassification:
             texts.setdefault(window.place, []).append(found)
         return [self.join(windows) for windows in texts.values()]
 
+    def synthetic(self, rng: np.random.Generator) -> str:
+        return self.encoder.synthetic(rng)
+
     def read(self, path: Path) -> Sequence[Any]:
         return read_lines(path)
 

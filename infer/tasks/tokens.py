@@ -11,7 +11,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError, missing_package
 from infer.signature import Array, TensorSpec
-from infer.tasks import Padding, Setting
+from infer.tasks import Padding, Setting, synthetic
 from infer.tasks.rows import Part
 
 try:
@@ -107,6 +107,7 @@ class TextEncoder:
             own = [self.tokenizer.normalizer] if self.tokenizer.normalizer else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._check_lengths()
+        self._vocabulary = self.tokenizer.get_vocab_size()
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(
             self._longest,
@@ -146,6 +147,10 @@ class TextEncoder:
             rows = [windows[i] for i in order[start:stop]]
             yield Part([row.place for row in rows], self._feeds([row.tokens for row in rows]), rows)
             start = stop
+
+    def synthetic(self, rng: np.random.Generator) -> str:
+        """A text of words that the tokenizer knows."""
+        return synthetic.text(rng, lambda token: self.tokenizer.decode([token]), self._vocabulary)
 
     def token_rows(self, window: Window) -> slice:
         """Where a window's tokens lie in a padded row of the model's output."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from infer.errors import ArtifactError, InputError
 from infer.signature import Array
-from infer.tasks import Setting
+from infer.tasks import Setting, synthetic
 from infer.tasks.rows import answer
 from infer.tasks.sound import SoundStream, open_sound
 from infer.tasks.sound_features import fit
@@ -68,6 +68,9 @@ class VoiceActivity:
     def first_state(self) -> dict[str, Array]:
         """What the states are before the first window."""
         return {name: np.zeros(shape, dtype) for name, (shape, dtype) in self._first.items()}
+
+    def synthetic(self, rng: np.random.Generator) -> tuple[Array, int]:
+        return synthetic.recording(rng, self.spec.sample_rate)
 
     def read(self, path: Path) -> Sequence[Any]:
         return [path]

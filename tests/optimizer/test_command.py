@@ -16,10 +16,10 @@ import converters
 import infer
 from infer.errors import InferError
 from infer.machine import this_machine
+from infer.manifest import Saturation
 from infer.optimizer import outcome as outcome_module
 from infer.optimizer import parse_budget
 from infer.optimizer import trial as trial_module
-from infer.optimizer.quantization.saturation import Saturation
 from infer.optimizer.targets import TARGETS
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, shift, why
@@ -178,6 +178,11 @@ def test_the_other_kind_of_processor_is_told_of(
         monkeypatch.setattr(outcome_module, "this_machine", lambda here=here: here)
         assert found.elsewhere.startswith(said)
         assert bool(found.elsewhere) == bool(said)
+        evidence = found.artifact.manifest.variants[1].evidence
+        assert evidence is not None
+        assert evidence.saturation == (saturates if said else None)
+        shown = infer_command("inspect", tmp_path / f"{number}.infer").out
+        assert ("can overflow on x86" in shown or "channels can overflow" in shown) == bool(said)
 
 
 def test_verify_holds_approximations_to_what_they_had(

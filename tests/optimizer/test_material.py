@@ -24,6 +24,7 @@ from infer.optimizer.material import JUDGED, MEASURED, _halves, _measured, all_n
 from infer.optimizer.tables import ids_of
 from infer.session import open_artifact, open_session
 from tests.optimizer.planted import Plant, optimized, rough
+from tests.text_models import bert_folder
 from tests.tiny import parse
 
 COLOURS = ("crimson", "teal", "gold")
@@ -150,6 +151,50 @@ def test_made_up_ids_are_all_that_a_table_has(tmp_path: Path) -> None:
     ids = np.concatenate([feeds["ids"].ravel() for feeds in found.judged])
     assert 2900 < ids.max() < 3000
     assert {kind for feeds in found.judged for kind in feeds["kinds"].ravel().tolist()} == {0, 1}
+
+
+def test_without_data_the_task_makes_inputs_up(embedding: Path) -> None:
+    """Pictures, not noise about the example, which is judged and timed as well."""
+    with open_session(open_artifact(embedding)) as session:
+        found = material(session, None)
+    assert found.described == "16 made-up inputs and the example: weak evidence, give real ones with --data"
+    assert (len(found.calibration), len(found.judged), len(found.timed)) == (16, 17, 1)
+    pictures = np.stack([feeds["x"][0] for feeds in (*found.calibration, *found.judged)])
+    assert 0.0 <= pictures.min() < 0.2 < 0.8 < pictures.max() <= 1.0
+    assert len({picture.tobytes() for picture in pictures}) == 33
+
+
+def test_the_length_of_the_example_is_timed_too(tmp_path: Path) -> None:
+    """However long it is beside texts that are made up."""
+    folder = bert_folder(tmp_path / "bert", "SequenceClassification", max_position_embeddings=300)
+    ids = torch.randint(5, 20, (2, 250))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": 0 * ids}
+    artifact = converters.convert(folder, tmp_path / "b.infer", example_inputs=example)
+    with open_session(artifact) as session:
+        found = material(session, None)
+    lengths = [feeds["input_ids"].shape[1] for feeds in found.timed]
+    assert len(set(lengths[:-1])) > 3
+    assert max(lengths[:-1]) < 200 < lengths[-1]
+
+
+class TableOfFive(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(5, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"y": self.table(x).flatten(1)}
+
+
+def test_inputs_that_a_model_refuses_are_made_like_its_example(tmp_path: Path) -> None:
+    """A column of ids that calls itself numeric: most made-up numbers are no ids."""
+    task = TaskSpec("tabular-classification", {"input": "x", "output": "y", "columns": [{"name": "id"}]})
+    example = {"x": torch.tensor([[3], [4]])}
+    path = tmp_path / "t.infer"
+    artifact = converters.convert(TableOfFive().eval(), path, example_inputs=example, task=task)
+    with open_session(artifact) as session:
+        found = material(session, None)
+    assert found.described == "16 made-up feeds: weak evidence, give real ones with --data"
 
 
 def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path, tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_variants_of_two_machines_do_not_displace_each_other(
     assert len({variant.graph for variant in manifest.variants}) == 3
 
 
-def timed_loads() -> Callable[[Any], float]:
-    """The graph itself loads in 10 ms, as it is prepared in 5, and with packed weights in 6."""
-    told = iter((0.010, 0.005, 0.006))
+def timed_loads(packed_s: float = 0.006) -> Callable[[Any], float]:
+    """The graph itself loads in 10 ms, as it is prepared in 5, and with packed weights in so long."""
+    told = iter((0.010, 0.005, packed_s))
 
     def load(opening: Any) -> float:
         opening().close()
@@ -179,6 +179,24 @@ def test_what_openvino_compiles_is_kept_where_the_first_answer_comes_sooner(
     with infer.load(output) as session:
         np.testing.assert_array_equal(session.run(x)["logits"], answer)
     assert "compiled before" not in infer_command("verify", output).out
+
+
+def test_weights_are_kept_packed_where_that_loads_sooner(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph whose weights are not packed goes; sessions map those that are."""
+    monkeypatch.setattr(preparing, "_load_s", timed_loads(packed_s=0.002))
+    found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",)).artifact
+    prepared = found.manifest.tuned[0].prepared
+    assert prepared is not None
+    assert prepared.load_ratio == pytest.approx(0.2)
+    assert [path.name for path in (found.path / "prepared").iterdir()] == [Path(prepared.graph).name]
+    assert prepared.graph.endswith("-packed.onnx")
+    x = {"x": np.random.default_rng(0).standard_normal((3, WIDTH)).astype(np.float32)}
+    with infer.load(found.path) as session, infer.load(classifier) as before:
+        assert session.plan.prepared == prepared.graph
+        np.testing.assert_array_equal(session.run(x)["logits"], before.run(x)["logits"])
+    assert infer_command("verify", found.path).code == 0
 
 
 def test_a_prepared_graph_that_answers_otherwise_is_not_kept(

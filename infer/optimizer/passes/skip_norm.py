@@ -52,21 +52,26 @@ def _unfit(node: ir.Node, added: ir.Node) -> str | None:
         return "the two parts of the sum differ in shape"
     if first.dtype != ir.DataType.FLOAT:
         return f"its type is {first.dtype}"
-    if any(constant(tensor) is None for tensor in node.inputs[1:]):
+    given = [constant(tensor) for tensor in node.inputs[1:]]
+    if any(array is None for array in given):
         return "its scale is not a constant"
+    width = first.shape[-1] if first.shape is not None else None
+    if any(array is not None and array.shape != (width,) for array in given):
+        return "its scale or offset is not one number for each place of the last dim"
     return None
 
 
 def _fuse(model: ir.Model, node: ir.Node, added: ir.Node) -> None:
     first, second = added.inputs
-    bias = None
+    bias, scale = None, constant(node.inputs[1])
+    assert scale is not None
     for one, other in ((first, second), (second, first)):
         biased = maker(one, "Add")
         if biased is None or one is None or only_user(one, "Add") is not added:
             continue
         for inner, constant_part in (biased.inputs, reversed(biased.inputs)):
             found = constant(constant_part)
-            if found is not None and found.ndim == 1 and found.dtype == np.float32:
+            if found is not None and found.shape == scale.shape and found.dtype == np.float32:
                 first, second, bias = inner, other, constant_part
         if bias is not None:
             break

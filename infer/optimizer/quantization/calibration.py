@@ -47,12 +47,14 @@ class Observed:
         low, high: the extremes, 0 among them.
         sample: some of its values.
         means: of each channel, the second axis of more than two and the last of two; empty for others.
+        feature_means: of each place along the last axis, of two or more; empty for others.
     """
 
     low: float
     high: float
     sample: Array
     means: Array
+    feature_means: Array = field(default_factory=lambda: np.zeros(0))
     _ranges: dict[str, ActivationRange] = field(default_factory=dict, compare=False, repr=False)
 
     def range(self, method: str) -> ActivationRange:
@@ -69,6 +71,7 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
     """
     kept: dict[str, list[Array]] = {name: [] for name in tensors}
     means: dict[str, list[Array]] = {name: [] for name in tensors}
+    feature_means: dict[str, list[Array]] = {name: [] for name in tensors}
     extremes: dict[str, tuple[float, float]] = dict.fromkeys(tensors, (0.0, 0.0))
     rng = np.random.default_rng(0)
     sampled = max(_LEAST_SAMPLED, _SAMPLED // max(1, len(feeds)))
@@ -82,7 +85,8 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
                     continue
                 low, high = extremes[name]
                 extremes[name] = min(low, float(values.min())), max(high, float(values.max()))
-                means[name].append(_channel_means(values))
+                means[name].append(_means(values, 1 if values.ndim > 2 else -1))
+                feature_means[name].append(_means(values, -1))
                 flat = values.ravel()
                 kept[name].append(
                     flat[rng.integers(0, flat.size, sampled)] if flat.size > sampled else flat
@@ -93,6 +97,7 @@ def observe(model: ir.Model, tensors: Sequence[str], feeds: Sequence[Feeds]) -> 
             high,
             np.concatenate(kept[name]) if kept[name] else np.zeros(1, np.float32),
             _mean_of(means[name]),
+            _mean_of(feature_means[name]),
         )
         for name, (low, high) in extremes.items()
     }
@@ -115,10 +120,10 @@ def _mean_of(vectors: Sequence[Array]) -> Array:
     return np.asarray(np.mean(vectors, axis=0))
 
 
-def _channel_means(values: Array) -> Array:
+def _means(values: Array, axis: int) -> Array:
+    """Of each place along an axis."""
     if values.ndim < 2:
         return np.zeros(0)
-    axis = 1 if values.ndim > 2 else -1
     return np.asarray(
         np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis]).mean(axis=0, dtype=np.float64)
     )

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from infer.feeds import Feeds
+from infer.manifest import Saturation
 from infer.optimizer.quantization.weights import U8
 from infer.optimizer.rewriting import CONTRIB, constant, maker
 from infer.optimizer.watching import watched
@@ -21,20 +22,6 @@ from infer.signature import Array
 
 _LARGEST_SUM = np.iinfo(np.int16).max
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
-
-@dataclass(frozen=True)
-class Saturation:
-    """Channels of int8 weights two of whose products can overflow.
-
-    Attributes:
-        possible: whatever is multiplied.
-        seen: where inputs are as large as those of so many `feeds`, channel by channel.
-    """
-
-    possible: int = 0
-    seen: int = 0
-    feeds: int = 0
 
 
 def saturation(model: ir.Model, feeds: Sequence[Feeds]) -> Saturation:

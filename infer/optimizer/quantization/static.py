@@ -85,11 +85,11 @@ def quantize_statically(
         {value: seen[value.name or ""].range(method) for value in tensors},
         [_sources(value, moving) for value in inputs],
     )
-    quantized = {value: _pair(model.graph, value, ranges[value]) for value in tensors}
     for node, value in zip(heavy, inputs, strict=True):
         steps = ranges[_sources(value, moving)[0]]
-        _quantize_weights(model.graph, node, steps, seen[value.name or ""].means, pair_bounded)
+        _quantize_weights(model.graph, node, steps, seen[value.name or ""], pair_bounded)
         result.rewritten += 1
+    quantized = {value: _pair(model.graph, value, ranges[value]) for value in tensors}
     for node in chosen:
         for place, value in enumerate(node.inputs):
             if value in quantized:
@@ -210,7 +210,7 @@ def _pair(graph: ir.Graph, value: ir.Value, within: ActivationRange) -> ir.Value
 
 
 def _quantize_weights(
-    graph: ir.Graph, node: ir.Node, activations: ActivationRange, means: Array, pair_bounded: bool
+    graph: ir.Graph, node: ir.Node, activations: ActivationRange, seen: Observed, pair_bounded: bool
 ) -> None:
     matrix = constant_or_turned(node.inputs[1])
     assert matrix is not None
@@ -228,13 +228,16 @@ def _quantize_weights(
     )
     put(node, [up])
     node.replace_input_with(1, up.outputs[0])
+    shape = [1] * matrix.ndim
+    shape[axis] = -1
+    lost = np.moveaxis(matrix - quantized.values * quantized.scale.reshape(shape), axis, 0)
+    if node.op_type == "MatMul":
+        _correct_sum(graph, node, _mean_of_products(node, lost, seen.feature_means))
+        return
     bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
     if bias is None or bias.ndim != 1:
         return
-    shape = [1] * matrix.ndim
-    shape[axis] = -1
-    lost = matrix - quantized.values * quantized.scale.reshape(shape)
-    bias = bias + _mean_of_products(node, np.moveaxis(lost, axis, 0), means)
+    bias = bias + _mean_of_products(node, lost, seen.means)
     # biases are added to the products' sums, so they have the products' scale
     scale = (np.float64(activations.steps()[0]) * quantized.scale).astype(np.float32)
     largest = np.iinfo(np.int32).max
@@ -250,6 +253,18 @@ def _quantize_weights(
     )
     put(node, [up])
     node.replace_input_with(2, up.outputs[0])
+
+
+def _correct_sum(graph: ir.Graph, node: ir.Node, correction: Array) -> None:
+    """Add to the bias of a MatMul, a constant that is added to what it gives, if there is one."""
+    add = only_user(node.outputs[0], "Add")
+    if add is None:
+        return
+    place = 1 - add.inputs.index(node.outputs[0])
+    bias = constant(add.inputs[place])
+    if bias is not None and bias.dtype == np.float32 and bias.shape == correction.shape:
+        corrected = (bias + correction).astype(np.float32)
+        add.replace_input_with(place, weight(graph, f"{node.name}_bias", corrected))
 
 
 def _mean_of_products(node: ir.Node, lost: Array, means: Array) -> Array:
