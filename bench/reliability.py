@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import psutil
 
 import infer
 from bench.report import report
+from infer.batching.joining import Layout
 from infer.cli.progress import Progress
 from infer.errors import BackendError
 from infer.options import BatchOptions
@@ -44,7 +45,7 @@ from tests.serving import (
     wait_until_waiting,
     workers,
 )
-from tests.tiny import identity, make_artifact, write
+from tests.tiny import identity, make_artifact, parse, write
 
 _INFER, _SLOW = "/v2/models/net/infer", "/v2/models/slow/infer"
 _ONE = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}]}
@@ -95,29 +96,79 @@ def threads_share_a_session(folder: Path) -> Iterator[Figure]:
     yield Figure("8 threads × 200 runs of one session", "0 differ in a bit", f"{found}", found == 0)
 
 
+def one_of_eight_is_bad(folder: Path) -> Iterator[Figure]:
+    """a request among eight that the graph refuses"""
+    table = "table = Constant<value = float[4] {1.0, 2.0, 3.0, 4.0}>()"
+    net = parse(f"g (int64[batch, n] ids) => (float[batch, n] y) {{ {table} y = Gather(table, ids) }}")
+    with infer.load(make_artifact(folder / "net.infer", net), batching=BatchOptions()) as session:
+        asked = [{"ids": np.array([[9 if place == 3 else place % 4]])} for place in range(8)]
+        alone = [None if place == 3 else session.run(feeds)["y"] for place, feeds in enumerate(asked)]
+        with _held(session) as begun:
+            first = session.batcher.submit(asked[0])
+            begun.wait()
+            futures = [session.batcher.submit(feeds) for feeds in asked]
+        first.result()
+        failed = [place for place, future in enumerate(futures) if future.exception() is not None]
+        same = sum(
+            np.array_equal(future.result()["y"], alone[place])
+            for place, future in enumerate(futures)
+            if place not in failed
+        )
+    said = f"{len(failed)} fails, {same} equal"
+    yield Figure(
+        "one bad request in a batch of 8", "1 fails, 7 equal to alone", said, failed == [3] and same == 7
+    )
+
+
+@contextmanager
+def _held(session: infer.Session) -> Iterator[threading.Event]:
+    """The next run of its batcher waits until the end; the event says that it began."""
+    run, begun, free = session.run, threading.Event(), threading.Event()
+
+    def held(*arguments: Any) -> Any:
+        if not begun.is_set():
+            begun.set()
+            free.wait()
+        return run(*arguments)
+
+    session.batcher._session.run = held  # type: ignore[method-assign]
+    try:
+        yield begun
+    finally:
+        free.set()
+
+
 def a_failure_is_got_over(folder: Path) -> Iterator[Figure]:
     """the next request after one that failed inside"""
     with infer.load(make_artifact(folder / "net.infer"), batching=BatchOptions()) as session:
         feeds = {"x": np.zeros((1, 10), np.float32)}
-        batcher, run = session.batcher, session.run
-        batcher.run(feeds)
-        broken = threading.Event()
+        session.batcher.run(feeds)
+        for what, (owner, method) in {
+            "running": (session.batcher._session, "run"),
+            "joining": (Layout, "join"),
+            "splitting": (Layout, "split"),
+        }.items():
+            broken = threading.Event()
 
-        def failing(*arguments: Any) -> Any:
-            if not broken.is_set():
+            def failing(*arguments: Any, broken: threading.Event = broken) -> Any:
                 broken.set()
                 raise BackendError("planted")
-            return run(*arguments)
 
-        batcher._session.run = failing  # type: ignore[method-assign]
-        with suppress(BackendError):
-            batcher.run(feeds)
-        start = time.perf_counter()
-        batcher.run(feeds)
-        taken_s = time.perf_counter() - start
-    yield Figure(
-        "the request after one that failed inside", "≤ 1 s", f"{1e3 * taken_s:.1f} ms", taken_s <= 1
-    )
+            with _held(session) as begun:
+                futures = [session.batcher.submit(feeds)]
+                begun.wait()
+                futures += [session.batcher.submit(feeds) for _ in range(2)]
+                before = getattr(owner, method)
+                setattr(owner, method, failing)
+            for future in futures:
+                future.exception()
+            setattr(owner, method, before)
+            start = time.perf_counter()
+            session.batcher.run(feeds)
+            taken_s = time.perf_counter() - start
+            said = f"{1e3 * taken_s:.1f} ms" if broken.is_set() else "it did not fail"
+            met = taken_s <= 1 and broken.is_set()
+            yield Figure(f"the request after one that failed while {what}", "≤ 1 s", said, met)
 
 
 def the_queue_is_full(folder: Path) -> Iterator[Figure]:
@@ -162,7 +213,7 @@ def the_deadline_passes(folder: Path) -> Iterator[Figure]:
     """requests that wait longer than they may"""
     with infer.load(slow(folder)) as session:
         batcher = session.batcher
-        held = batcher.submit({"n": np.array([400])})
+        held = batcher.submit({"n": np.array([2000])})
         time.sleep(0.05)
         late = [batcher.submit({"n": np.array([1])}, timeout_s=0.1) for _ in range(8)]
         failed = sum(isinstance(each.exception(), infer.DeadlineError) for each in late)
@@ -214,6 +265,37 @@ def versions_take_turns(folder: Path) -> Iterator[Figure]:
     ratio = p99_during / p99_before
     said = f"{len(errors)} errors in {len(during)} runs, p99 ×{ratio:.1f} ({p99_during:.2f} ms)"
     yield Figure("20 versions in turn, under load", "0 errors, p99 ≤ ×3", said, not errors and ratio <= 3)
+
+
+def a_version_is_damaged(folder: Path) -> Iterator[Figure]:
+    """a new version whose graph was damaged, under load"""
+    path, feeds = slow(folder), {"n": np.array([3])}
+    damaged = folder / "damaged.onnx"
+    damaged.write_bytes(path.read_bytes()[:-20])
+    with infer.LiveSession(path) as live, ThreadPoolExecutor(1) as pool:
+        expected = live.run(feeds)
+        ended = threading.Event()
+
+        def wrong() -> tuple[int, int]:
+            counted = bad = 0
+            while not ended.is_set():
+                found = live.run(feeds)
+                bad += any(not np.array_equal(found[name], expected[name]) for name in expected)
+                counted += 1
+            return counted, bad
+
+        asked = pool.submit(wrong)
+        refused = 0
+        for _ in range(20):
+            try:
+                live.swap(damaged)
+            except infer.InferError:
+                refused += 1
+            time.sleep(0.05)
+        ended.set()
+        count, bad = asked.result()
+    said = f"{refused} of 20 refused, {bad} of {count} answers wrong, no error"
+    yield Figure("a damaged new version", "the old one goes on", said, refused == 20 and not bad)
 
 
 def the_server_is_told_to_stop(folder: Path) -> Iterator[Figure]:
@@ -306,6 +388,8 @@ def bombs_are_sent(folder: Path) -> Iterator[Figure]:
         bombs.append(("a head of 1 MB", {"json": _ONE, "headers": {"x-much": "a" * 10**6}}, 431, 4.0))
         gzipped = {"content": large, "headers": {"content-encoding": "gzip"}}
         bombs.append((f"{len(large) / _MIB:.1f} MiB that inflates to 1 GiB", gzipped, 413, 32.0))
+        lying = {**gzipped, "content": large[:-4] + (1000).to_bytes(4, "little")}
+        bombs.append(("the same, which says that it is 1,000 bytes", lying, 413, 32.0))
         for name, options, status, most_mib in bombs:
             with _highest_rss(served) as highest:
                 start = time.perf_counter()
@@ -344,10 +428,12 @@ def _highest_rss(served: Served) -> Iterator[Callable[[], float]]:
 
 EVENTS = (
     threads_share_a_session,
+    one_of_eight_is_bad,
     a_failure_is_got_over,
     the_queue_is_full,
     the_deadline_passes,
     versions_take_turns,
+    a_version_is_damaged,
     the_server_is_told_to_stop,
     a_worker_is_killed,
     little_is_asked,

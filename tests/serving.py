@@ -233,8 +233,6 @@ def embedder(path: Path) -> Path:
 
 def brightness(path: Path) -> Path:
     """An image-classification artifact that calls a picture of 4×4 dark or bright by its mean."""
-    import converters
-
     model = parse(
         "g (float[batch, 3, 4, 4] x) => (float[batch, 2] scores) {"
         " mean = ReduceMean<axes = [1, 2, 3], keepdims = 0>(x)"
@@ -242,30 +240,57 @@ def brightness(path: Path) -> Path:
         " bright = Sub(mean, half) dark = Neg(bright) a = Unsqueeze(dark, one) b = Unsqueeze(bright, one)"
         " scores = Concat<axis = 1>(a, b) }"
     )
-    graph = path.with_suffix(".onnx")
-    onnx.save(model, graph)
     steps = [{"op": "resize", "height": 4, "width": 4}, {"op": "rescale", "factor": 1 / 255}]
     spec = {"input": "x", "output": "scores", "steps": steps, "labels": ["dark", "bright"]}
-    converters.convert(graph, path, task=converters.TaskSpec("image-classification", spec))
+    return _adopted(path, model, "image-classification", spec)
+
+
+def left_half(path: Path) -> Path:
+    """An object-detection artifact that finds one thing in every picture, in its left half."""
+    model = parse(
+        "g (float[batch, 3, 4, 4] x) => (float[batch, 1, 4] boxes, float[batch, 1, 2] scores) {"
+        " any = ReduceMean<axes = [1, 2, 3], keepdims = 0>(x) nothing = Sub(any, any)"
+        " places = Constant<value = int64[2] {1, 2}>() zero = Unsqueeze(nothing, places)"
+        " box = Constant<value = float[1, 1, 4] {0.25, 0.5, 0.5, 1.0}>() boxes = Add(zero, box)"
+        " sure = Constant<value = float[1, 1, 2] {0.75, 0.25}>() scores = Add(zero, sure) }"
+    )
+    spec = {"input": "x", "boxes": "boxes", "scores": "scores", "activation": "none"}
+    steps = [{"op": "resize", "height": 4, "width": 4}, {"op": "rescale", "factor": 1 / 255}]
+    return _adopted(path, model, "object-detection", {**spec, "steps": steps, "labels": ["left", "right"]})
+
+
+def bright_parts(path: Path) -> Path:
+    """An image-segmentation artifact: each pixel is background or bright."""
+    model = parse(
+        "g (float[batch, 3, height, width] x) => (float[batch, 2, height, width] y) {"
+        " half = Constant<value = float {0.5}>() mean = ReduceMean<axes = [1], keepdims = 1>(x)"
+        " bright = Sub(mean, half) dark = Neg(bright) y = Concat<axis = 1>(dark, bright) }"
+    )
+    steps = [{"op": "rescale", "factor": 1 / 255}]
+    spec = {"input": "x", "output": "y", "steps": steps, "labels": ["background", "bright"]}
+    return _adopted(path, model, "image-segmentation", spec)
+
+
+def _adopted(path: Path, model: onnx.ModelProto, task: str, spec: dict[str, Any]) -> Path:
+    import converters
+
+    graph = path.with_suffix(".onnx")
+    onnx.save(model, graph)
+    converters.convert(graph, path, task=converters.TaskSpec(task, spec))
     return path
 
 
 def loudness(path: Path) -> Path:
     """An audio-classification artifact for 8 kHz that calls a recording loud or quiet by the mean of its
     samples' magnitudes, with 0.1 between them."""
-    import converters
-
     model = parse(
         "g (float[batch, samples] x) => (float[batch, 2] scores) { size = Abs(x)"
         " mean = ReduceMean<axes = [1], keepdims = 1>(size) tenth = Constant<value = float {0.1}>()"
         " loud = Sub(mean, tenth) quiet = Neg(loud) scores = Concat<axis = 1>(quiet, loud) }"
     )
-    graph = path.with_suffix(".onnx")
-    onnx.save(model, graph)
     features = {"sample_rate": 8000}
     spec = {"input": "x", "output": "scores", "features": features, "labels": ["quiet", "loud"]}
-    converters.convert(graph, path, task=converters.TaskSpec("audio-classification", spec))
-    return path
+    return _adopted(path, model, "audio-classification", spec)
 
 
 def recording(amplitude: float, sample_rate: int = 8000) -> bytes:

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.serving import Served, brightness, embedder, loudness, recording, serving
+from tests.serving import (
+    Served,
+    bright_parts,
+    brightness,
+    embedder,
+    left_half,
+    loudness,
+    recording,
+    serving,
+)
 from tests.test_bench_browser import browser  # noqa: F401 -- the fixture
 from tests.test_server import _png
 from tests.tiny import identity, write
@@ -26,6 +37,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("page")
     models = [embedder(folder / "words.infer"), brightness(folder / "bright.infer")]
     models.append(loudness(folder / "loud.infer"))
+    models += [left_half(folder / "left.infer"), bright_parts(folder / "parts.infer")]
     with serving(folder, *models, write(folder, identity("float32"), "net.onnx")) as running:
         yield running
 
@@ -100,6 +112,47 @@ def test_a_picture_is_dropped(served: Served, opened: Open) -> None:
     tab.click("#ask")
     tab.wait_for_selector("#answer:not([hidden])")
     assert tab.text_content("#labels div:first-child span") == "dark"
+
+
+def _drawn(tab: Any) -> Image.Image:
+    address = tab.evaluate("document.getElementById('drawn').toDataURL()")
+    return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("RGB")
+
+
+def _ask_about(tab: Any, model: str) -> None:
+    """A picture of 80 × 40 whose left half is black, the right one white."""
+    picture = Image.new("RGB", (80, 40), "black")
+    picture.paste("white", (40, 0, 80, 40))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    tab.select_option("#model", model)
+    given = {"name": "halves.png", "mimeType": "image/png", "buffer": file.getvalue()}
+    tab.set_input_files("#file", files=[given])
+    tab.wait_for_function("document.getElementById('picture').naturalWidth")
+    tab.click("#ask")
+    tab.wait_for_selector("#answer:not([hidden])")
+
+
+def test_what_is_found_is_drawn_on_the_picture(served: Served, opened: Open) -> None:
+    """Boxes around things, and a colour for each class but the background; lines say which is which, and a
+    reader of screens hears them."""
+    tab, _ = opened(served)
+    _ask_about(tab, "left")
+    assert tab.get_attribute("#drawn", "aria-label") == "On the picture: left"
+    assert tab.text_content("#labels div:first-child") == "left0.7500"
+    drawn = _drawn(tab)
+    assert drawn.size == (80, 40)
+    edge, inside, outside = (drawn.getpixel(place) for place in ((40, 30), (20, 35), (70, 20)))
+    assert max(edge) - min(edge) > 100
+    assert (inside, outside) == ((0, 0, 0), (255, 255, 255))
+    _ask_about(tab, "parts")
+    assert tab.text_content("#labels div:first-child") == "background50.00 %"
+    assert tab.text_content("#labels div:last-child") == "bright50.00 %"
+    dark, bright = (_drawn(tab).getpixel(place) for place in ((20, 20), (60, 20)))
+    assert dark == (0, 0, 0)
+    assert max(bright) - min(bright) > 50
+    tab.select_option("#model", "bright")
+    assert tab.is_hidden("#drawn")
 
 
 def test_a_sound_is_chosen_or_recorded(served: Served, opened: Open) -> None:

@@ -1,7 +1,8 @@
-"""Ways to make a variant that approximates, for kernels of the CPU: what each changes, and on which graphs.
+"""Ways to make a variant that approximates: what each changes, and on which graphs.
 
-For convolutions there are fixed ranges; for products ranges of each run, and with few rows weights alone;
-for tables rows of eight bits. What is `for_size` makes files smaller, and nothing faster.
+On CPUs, for convolutions there are fixed ranges; for products ranges of each run, and with few rows
+weights alone; for tables rows of eight bits. On GPUs there is half precision. What is `for_size` makes
+files smaller, and nothing faster.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import onnx_ir as ir
 
 from infer.feeds import Feeds
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization import dynamic, recurrent, static, tables
+from infer.optimizer.quantization import dynamic, floats, recurrent, static, tables
 from infer.optimizer.quantization.blocks import Blocks
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.halves import halve
@@ -210,6 +211,10 @@ def _static_products(model: ir.Model, given: Given, way: str, keep: Collection[s
     return _static(model, given, method, keep, between=False)
 
 
+def _float16(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+    return floats.in_half_precision(model, keep)
+
+
 LIKE = {"int4-weights": "int8-weights", "int4-weights-tables": "int8-weights"}
 """Recipe → the one before it with the same kernels: where that is much slower, so is this."""
 
@@ -332,6 +337,10 @@ ON_CPU = (
 """Those of ONNX Runtime, in the order in which they are tried."""
 
 
+ON_CUDA = (Recipe("float16", "float16", _ONE_WAY, floats.candidates, _float16),)
+"""Those of ONNX Runtime on NVIDIA's GPUs. They were run on CPUs alone."""
+
+
 def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     """Why a recipe is not worth a try on this graph, or None."""
     if recipe.candidates is _none:
@@ -339,8 +348,8 @@ def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
         return f"the graph is quantized already ({', '.join(done)})"
     opset = model.opset_imports.get("", 0)
-    if opset < _LEAST_OPSET:
+    if opset < _LEAST_OPSET and recipe not in ON_CUDA:
         return f"int8 operators need opset {_LEAST_OPSET}, and the graph has {opset}; export it again"
     if not recipe.candidates(model):
-        return "it finds nothing to quantize"
+        return "it finds nothing to change"
     return recipe.unfit(model)

@@ -12,7 +12,7 @@ from infer.optimizer.passes import Pass
 from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
-from infer.optimizer.recipes import ON_CPU, Recipe, static_products_recipe, static_recipe
+from infer.optimizer.recipes import ON_CPU, ON_CUDA, Recipe, static_products_recipe, static_recipe
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,12 @@ TARGETS: tuple[Target, ...] = (
             static_products_recipe("openvino-int8-products"),
         ),
     ),
-    Target("onnxruntime", "cuda", {name: each for name, each in _PASSES.items() if name != "group-norm"}),
+    Target(
+        "onnxruntime",
+        "cuda",
+        {name: each for name, each in _PASSES.items() if name != "group-norm"},
+        ON_CUDA,
+    ),
 )
 
 

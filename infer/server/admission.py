@@ -7,9 +7,11 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from starlette.exceptions import HTTPException
@@ -19,7 +21,9 @@ from starlette.types import Scope
 from infer.errors import InferError, OverloadedError
 from infer.server.options import ServerOptions
 
-PAGE_PATHS = ("/", "/page.css", "/page.js", "/recording.js")
+T = TypeVar("T")
+
+PAGE_PATHS = ("/", "/page.css", "/page.js", "/recording.js", "/results.js")
 
 OPEN_PATHS = frozenset({*PAGE_PATHS, "/v2/health/live", "/v2/health/ready"})
 """What can be read without a token: nothing of the models is in it."""
@@ -85,6 +89,14 @@ class Gate:
         return f"token {known[0]}"
 
 
+async def within(seconds: float, wanted: Coroutine[Any, Any, T]) -> T:
+    """What it gives. Raises `asyncio.TimeoutError` if that takes longer."""
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(wanted, seconds)
+    async with asyncio.timeout(seconds):  # without a task of its own
+        return await wanted
+
+
 class Bodies:
     """Reads bodies, whose sizes and times are bounded one by one, and their sizes together."""
 
@@ -118,7 +130,7 @@ class Bodies:
     async def read(self, request: Request, room: Room) -> bytes:
         """The body as it was sent. Raises `HTTPException`, `OverloadedError` and `ClientDisconnect`."""
         try:
-            return await asyncio.wait_for(self._read(request, room), self._options.body_timeout_s)
+            return await within(self._options.body_timeout_s, self._read(request, room))
         except asyncio.TimeoutError as error:
             raise HTTPException(
                 408, f"the body was not there within {self._options.body_timeout_s:g} s"

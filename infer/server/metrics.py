@@ -148,6 +148,7 @@ class Metrics:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._series: dict[tuple[str, str], dict[str, Counter]] = {}
         self._seen: WeakKeyDictionary[Batcher, BatchStats] = WeakKeyDictionary()
         self._checks: WeakKeyDictionary[Shadow, ShadowStats] = WeakKeyDictionary()
         self._registry = registry
@@ -164,10 +165,17 @@ class Metrics:
         now, before = batcher.stats(), self._seen.get(batcher, BatchStats())
         self._seen[batcher] = now
         labels = (model.name, model.version)
-        for field, counter in self._ran.items():
-            counter.labels(*labels).inc(getattr(now, field) - getattr(before, field))
+        for field, counter in self._ran_of(labels).items():
+            if more := getattr(now, field) - getattr(before, field):
+                counter.inc(more)
         if session.shadow is not None:
             self._looked_at(labels, session.shadow)
+
+    def _ran_of(self, labels: tuple[str, str]) -> dict[str, Counter]:
+        """The counters of one model; asking for labels takes longer than counting."""
+        if labels not in self._series:
+            self._series[labels] = {field: counter.labels(*labels) for field, counter in self._ran.items()}
+        return self._series[labels]
 
     def _looked_at(self, labels: tuple[str, str], shadow: Shadow) -> None:
         now, before = shadow.stats(), self._checks.get(shadow, ShadowStats())

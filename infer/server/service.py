@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -26,6 +26,7 @@ T = TypeVar("T")
 _SMALL_BYTES = 16 * 1024
 # a client whose deadline comes goes away up to so long before it, by our clock
 _EARLY_S = 0.02
+_SOON_S = 0.05
 _LATE = "there was no answer in the time that the server or the caller gives"
 _PARSERS, _LOADERS = 4, 16
 
@@ -127,7 +128,7 @@ class Service:
         """
         start = time.perf_counter()
         limit_s = self.options.timeout_s if timeout_s is None else min(self.options.timeout_s, timeout_s)
-        patience = _Patience(asyncio.ensure_future((gone or _never)()), time.monotonic() + limit_s)
+        patience = _Patience(gone or _never, time.monotonic() + limit_s)
         waiting = self.metrics.waiting.labels(model.name, model.version)
         model.waiting += 1
         waiting.inc()
@@ -140,12 +141,11 @@ class Service:
             model.waiting -= 1
             waiting.dec()
             self.metrics.seconds.labels(model.name, model.version).observe(time.perf_counter() - start)
-            await patience.end()
 
     async def _loaded(self, model: Model, patience: _Patience) -> Version:
         loading = self._loaders.submit(self.models.hold, model)
         try:
-            return await patience.wait(asyncio.wrap_future(loading))
+            return await patience.wait(loading)
         except (asyncio.CancelledError, ClientDisconnect, DeadlineError):
             loading.add_done_callback(_leave_if_held)
             raise
@@ -158,7 +158,7 @@ class Service:
             version.leave()
             raise
         future.add_done_callback(lambda _: version.leave())
-        return await patience.wait(asyncio.wrap_future(future))
+        return await patience.wait(future)
 
     def close(self) -> None:
         """Close the models, after what runs."""
@@ -170,8 +170,9 @@ class Service:
 class _Patience:
     """How long a client waits: until it goes away, or its time is over."""
 
-    def __init__(self, leaving: asyncio.Future[None], deadline: float) -> None:
-        self._leaving, self._deadline = leaving, deadline
+    def __init__(self, gone: Callable[[], Awaitable[None]], deadline: float) -> None:
+        self._gone, self._deadline = gone, deadline
+        self._leaving: asyncio.Future[None] | None = None
 
     @property
     def left_s(self) -> float:
@@ -181,24 +182,50 @@ class _Patience:
             raise DeadlineError(_LATE)
         return left_s
 
-    async def wait(self, wanted: asyncio.Future[T]) -> T:
+    async def wait(self, wanted: Future[T]) -> T:
         """The result, which is cancelled if it does not come in time. Raises `DeadlineError`,
         `ClientDisconnect`, and what it raises."""
-        either: set[asyncio.Future[Any]] = {wanted, self._leaving}
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def tell(_: Future[T]) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody waits
+                loop.call_soon_threadsafe(end)
+
+        left_s = self.left_s
+        timer = loop.call_later(left_s, end)
+        # most answers are there before it is worth a task to see whether the client has gone
+        watch = loop.call_later(_SOON_S, self._watch, end) if left_s > _SOON_S else None
+        wanted.add_done_callback(tell)
         try:
-            await asyncio.wait(either, timeout=self.left_s, return_when=asyncio.FIRST_COMPLETED)
+            await ended
             if wanted.done():
                 return wanted.result()
-            if self._leaving.done():
+            if self._leaving is not None and self._leaving.done():
                 raise ClientDisconnect
             raise DeadlineError(_LATE)
         finally:
             wanted.cancel()
+            timer.cancel()
+            if watch is not None:
+                watch.cancel()
+            await self._look_away()
 
-    async def end(self) -> None:
-        self._leaving.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._leaving
+    def _watch(self, end: Callable[[], None]) -> None:
+        """Call `end` if the client goes away."""
+        self._leaving = asyncio.ensure_future(self._gone())
+        self._leaving.add_done_callback(lambda _: end())
+
+    async def _look_away(self) -> None:
+        if self._leaving is not None:
+            self._leaving.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._leaving
+            self._leaving = None
 
 
 def _outcome(error: BaseException, *, late: bool) -> str:

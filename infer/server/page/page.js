@@ -1,6 +1,7 @@
 // The page to try models with. Whatever comes from the server is shown as text, never as markup.
 
 import { canRecord, record } from "./recording.js";
+import { draw, lines } from "./results.js";
 
 const at = (id) => document.getElementById(id);
 const EXAMPLES = { row: '{"a column": 1}', arrays: '{"x": [[0, 0]]}' };
@@ -82,7 +83,7 @@ function take(given) {
 
 function clear() {
   at("labels").replaceChildren();
-  at("answer").hidden = true;
+  at("drawn").hidden = at("answer").hidden = true;
 }
 
 function request(model) {
@@ -105,13 +106,17 @@ function request(model) {
 }
 
 function show(result) {
-  const ranked = Array.isArray(result?.labels) ? result.labels : [];
+  const found = lines(result);
   at("labels").replaceChildren(
-    ...ranked.filter((each) => typeof each?.label === "string").map(({ label, score }) => {
+    ...found.map(({ name, figure, share, colour }) => {
       const row = document.createElement("div");
-      const share = Math.max(0, Math.min(1, Number(score) || 0)) * 100;
-      row.style.background = `linear-gradient(to right, var(--bar) ${share}%, transparent ${share}%)`;
-      for (const text of [label, Number(score).toFixed(4)]) {
+      const percent = Math.max(0, Math.min(1, share || 0)) * 100;
+      row.style.background = `linear-gradient(to right, var(--bar) ${percent}%, transparent ${percent}%)`;
+      if (colour) {
+        row.append(document.createElement("i"));
+        row.firstChild.style.background = colour;
+      }
+      for (const text of [name, figure]) {
         const cell = document.createElement("span");
         cell.textContent = text;
         row.append(cell);
@@ -119,6 +124,8 @@ function show(result) {
       return row;
     }),
   );
+  at("drawn").hidden = !draw(at("drawn"), at("picture"), result);
+  at("drawn").setAttribute("aria-label", `On the picture: ${found.map(({ name }) => name).join(", ")}`);
   at("answer").textContent = JSON.stringify(result, null, 1);
   at("answer").hidden = false;
 }
