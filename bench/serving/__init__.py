@@ -56,17 +56,25 @@ _FASTAPI = Server(
     "https://fastapi.tiangolo.com/async/",
 )  # fmt: skip
 
+_INFER = Server(
+    "infer",
+    "infer serve",
+    ("-c", "from infer.cli import main; main()", "serve", "{artifact}", "--port", "{port}", "--workers",
+     "{workers}"),
+    "/v1/models/minilm:predict",
+    lambda text: {"inputs": [text]},
+    lambda answer: answer["results"][0]["vector"],
+    "README.md",
+    ours=True,
+)  # fmt: skip
+
 SERVERS: tuple[Server, ...] = (
-    Server(
-        "infer",
-        "infer serve",
-        ("-c", "from infer.cli import main; main()", "serve", "{artifact}", "--port", "{port}", "--workers",
-         "{workers}"),
-        "/v1/models/minilm:predict",
-        lambda text: {"inputs": [text]},
-        lambda answer: answer["results"][0]["vector"],
-        "README.md",
-        ours=True,
+    _INFER,
+    replace(
+        _INFER,
+        name="infer-spinning",
+        about="infer serve --spinning",
+        command=(*_INFER.command, "--spinning"),
     ),
     _FASTAPI,
     replace(
