@@ -22,7 +22,7 @@ from infer.optimizer.quantization.halves import halve
 from infer.optimizer.quantization.smoothing import channel_maxima, smooth
 from infer.optimizer.quantization.weights import quantize_weight
 from infer.optimizer.recipes import ON_CPU, Given, static_products_recipe
-from infer.optimizer.rewriting import weight
+from infer.optimizer.rewriting import constant, weight
 from infer.signature import Array
 from tests.test_passes import answers, loaded, operators
 from tests.tiny import parse
@@ -221,19 +221,30 @@ def pictures(count: int, seed: int) -> list[dict[str, Array]]:
     return [{"x": rng.standard_normal((1, 3, 9, 7)).astype(np.float32)} for _ in range(count)]
 
 
+@pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("method", list(METHODS))
-def test_static_convolutions_stay_near(method: str, tmp_path: Path) -> None:
+def test_static_convolutions_stay_near(method: str, signed: bool, tmp_path: Path) -> None:
     """On pictures that calibration did not see, the cosine is above 0.999, but for ranges by entropy, which
-    clip more than is best for the products; every heavy node is quantized, and the Relus are gone."""
+    clip more than is best for the products; every heavy node is quantized, and the Relus are gone. Where
+    it is told, what can be negative has steps to both sides alike, and what cannot has none there."""
     before, after = convolutions(), convolutions()
     result = static.quantize_statically(
         after,
         lambda tensors: observe(after, tensors, pictures(8, 0)),
         method,
         pair_bounded=True,
+        signed=signed,
     )
     assert (result.found, result.rewritten) == (3, 3)
     assert "Relu" not in operators(after)
+    zeros = {}
+    for node in after.graph:
+        if node.op_type == "QuantizeLinear":
+            assert node.inputs[0] is not None
+            zeros[node.inputs[0].name] = constant(node.inputs[2])
+    both_sides = {name for name, zero in zeros.items() if zero is not None and zero.dtype == np.int8}
+    assert both_sides == ({"x", "c2"} if signed else set())
+    assert signed == (zeros["x"] == 0)
     for feeds in pictures(4, 1):
         expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
         found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
@@ -329,6 +340,38 @@ def test_what_is_moved_about_is_rounded_once(
         steps[node.inputs[0].name] = float(node.inputs[1].const_value.numpy())
     assert len({steps["a"], steps["b"]}) == scales
     for feeds in pictures(8, 0):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
+        assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
+
+
+def test_a_relu_whose_steps_go_below_zero_stays(tmp_path: Path) -> None:
+    """What comes together with something negative has its steps, which do not end where a Relu does."""
+
+    def model() -> ir.Model:
+        body = (
+            "a = Conv<pads = [1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads = [1,1,1,1]>(x, w2)"
+            " d = Concat<axis = 1>(b, c) y = Conv(d, w3)"
+        )
+        text = f"g (float[B, 3, H, W] x) => (float[B, 4, H, W] y) {{ {body} }}"
+        found = parse(text, opset=21, ir_version=10)
+        rng = np.random.default_rng(1)
+        for name, shape in {"w1": (4, 3, 3, 3), "w2": (4, 3, 3, 3), "w3": (4, 8, 1, 1)}.items():
+            array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
+            found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        return loaded(found)
+
+    before, after = model(), model()
+    static.quantize_statically(
+        after,
+        lambda names: observe(after, names, pictures(8, 0)),
+        "extremes",
+        pair_bounded=False,
+        step_by_step=False,
+        signed=True,
+    )
+    assert operators(after).count("Relu") == 1
+    for feeds in pictures(4, 1):
         expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
         found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
         assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
@@ -436,6 +479,9 @@ def test_ranges_hold_zero_and_clip_what_is_rare() -> None:
     assert min(found, key=lambda method: error(found[method])) == "squared error"
     assert error(found["squared error"]) < error(whole)
     assert ActivationRange(0.0, 2.55).steps() == (pytest.approx(0.01), 0)
+    assert ActivationRange(0.0, 2.55, signed=True).steps() == ActivationRange(0.0, 2.55).steps()
+    scale, zero = ActivationRange(-2.54, 1.0, signed=True).steps()
+    assert (scale, zero, zero.dtype) == (pytest.approx(0.02), 0, np.int8)
 
 
 def test_nan_in_calibration_is_refused() -> None:

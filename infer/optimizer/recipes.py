@@ -175,6 +175,7 @@ def _static(
     between: bool = True,
     transposed: bool = False,
     step_by_step: bool = True,
+    signed: bool = False,
 ) -> PassResult:
     return static.quantize_statically(
         model,
@@ -185,6 +186,7 @@ def _static(
         between=between,
         transposed=transposed,
         step_by_step=step_by_step,
+        signed=signed,
     )
 
 
@@ -197,7 +199,9 @@ _FIXED = {
 """How fixed ranges of products are chosen → a method of `calibration`, alpha of `smoothing`."""
 
 
-def _static_products(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
+def _static_products(
+    model: ir.Model, given: Given, way: str, keep: Collection[str], *, signed: bool = False
+) -> PassResult:
     method, alpha = _FIXED[way]
     for node in static.candidates(model):
         if node.op_type == "Gemm":
@@ -208,14 +212,19 @@ def _static_products(model: ir.Model, given: Given, way: str, keep: Collection[s
         fed = {node.inputs[0] for node in static.candidates(model) if node.name not in keep}
         chosen = [node for node in static.candidates(model) if node.inputs[0] in fed]
         smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
-    return _static(model, given, method, keep, between=False)
+    return _static(model, given, method, keep, between=False, signed=signed)
 
 
 def _float16(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
     return floats.in_half_precision(model, keep)
 
 
-LIKE = {"int4-weights": "int8-weights", "int4-weights-tables": "int8-weights"}
+LIKE = {
+    "int4-weights": "int8-weights",
+    "int4-weights-tables": "int8-weights",
+    "openvino-int8-static-signed": "openvino-int8-static",
+    "openvino-int8-products-signed": "openvino-int8-products",
+}
 """Recipe → the one before it with the same kernels: where that is much slower, so is this."""
 
 _MOSTLY = 0.5
@@ -245,26 +254,35 @@ def _few_tables(model: ir.Model) -> str | None:
     return None if share > _MOSTLY else f"tables are {share:.0%} of the weights, and are read the least"
 
 
-def static_recipe(name: str, *, transposed: bool = False, step_by_step: bool = True) -> Recipe:
+def static_recipe(
+    name: str, *, transposed: bool = False, step_by_step: bool = True, signed: bool = False
+) -> Recipe:
     """Convolutions and products in int8, by ranges that calibration found; `transposed` convolutions, too,
-    if there are kernels for them; `step_by_step` as the library needs it."""
+    if there are kernels for them; `step_by_step` as the library needs it; with `signed` values where some
+    are negative."""
     return Recipe(
         name,
-        "int8 (QDQ, per channel, ranges by {})",
+        _FIXED_RANGES[signed],
         tuple(METHODS),
         partial(static.candidates, transposed=transposed),
-        partial(_static, transposed=transposed, step_by_step=step_by_step),
+        partial(_static, transposed=transposed, step_by_step=step_by_step, signed=signed),
         unfit=_few_convolutions,
     )
 
 
-def static_products_recipe(name: str) -> Recipe:
+def static_products_recipe(name: str, *, signed: bool = False) -> Recipe:
     """Products in int8, and the convolutions before them, by ranges that calibration found; sums and norms
-    in float."""
-    precision = "int8 (QDQ, per channel, ranges by {})"
+    in float; with `signed` values where some are negative."""
+    build = partial(_static_products, signed=signed)
     return Recipe(
-        name, precision, tuple(_FIXED), static.candidates, _static_products, unfit=_mostly_convolutions
+        name, _FIXED_RANGES[signed], tuple(_FIXED), static.candidates, build, unfit=_mostly_convolutions
     )
+
+
+_FIXED_RANGES = (
+    "int8 (QDQ, per channel, ranges by {})",
+    "int8 (QDQ, per channel, ranges to both sides alike by {})",
+)
 
 
 ON_CPU = (

@@ -44,7 +44,10 @@ TARGETS: tuple[Target, ...] = (
         {},
         (
             static_recipe("openvino-int8-static", transposed=True, step_by_step=False),
+            # transposed convolutions take signed values wrong
+            static_recipe("openvino-int8-static-signed", step_by_step=False, signed=True),
             static_products_recipe("openvino-int8-products"),
+            static_products_recipe("openvino-int8-products-signed", signed=True),
         ),
     ),
     Target(

@@ -15,9 +15,9 @@ import numpy as np
 
 from infer.signature import Array
 
-_LEAVES = 200
+_LEAVES = 500
 _LEAST_RADIUS, _MOST_RADIUS = 0.02, 0.5
-_TEXTURE = 0.05
+_TEXTURE, _CHROMA = 0.05, 0.12
 
 _MOST_TRIES = 1000
 _WORDS = (3, 64)
@@ -36,7 +36,7 @@ def leaves(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> A
     the even areas and the 1/f spectrum of photographs and scans ("dead leaves": Lee, Mumford and Huang,
     Occlusion models for natural images, 2001).
     """
-    found = np.broadcast_to(rng.random(channels), (*shape, channels)).astype(np.float32)
+    found = np.broadcast_to(_shade(rng, channels), (*shape, channels)).astype(np.float32)
     for _ in range(_LEAVES):
         # radii by a power law of exponent 3, as in the paper
         uniform = rng.random()
@@ -51,9 +51,14 @@ def leaves(rng: np.random.Generator, shape: tuple[int, ...], channels: int) -> A
         ]
         inside = sum(axis**2 for axis in np.ix_(*axes)) <= 1.0
         box = found[tuple(slice(start, stop) for start, stop in zip(low, high, strict=True))]
-        box[inside] = rng.random(channels)
+        box[inside] = _shade(rng, channels)
     found += _TEXTURE * _pink(rng, shape)[..., None]
     return np.clip(found, 0.0, 1.0)
+
+
+def _shade(rng: np.random.Generator, channels: int) -> Array:
+    """Colours of photographs are mostly light or dark, and little else."""
+    return np.clip(rng.random() + _CHROMA * rng.standard_normal(channels), 0.0, 1.0)
 
 
 def picture(rng: np.random.Generator, shape: tuple[int, int]) -> Array:

@@ -28,13 +28,17 @@ _NEARLY_EMPTY = 1e-7
 
 @dataclass(frozen=True)
 class ActivationRange:
-    """What a tensor's values lie in, but for a few that may be clipped; 0 is always inside."""
+    """What a tensor's values lie in, but for a few that may be clipped; 0 is always inside. Those that are
+    `signed`, and have values below 0, get steps to both sides alike, with 0 at 0."""
 
     low: float
     high: float
+    signed: bool = False
 
-    def steps(self) -> tuple[np.float32, np.uint8]:
-        """Scale and zero point of 256 steps."""
+    def steps(self) -> tuple[np.float32, np.uint8 | np.int8]:
+        """Scale and zero point of 256 steps, or of 127 to each side."""
+        if self.signed and self.low < 0:
+            return np.float32(max(-self.low, self.high, 1e-8) / 127), np.int8(0)
         scale = max(self.high - self.low, 1e-8) / 255
         return np.float32(scale), np.uint8(np.clip(np.rint(-self.low / scale), 0, 255))
 

@@ -20,6 +20,7 @@ Source: ONNX `QuantizeLinear`, `DequantizeLinear`; ONNX Runtime, "Quantize ONNX 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -61,10 +62,12 @@ def quantize_statically(
     between: bool = True,
     transposed: bool = False,
     step_by_step: bool = True,
+    signed: bool = False,
 ) -> PassResult:
     """Quantize the `candidates` but those whose nodes are called as `keep` says, and what lies `between`
     them, unless told otherwise; ranges are chosen by one of `calibration.METHODS`. `step_by_step`: whether
-    what moves values about says the steps of what it gives."""
+    what moves values about says the steps of what it gives; `signed`: whether values of which some are
+    negative have steps to both sides alike."""
     fold_scales(model)
     result = PassResult()
     heavy: list[ir.Node] = []
@@ -82,7 +85,7 @@ def quantize_statically(
     inputs = [value for node in heavy if (value := node.inputs[0]) is not None]
     seen = observing(list(dict.fromkeys(value.name or "" for value in (*tensors, *inputs))))
     ranges = _brought_together(
-        {value: seen[value.name or ""].range(method) for value in tensors},
+        {value: replace(seen[value.name or ""].range(method), signed=signed) for value in tensors},
         [_sources(value, moving) for value in inputs],
     )
     for node, value in zip(heavy, inputs, strict=True):
@@ -185,7 +188,8 @@ def _brought_together(
         changed = False
         for group in groups:
             members = [found[value] for value in group]
-            widest = ActivationRange(min(m.low for m in members), max(m.high for m in members))
+            low, high = min(m.low for m in members), max(m.high for m in members)
+            widest = ActivationRange(low, high, members[0].signed)
             changed = changed or any(member != widest for member in members)
             found.update(dict.fromkeys(group, widest))
     return found
@@ -295,7 +299,7 @@ def _drop_clipping(
         if clipping is None or down is None or clipping.inputs[0] is None:
             continue
         zero = constant(down.inputs[2])
-        starts_at_zero = zero is not None and int(zero) == 0
+        starts_at_zero = zero is not None and zero.dtype == np.uint8 and int(zero) == 0
         if clipping.op_type == "Clip":
             low = constant(clipping.inputs[1]) if len(clipping.inputs) > 1 else None
             starts_at_zero = starts_at_zero and low is not None and float(low) == 0.0

@@ -107,14 +107,15 @@ function request(model) {
 
 function show(result) {
   const found = lines(result);
+  const coloured = found.some(({ colour }) => colour);
   at("labels").replaceChildren(
     ...found.map(({ name, figure, share, colour }) => {
       const row = document.createElement("div");
       const percent = Math.max(0, Math.min(1, share || 0)) * 100;
       row.style.background = `linear-gradient(to right, var(--bar) ${percent}%, transparent ${percent}%)`;
-      if (colour) {
+      if (coloured) {
         row.append(document.createElement("i"));
-        row.firstChild.style.background = colour;
+        row.firstChild.style.background = colour ?? "none";
       }
       for (const text of [name, figure]) {
         const cell = document.createElement("span");
