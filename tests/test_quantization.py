@@ -296,12 +296,17 @@ def joined(last: str) -> ir.Model:
         "a = Conv<pads = [1,1,1,1]>(x, w1) b = Conv<pads = [1,1,1,1]>(a, w2) c = Concat<axis = 1>(a, b)"
         " d = Concat<axis = 1>(c, b) e = MaxPool<kernel_shape = [2,2], strides = [2,2]>(d)"
     )
-    text = f"g (float[B, 3, H, W] x) => (float[B, 4, P, Q] y) {{ {body} {last} }}"
+    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 12, 1, 1), "s": (1, 12, 1, 1)}
+    return of_pictures(f"{body} {last}", shapes, {"w2": 0.6})
+
+
+def of_pictures(body: str, shapes: dict[str, tuple[int, ...]], sizes: dict[str, float]) -> ir.Model:
+    """`x` [B, 3, H, W] to `y` of four channels; weights have these shapes, and are 0.3 large or as told."""
+    text = f"g (float[B, 3, H, W] x) => (float[B, 4, P, Q] y) {{ {body} }}"
     model = parse(text, opset=21, ir_version=10)
     rng = np.random.default_rng(1)
-    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 4, 3, 3), "w3": (4, 12, 1, 1), "s": (1, 12, 1, 1)}
     for name, shape in shapes.items():
-        array = (rng.standard_normal(shape) * (0.6 if name == "w2" else 0.3)).astype(np.float32)
+        array = (rng.standard_normal(shape) * sizes.get(name, 0.3)).astype(np.float32)
         model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     return loaded(model)
 
@@ -347,21 +352,12 @@ def test_what_is_moved_about_is_rounded_once(
 
 def test_a_relu_whose_steps_go_below_zero_stays(tmp_path: Path) -> None:
     """What comes together with something negative has its steps, which do not end where a Relu does."""
-
-    def model() -> ir.Model:
-        body = (
-            "a = Conv<pads = [1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads = [1,1,1,1]>(x, w2)"
-            " d = Concat<axis = 1>(b, c) y = Conv(d, w3)"
-        )
-        text = f"g (float[B, 3, H, W] x) => (float[B, 4, H, W] y) {{ {body} }}"
-        found = parse(text, opset=21, ir_version=10)
-        rng = np.random.default_rng(1)
-        for name, shape in {"w1": (4, 3, 3, 3), "w2": (4, 3, 3, 3), "w3": (4, 8, 1, 1)}.items():
-            array = (rng.standard_normal(shape) * 0.3).astype(np.float32)
-            found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-        return loaded(found)
-
-    before, after = model(), model()
+    body = (
+        "a = Conv<pads = [1,1,1,1]>(x, w1) b = Relu(a) c = Conv<pads = [1,1,1,1]>(x, w2)"
+        " d = Concat<axis = 1>(b, c) y = Conv(d, w3)"
+    )
+    shapes = {"w1": (4, 3, 3, 3), "w2": (4, 3, 3, 3), "w3": (4, 8, 1, 1)}
+    before, after = (of_pictures(body, shapes, {}) for _ in range(2))
     static.quantize_statically(
         after,
         lambda names: observe(after, names, pictures(8, 0)),
