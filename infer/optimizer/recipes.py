@@ -88,6 +88,7 @@ class Recipe:
         build: changes the model in one of the ways, but for the nodes of these names.
         for_size: whether it makes files smaller, and nothing faster.
         unfit: why it is not worth a try on a graph, or None.
+        least_opset: that has the operators it writes.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Recipe:
     build: _Build
     for_size: bool = False
     unfit: Callable[[ir.Model], str | None] = _any
+    least_opset: int = _LEAST_OPSET
 
 
 _ONE_WAY = ("as they are",)
@@ -355,7 +357,7 @@ ON_CPU = (
 """Those of ONNX Runtime, in the order in which they are tried."""
 
 
-ON_CUDA = (Recipe("float16", "float16", _ONE_WAY, floats.candidates, _float16),)
+ON_CUDA = (Recipe("float16", "float16", _ONE_WAY, floats.candidates, _float16, least_opset=0),)
 """Those of ONNX Runtime on NVIDIA's GPUs. They were run on CPUs alone."""
 
 
@@ -366,8 +368,8 @@ def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
         return f"the graph is quantized already ({', '.join(done)})"
     opset = model.opset_imports.get("", 0)
-    if opset < _LEAST_OPSET and recipe not in ON_CUDA:
-        return f"int8 operators need opset {_LEAST_OPSET}, and the graph has {opset}; export it again"
+    if opset < recipe.least_opset:
+        return f"int8 operators need opset {recipe.least_opset}, and the graph has {opset}; export it again"
     if not recipe.candidates(model):
         return "it finds nothing to change"
     return recipe.unfit(model)

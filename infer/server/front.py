@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, SessionClosedError
 from infer.server import logs
-from infer.server.admission import Gate
+from infer.server.admission import Gate, within
 from infer.server.models import UnavailableError, UnknownModelError
 from infer.server.oip import dump_json
 from infer.server.service import Service
@@ -150,7 +150,7 @@ class _Exchange:
     async def _read_on(self, seconds: float) -> None:
         """Until all of the request is there, for so long at most."""
         with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._read_all(), seconds)
+            await within(seconds, self._read_all())
 
     async def _read_all(self) -> None:
         while not self._all_read:

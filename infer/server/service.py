@@ -128,7 +128,7 @@ class Service:
         """
         start = time.perf_counter()
         limit_s = self.options.timeout_s if timeout_s is None else min(self.options.timeout_s, timeout_s)
-        patience = _Patience(gone or _never, time.monotonic() + limit_s)
+        patience = _Patience(gone, time.monotonic() + limit_s)
         waiting = self.metrics.waiting.labels(model.name, model.version)
         model.waiting += 1
         waiting.inc()
@@ -170,7 +170,7 @@ class Service:
 class _Patience:
     """How long a client waits: until it goes away, or its time is over."""
 
-    def __init__(self, gone: Callable[[], Awaitable[None]], deadline: float) -> None:
+    def __init__(self, gone: Callable[[], Awaitable[None]] | None, deadline: float) -> None:
         self._gone, self._deadline = gone, deadline
         self._leaving: asyncio.Future[None] | None = None
 
@@ -196,10 +196,9 @@ class _Patience:
             with suppress(RuntimeError):  # the loop has ended, and nobody waits
                 loop.call_soon_threadsafe(end)
 
-        left_s = self.left_s
-        timer = loop.call_later(left_s, end)
+        timer = loop.call_later(self.left_s, end)
         # most answers are there before it is worth a task to see whether the client has gone
-        watch = loop.call_later(_SOON_S, self._watch, end) if left_s > _SOON_S else None
+        watch = loop.call_later(_SOON_S, self._watch, self._gone, end) if self._gone else None
         wanted.add_done_callback(tell)
         try:
             await ended
@@ -215,9 +214,9 @@ class _Patience:
                 watch.cancel()
             await self._look_away()
 
-    def _watch(self, end: Callable[[], None]) -> None:
+    def _watch(self, gone: Callable[[], Awaitable[None]], end: Callable[[], None]) -> None:
         """Call `end` if the client goes away."""
-        self._leaving = asyncio.ensure_future(self._gone())
+        self._leaving = asyncio.ensure_future(gone())
         self._leaving.add_done_callback(lambda _: end())
 
     async def _look_away(self) -> None:
@@ -262,7 +261,3 @@ async def answer(request: Request, model: Model, work: Work[T], timeout_s: float
 def _leave_if_held(loading: Future[Version]) -> None:
     if not loading.cancelled() and loading.exception() is None:
         loading.result().leave()
-
-
-async def _never() -> None:
-    await asyncio.get_running_loop().create_future()

@@ -107,7 +107,6 @@ class TextEncoder:
             own = [self.tokenizer.normalizer] if self.tokenizer.normalizer else []
             self.tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         self._check_lengths()
-        self._vocabulary = self.tokenizer.get_vocab_size()
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(
             self._longest,
@@ -150,7 +149,8 @@ class TextEncoder:
 
     def synthetic(self, rng: np.random.Generator) -> str:
         """A text of words that the tokenizer knows."""
-        return synthetic.text(rng, lambda token: self.tokenizer.decode([token]), self._vocabulary)
+        words = self.tokenizer.get_vocab_size()
+        return synthetic.text(rng, lambda token: self.tokenizer.decode([token]), words)
 
     def token_rows(self, window: Window) -> slice:
         """Where a window's tokens lie in a padded row of the model's output."""

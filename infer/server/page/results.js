@@ -2,7 +2,7 @@
 
 const BACKGROUND = /^(_*background_*|none|0)$/i;
 
-const colour = (index, alpha = 1) => `hsl(${(index * 137.5) % 360} 75% 45% / ${alpha})`;
+const colour = (index) => `hsl(${(index * 137.5) % 360} 75% 45%)`;
 
 // The parts of a result that have a name: { name, figure, share, colour }, share from 0 to 1.
 export function lines(result) {
