@@ -1,7 +1,8 @@
-"""The fusion contract over all architectures of tests/architectures.py: what the original does, what passes
-found and rewrote of it, what the backend makes whole, and why not the rest.
+"""The fusion contract over all architectures of tests/architectures.py, or with --zoo over all of the zoo:
+what the original does, what passes found and rewrote of it, what the backend makes whole, and why not the
+rest.
 
-    python -m bench.fusion [NAME…] [--artifacts FOLDER] [-o TABLE.md]
+    python -m bench.fusion [NAME…] [--zoo] [--artifacts FOLDER] [-o TABLE.md]
 
 Each is converted as a user would, or taken from FOLDER/NAME.infer if it is there; every pass of this
 machine's target is applied on top of those that keep the golden outputs. Nothing is timed: whether a pass
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import converters
+from bench.zoo import FAMILIES, FULL_SIZE, convert
+from bench.zoo.debian import NoDataError
 from infer.artifact import Artifact
 from infer.errors import InferError
 from infer.machine import this_machine
@@ -31,6 +35,9 @@ from infer.parity import TOLERANCES, compare
 from infer.planner import make_plan
 from infer.session import open_session
 from tests.architectures import ARCHITECTURES, Architecture
+
+Maker = Callable[[Path], Artifact]
+"""Writes an artifact to a path."""
 
 KINDS = ("attention", "norm", "activation")
 """What is counted in the graph as the backend optimized it."""
@@ -48,39 +55,43 @@ def main() -> None:
     """Print a row for each architecture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("names", nargs="*")
+    parser.add_argument("--zoo", action="store_true", help="its families, and models of full size")
     parser.add_argument("--artifacts", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     lines = []
-    for line in table(arguments.names, arguments.artifacts):
+    makers: dict[str, Maker] = {each.name: partial(_converted, each) for each in ARCHITECTURES}
+    if arguments.zoo:
+        makers = {name: partial(convert, name) for name in (*FAMILIES, *FULL_SIZE)}
+    wanted = {name: maker for name, maker in makers.items() if name in (arguments.names or makers)}
+    for line in table(wanted, arguments.artifacts):
         print(line, flush=True)
         lines.append(line)
     if arguments.output:
         arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def table(names: Collection[str], artifacts: Path | None) -> Iterator[str]:
+def table(makers: Mapping[str, Maker], artifacts: Path | None) -> Iterator[str]:
     """The rows. Of passes they say rewritten / found; of kinds, how many are fused in the graph as ONNX
     Runtime optimized it / in the original; of batch norms, how many are in weights / in the original."""
     passes = [name for target in targets_of("cpu")[:1] for name in target.passes]
     columns = ["architecture", *(f"pass {name}" for name in passes), *KINDS, "batch norm", "falls short"]
     yield f"| {' | '.join(columns)} |"
     yield "|---" * len(columns) + "|"
-    for architecture in ARCHITECTURES:
-        if names and architecture.name not in names:
-            continue
+    for name, maker in makers.items():
         try:
             with tempfile.TemporaryDirectory() as scratch:
-                cells = row(_artifact(architecture, artifacts, Path(scratch)), Path(scratch) / "workshop")
-        except InferError as error:
+                folder = Path(scratch)
+                there = (artifacts or folder) / f"{name}.infer"
+                artifact = Artifact.open(there) if there.exists() else maker(folder / f"{name}.infer")
+                cells = row(artifact, folder / "workshop")
+        except (InferError, NoDataError) as error:
             cells = [*[""] * (len(columns) - 2), f"fails: {error!s:.200}"]
-        yield f"| {' | '.join((architecture.name, *(cell.replace('|', '/') for cell in cells)))} |"
+        yield f"| {' | '.join((name, *(cell.replace('|', '/') for cell in cells)))} |"
 
 
-def _artifact(architecture: Architecture, artifacts: Path | None, scratch: Path) -> Artifact:
-    if artifacts is not None and (there := artifacts / f"{architecture.name}.infer").exists():
-        return Artifact.open(there)
-    return converters.convert(architecture.save(scratch / "model"), scratch / "model.infer")
+def _converted(architecture: Architecture, path: Path) -> Artifact:
+    return converters.convert(architecture.save(path.with_suffix("")), path)
 
 
 def row(artifact: Artifact, folder: Path) -> list[str]:

@@ -23,7 +23,7 @@ from bench.zoo import FAMILIES, FULL_SIZE, family
 from bench.zoo.debian import NoDataError
 from infer.artifact import Artifact
 from infer.errors import InferError
-from infer.evaluation import LOWER_IS_BETTER, Dataset, evaluate
+from infer.evaluation import Dataset, evaluate, lower_is_better
 from infer.machine import this_machine
 from infer.measure.statistics import Estimate
 from infer.optimizer import Budget, Optimized, OptimizeOptions, Verdict, optimize, parse_budget
@@ -96,7 +96,7 @@ def _budget(artifact: Artifact, data: Dataset | Sequence[Any] | None) -> Budget:
         return parse_budget("cosine>=0.999")
     with open_session(artifact) as session:
         metric = next(iter(evaluate(session, data).metrics))
-    return parse_budget(f"{metric}+0.5%" if metric in LOWER_IS_BETTER else f"{metric}-0.5%")
+    return parse_budget(f"{metric}+0.5%" if lower_is_better(metric) else f"{metric}-0.5%")
 
 
 def _told(verdict: Verdict) -> str:

@@ -98,7 +98,9 @@ def resized(signature: Signature, feeds: Mapping[str, Array], sizes: Mapping[str
         for axis, dim in enumerate(spec.dims):
             if isinstance(dim, str) and dim in wanted:
                 array = found[spec.name]
-                places = np.arange(wanted[dim]) % max(1, array.shape[axis])
+                if not array.shape[axis]:
+                    raise FeedError(f"'{dim}' is 0 in the feeds, so there is nothing to repeat")
+                places = np.arange(wanted[dim]) % array.shape[axis]
                 found[spec.name] = np.ascontiguousarray(array.take(places, axis))
     return found
 

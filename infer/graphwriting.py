@@ -23,13 +23,17 @@ def weight_bytes(model: ir.Model) -> int:
 
 
 def save(model: ir.Model, path: Path) -> int:
-    """Write the graph, with its weights beside it if they are large; their total size in bytes."""
+    """Write the graph, with its weights beside it if they are large; their total size in bytes. A link in
+    the place of either is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    data = path.with_name(path.name + ".data")
+    for place in (path, data):
+        if place.is_symlink():
+            place.unlink()  # it may lead anywhere
     if weight_bytes(model) < _EXTERNAL_BYTES:
         # weights that lie beside the graph this one was made of would be looked for beside the new one
         ir.external_data.load_to_model(model)
         ir.save(model, path)
         return path.stat().st_size
-    data = path.with_name(path.name + ".data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=_EXTERNAL_TENSOR_BYTES)
     return path.stat().st_size + data.stat().st_size

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from infer.artifact import Artifact
 from infer.backends import Executable, Switch
 from infer.bare_graph import artifact_of_graph
-from infer.errors import FeedError, InferError, SessionClosedError
+from infer.errors import DeadlineError, FeedError, InferError, SessionClosedError
 from infer.executables import prepare
 from infer.guard import Feeds, Guard
 from infer.integrity import Verification, graphs_beside
@@ -283,7 +283,24 @@ class Session:
 
     async def arun(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
         """`submit`, awaited."""
+        if self._batcher is None:
+            timeout_s = await self._batcher_made(timeout_s)
         return await self.batcher.arun(inputs, timeout_s=timeout_s, caller=caller)
+
+    async def _batcher_made(self, timeout_s: float | None) -> float | None:
+        """The time that is left when it is, in another thread. Raises as `batcher`, and `DeadlineError`."""
+        import asyncio  # takes as long to import as all of infer
+
+        from infer.batching.waiting import Asked
+
+        asked, late = Asked(timeout_s, ""), "the session was not ready in the time that the caller gave"
+        try:
+            await asyncio.wait_for(asyncio.to_thread(lambda: self.batcher), asked.left_s())
+        except asyncio.TimeoutError as error:
+            raise DeadlineError(late) from error
+        if (left_s := asked.left_s()) == 0.0:
+            raise DeadlineError(late)
+        return left_s
 
     @property
     def batcher(self) -> Batcher:
@@ -422,7 +439,8 @@ def _after_fork_in_child() -> None:
 
     for session in _SESSIONS:
         # one reference too many: whatever else Python holds, it lets go of at its end
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._executable))
+        for held in (session._executable, session._fallen_back, session.shadow):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(held))
         session._making = threading.Lock()
         session.shadow = None  # its thread is gone, and may have held its queue
         session._run_ended = threading.Condition()  # its lock may have been held by a thread that is gone

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from infer.backends import Executable
-from infer.errors import InferError, InputError
+from infer.errors import InputError
 from infer.guard import Feeds
 from infer.manifest import Variant
 from infer.options import ShadowOptions
@@ -35,6 +35,9 @@ _FARTHER = 2.0
 _CLOSEST = 1e-6
 """A cosine is not told from 1 any closer."""
 
+_FARTHEST = 2.0
+"""As far off as an answer can be: the opposite, or what cannot be compared."""
+
 _MOST_WINDOW = 10_000
 
 _END = None
@@ -48,7 +51,7 @@ class ShadowStats:
         checked: answers that were run again, of which `off` were too far from the reference's.
         skipped: answers that were chosen, but not checked, because others still were.
         failed: checks that came to no result.
-        worst: the largest distance found of a row: 1 - cosine.
+        worst: the largest distance found of a row: 1 - cosine, or the share of labels that differ.
         fell_back: why the reference answers now, "" if it does not.
     """
 
@@ -124,8 +127,8 @@ class Shadow:
             try:
                 expected = self._reference.run(feeds, tuple(outputs))
                 distance, off = self._distance(variant, expected, outputs)
-            except InferError as error:
-                _log.warning("an answer of %s could not be checked: %s", variant.name, error)
+            except Exception as error:  # too little memory, for instance
+                _log.warning("an answer of %s could not be checked: %r", variant.name, error)
                 with self._lock:
                     self._stats.failed += 1
                 continue
@@ -147,9 +150,9 @@ class Shadow:
         )
         try:
             self._fall_back()
-        except InferError as error:
+        except Exception as error:
             self._latest.clear()  # and is tried again, if the next ones are no better
-            _log.error("%s, but the reference cannot answer: %s", why, error)
+            _log.error("%s, but the reference cannot answer: %r", why, error)
             return
         with self._lock:
             stats.fell_back = why
@@ -158,20 +161,20 @@ class Shadow:
     def _distance(
         self, variant: Variant, expected: Mapping[str, Array], found: Mapping[str, Array]
     ) -> tuple[float, bool]:
-        """The largest 1 - cosine of the outputs, and whether that is too much; where the variant was made
-        to be equal, whether it is not."""
+        """How far the farthest output is off, and whether that is too much; where the variant was made to
+        be equal, whether it is not."""
         evidence = variant.evidence
-        floats = [name for name, array in expected.items() if array.dtype.kind == "f"]
-        distance = max((_apart(expected[name], found[name]) for name in floats), default=0.0)
+        distance = max((_apart(array, found[name]) for name, array in expected.items()), default=0.0)
         if evidence is None or evidence.figures.get("equal") == 1.0:
             return distance, not all(d.within for d in compare(expected, found, self._tolerances))
-        return distance, distance > _FARTHER * max(1.0 - evidence.figures["min-cosine"], _CLOSEST)
+        most = _FARTHER * max(1.0 - evidence.figures["min-cosine"], _CLOSEST)
+        return distance, distance > most or distance >= _FARTHEST
 
 
 def _apart(expected: Array, found: Array) -> float:
-    """1 - cosine of the row that is the farthest off; 2.0 for what cannot be compared."""
+    """1 - `infer.parity.alike` of the row that is the farthest off."""
     if expected.shape != found.shape:
-        return 2.0
+        return _FARTHEST
     if not expected.size:
         return 0.0
     a, b = (array.reshape(len(array) if array.ndim else 1, -1) for array in (expected, found))

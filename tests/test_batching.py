@@ -33,7 +33,7 @@ from infer.errors import (
 )
 from infer.guard import Feeds, Guard
 from infer.options import BatchOptions
-from infer.signature import Array, Signature, TensorSpec
+from infer.signature import Array, Range, Signature, TensorSpec
 from infer.tasks import Padding, Run
 from tests.tiny import edit_manifest, make_artifact
 from tests.waiting import WAIT_S, until
@@ -279,6 +279,41 @@ def test_too_many_are_refused_at_once() -> None:
         assert batcher.submit([2]).result(WAIT_S) == 2
 
 
+def test_work_for_which_no_thread_starts_is_refused(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not run later either, though the pool keeps it, and its place is free again, once."""
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Held(served, batcher):
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        for _ in range(3):
+            with pytest.raises(OverloadedError, match="can't start new thread"):
+                batcher.submit([5])
+        monkeypatch.undo()
+    assert batcher.submit([6]).result(WAIT_S) == 6
+    assert [ids.tolist() for ids in served.runs] == [[[0]], [[6]]]
+    until(lambda: not batcher._callers._work_queue.qsize())
+    assert not batcher._inside
+
+
+def test_work_that_comes_while_the_batcher_closes_is_told(
+    served: Served, batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was open when it was asked."""
+    entered = Batcher._enter
+
+    def enter(self: Batcher, asked: Asked) -> None:
+        entered(self, asked)
+        self.close()
+
+    monkeypatch.setattr(Batcher, "_enter", enter)
+    with pytest.raises(SessionClosedError, match="the session is closed"):
+        batcher.submit([1])
+
+
 def test_what_is_late_is_never_run(served: Served, batcher: Batcher) -> None:
     """Its caller hears so at the deadline, while another's run still goes on."""
     with Held(served, batcher):
@@ -326,6 +361,28 @@ def test_a_run_that_takes_longer_than_any_before_is_late_all_the_same(served: Se
         served.free.set()
         with pytest.raises(DeadlineError):
             late.result(WAIT_S)
+
+
+def test_an_answer_that_comes_too_late_is_none(served: Served, batcher: Batcher) -> None:
+    """Whatever it was that took so long: reading results from outputs, for instance."""
+
+    def work(task: Any, run: Any) -> object:
+        result = task([1, 2])
+        time.sleep(0.2)
+        return result
+
+    with pytest.raises(DeadlineError):
+        batcher.submit_work(work, timeout_s=0.1).result(WAIT_S)
+    assert batcher.submit_work(work, timeout_s=WAIT_S).result(WAIT_S) == 3
+
+
+@pytest.mark.parametrize("timeout_s", [float("inf"), 1e12, 10**400], ids=["inf", "1e12", "no float"])
+def test_any_time_may_be_given(served: Served, batcher: Batcher, timeout_s: float) -> None:
+    """More than a wait can take is no limit, in a lone run and in the queue."""
+    assert batcher([1], timeout_s=timeout_s) == 1
+    with Held(served, batcher):
+        futures = _submit(batcher, [2], [3], timeout_s=timeout_s)
+    assert [future.result(WAIT_S) for future in futures] == [2, 3]
 
 
 def test_what_is_cancelled_is_never_run(served: Served, batcher: Batcher) -> None:
@@ -429,6 +486,20 @@ def test_a_batch_has_no_more_bytes_than_a_run_may(lengths: list[int], expected: 
         assert len(waiting.take()) == count
 
 
+def test_no_more_rows_run_together_than_the_graph_takes() -> None:
+    """Four, for instance: else each run of several requests would fail, and they would run again alone."""
+    served = Served(Signature(TOKENS.inputs, TOKENS.outputs, {"batch": Range(1, 4)}))
+    with _opened(served) as batcher, ThreadPoolExecutor(3) as pool:
+        with Held(served, batcher):
+            rows = [np.full((count, 1), count) for count in (3, 3, 1)]
+            futures = [pool.submit(batcher.run, {"ids": row}) for row in rows]
+            _queued(batcher, 3)
+        answers = [future.result(WAIT_S)["sum"] for future in futures]
+    for row, answer in zip(rows, answers, strict=True):
+        np.testing.assert_array_equal(answer, row[:, 0])
+    assert sorted(len(run) for run in served.runs[1:]) == [3, 4]
+
+
 def test_who_has_little_time_goes_first(served: Served) -> None:
     """A request whose deadline would pass during the next run is part of it."""
     with _opened(served, BatchOptions(max_rows=1)) as batcher:
@@ -454,12 +525,91 @@ def test_short_deadlines_buy_no_larger_share(served: Served) -> None:
         assert ran.index([2]) <= 5
 
 
-def test_more_rows_than_a_run_may_have_are_cut(served: Served) -> None:
-    """And others get their turn in between."""
-    with _opened(served, BatchOptions(max_rows=4)) as batcher:
-        ids = np.arange(1, 11)[:, None]
+@pytest.mark.parametrize(
+    ("seconds", "runs"),
+    [(lambda cost: 0.03, [4, 4, 4]), (lambda cost: 0.004 * cost, [8, 4]), (lambda cost: 0.01, [12])],
+)
+def test_many_rows_run_in_portions_that_take_little_time(
+    served: Served, seconds: Callable[[int], float], runs: list[int]
+) -> None:
+    """Where four rows take 30 ms no more run together; where they take 16 ms, twice as many do."""
+    with _opened(served, BatchOptions(max_rows=4), seconds) as batcher:
+        ids = np.arange(12)[:, None]
         np.testing.assert_array_equal(batcher.run({"ids": ids})["sum"], ids[:, 0])
-        assert [len(run) for run in served.runs] == [4, 4, 2]
+    assert [len(run) for run in served.runs] == runs
+
+
+def test_portions_grow_while_it_is_not_known_what_they_take(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each size is tried before twice as many rows run together."""
+    monkeypatch.setattr("infer.batching._PORTION_S", WAIT_S)  # tests share cores
+    batcher = Batcher(served, layout_of(served.signature, PADDING), BatchOptions(max_rows=4))
+    try:
+        ids = np.arange(20, 120)[:, None]
+        np.testing.assert_array_equal(batcher.run({"ids": ids})["sum"], ids[:, 0])
+        assert [len(run) for run in served.runs] == [4, 4, 8, 8, 16, 16, 32, 12]
+    finally:
+        batcher.close()
+
+
+def test_others_get_their_turn_between_portions(served: Served) -> None:
+    """Of a large request one portion waits at a time, behind those who came before it."""
+    with _opened(served, BatchOptions(max_rows=4)) as batcher, ThreadPoolExecutor(1) as pool:
+        with Held(served, batcher):
+            large = pool.submit(batcher.run, {"ids": np.arange(1, 11)[:, None]}, caller="large")
+            _queued(batcher, 1)
+            _submit(batcher, [20, 20], [30, 30], caller="small")
+        assert large.result(WAIT_S)["sum"].tolist() == list(range(1, 11))
+    assert [len(run) for run in served.runs] == [1, 4, 2, 4, 2]
+
+
+def test_a_portion_waits_for_no_others(served: Served) -> None:
+    """It fills a run, so a delay would gather nothing."""
+    options = BatchOptions(max_delay_s=60, max_rows=4)
+    with _opened(served, options) as batcher, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(batcher.run, {"ids": np.ones((8, 1), np.int64)})
+        assert answer.result(WAIT_S)["sum"].tolist() == [1] * 8
+
+
+def test_no_portion_runs_when_the_time_is_over(served: Served) -> None:
+    """The one that runs then is the last."""
+    with _opened(served, BatchOptions(max_rows=4)) as batcher:
+        served.free.clear()
+        with pytest.raises(DeadlineError):
+            batcher.run({"ids": np.ones((8, 1), np.int64)}, timeout_s=0.1)
+        served.free.set()
+        assert batcher([5]) == 5
+    assert [len(run) for run in served.runs] == [4, 1]
+
+
+def test_a_short_deadline_buys_no_more_than_a_run() -> None:
+    """However much larger requests gain by running together."""
+    pace = Pace()
+    for size in range(14):
+        for _ in range(5):
+            pace.learn(2**size, 900.0)
+    waiting = Waiting(None, pace, 2)
+    for number in range(20):
+        waiting.add(Request(Feeds(), ("sum",), Asked(600, "hasty" if number < 18 else "patient")))
+    callers = [waiting.take()[0].asked.caller for _ in range(20)]
+    assert callers.index("patient") <= 3
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_requests_that_nobody_waits_for_are_dropped_together(cancelled: bool) -> None:
+    """Thousands of them hold up the one that somebody waits for by no more than a look at each."""
+    waiting, futures = Waiting(None, Pace(), 64), [Future[Any]() for _ in range(4000)]
+    for future in futures:
+        waiting.add(Request(Feeds(), ("sum",), Asked(None if cancelled else 1e-9, "", future)))
+        assert not cancelled or future.cancel()
+    waiting.add(wanted := Request(Feeds(), ("sum",), Asked(None, "")))
+    late = waiting._requests[0]
+    start = time.monotonic()
+    assert waiting.take() == [wanted]
+    assert time.monotonic() - start < 1.0
+    assert len(waiting) == 0
+    assert isinstance(late.error, CancelledError if cancelled else DeadlineError)
 
 
 def test_rows_that_gain_nothing_together_run_apart(served: Served) -> None:
@@ -733,6 +883,31 @@ def test_a_session_answers_futures_and_coroutines(net: Path) -> None:
         assert session.batcher.options.max_waiting == 4
     with pytest.raises(SessionClosedError):
         session.submit(x)
+
+
+def test_a_first_coroutine_does_not_hold_up_the_loop(net: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers is made meanwhile, which counts: who has less time hears so at once."""
+    free, made, loop_thread = threading.Event(), infer.Session._new_batcher, threading.get_ident()
+
+    def held(self: infer.Session) -> Batcher:
+        assert threading.get_ident() != loop_thread
+        assert free.wait(WAIT_S)
+        return made(self)
+
+    monkeypatch.setattr(infer.Session, "_new_batcher", held)
+    x = {"x": np.ones((1, 10), np.float32)}
+
+    async def ask(session: infer.Session) -> Any:
+        patient = asyncio.create_task(session.arun(x, timeout_s=WAIT_S))
+        with pytest.raises(DeadlineError):
+            await session.arun(x, timeout_s=0.05)
+        with pytest.raises(InputError):
+            await session.arun(x, timeout_s=0)
+        free.set()
+        return await patient
+
+    with infer.load(net) as session:
+        np.testing.assert_array_equal(asyncio.run(ask(session))["logits"], session(x)["logits"])
 
 
 def test_futures_of_a_session_have_deadlines_and_can_be_cancelled(

@@ -40,12 +40,31 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
 
 
 def test_budgets_are_kept_to_the_letter() -> None:
-    """Points of metrics between 0 and 1, percent of others."""
+    """Points of shares, percent of errors, however small these are."""
     accuracy, error = parse_budget("accuracy-0.5%"), parse_budget("rmse+1%")
     assert accuracy.broken({"accuracy": 0.896}, {"accuracy": 0.9}) is None
     assert accuracy.broken({"accuracy": 0.894}, {"accuracy": 0.9}) == "accuracy 0.9000 → 0.8940"
     assert error.broken({"rmse": 55.4}, {"rmse": 55.0}) is None
     assert error.broken({"rmse": 55.6}, {"rmse": 55.0}) is not None
+    assert error.broken({"rmse": 0.0504}, {"rmse": 0.05}) is None
+    assert error.broken({"rmse": 0.051}, {"rmse": 0.05}) == "rmse 0.0500 → 0.0510"
+    assert parse_budget("eer+0.5%").broken({"eer": 0.014}, {"eer": 0.01}) is None
+
+
+def test_a_budget_of_nothing_is_kept_to_as_well() -> None:
+    """Whichever way the metric goes."""
+    for metric, better, worse in (("accuracy", 1.0, 0.8), ("rmse", 0.8, 1.0)):
+        kept = parse_budget(f"{metric}+0%")
+        assert kept.broken({metric: 0.9}, {metric: 0.9}) is None
+        assert kept.broken({metric: better}, {metric: 0.9}) is None
+        assert kept.broken({metric: worse}, {metric: 0.9}) is not None
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae", "log_loss", "eer", "rmse_price", "rmse_a b"])
+def test_errors_may_grow_and_not_fall(metric: str) -> None:
+    """Those of one target, too."""
+    assert Budget(metric, change=1.0).broken({metric: 0.5}, {metric: 1.0}) is None
+    assert Budget(metric, change=1.0).broken({metric: 1.5}, {metric: 1.0}) is not None
 
 
 def test_cosines_are_the_worst_outputs() -> None:

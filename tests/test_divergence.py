@@ -109,6 +109,35 @@ def test_the_part_that_is_cut_reaches_back_to_what_agrees(tmp_path: Path) -> Non
     assert sorted(node.op_type for node in ir.load(graph).graph) == ["Add", "MatMul", "MatMul"]
 
 
+def branched(factor: float) -> ir.Model:
+    """An If whose branches take a value of the graph around them."""
+    text = """<ir_version: 10, opset_import: ["" : 21]>
+        g (bool c, float[4] x) => (float[4] y) {
+            m = Relu(x)
+            y = If(c) <
+                then_branch = t () => (float[4] a) { f = Constant<value = float {FACTOR}>() a = Mul(m, f) },
+                else_branch = e () => (float[4] b) { b = Neg(m) }
+            >
+            }"""
+    return loaded(onnx.parser.parse_model(text.replace("FACTOR", str(factor))))
+
+
+def test_what_branches_take_comes_along(tmp_path: Path) -> None:
+    """A difference inside an If is cut with what goes in from outside."""
+    before, after = branched(2.0), branched(3.0)
+    feeds = {"c": np.array(True), "x": np.arange(4, dtype=np.float32)}
+    found = diverges(before, after, feeds, TOLERANCES)
+    assert found.first is not None
+    assert found.first.value == "y"
+    graph, data = write_repro(before, after, found.first, feeds, tmp_path / "repro")
+    cut, arrays = ir.load(graph), load_npz(data)
+    assert [node.op_type for node in cut.graph] == ["If"]
+    assert {value.name for value in cut.graph.inputs} == {"c", "m"}
+    answer = answers(cut, tmp_path / "a.onnx", {name: arrays[name] for name in ("c", "m")})["y"]
+    np.testing.assert_array_equal(answer, 3 * feeds["x"])
+    np.testing.assert_array_equal(arrays["expected_y"], 2 * feeds["x"])
+
+
 def test_the_command_tells_and_exits_1(tmp_path: Path) -> None:
     """For graphs that part; 0 for those that do not, or that are within what is asked for."""
     for name, spoiled in (("a", None), ("b", None), ("c", 4)):

@@ -284,6 +284,14 @@ def test_what_cannot_answer_now_and_what_nobody_foresaw(
     assert "a path and a secret" in caplog.text
 
 
+def test_a_body_may_have_any_time(tmp_path: Path) -> None:
+    """More milliseconds than the library counts are no limit."""
+    net = write(tmp_path, identity("float32"), "net.onnx")
+    options = ("--grpc-port", "0", "--body-timeout", "999999999h")
+    with serving(tmp_path, net, *options) as served, grpc.insecure_channel(served.grpc) as channel:
+        assert call(channel, "ServerReady").ready
+
+
 @pytest.mark.slow
 def test_each_worker_takes_calls(tmp_path: Path) -> None:
     """The system deals connections out to all that listen at the port."""

@@ -53,8 +53,10 @@ def attending(
     split: bool = True,
     spelling: str = "whole",
     positions: bool = False,
+    keys: str = "S",
 ) -> ir.Model:
-    """Attention as torch's exporters write it: `x` [B, S, W] to `y`, with seeded weights.
+    """Attention as torch's exporters write it: `x` [B, S, W] to `y`, with seeded weights; unless `shared`,
+    keys are of `other`, [B, `keys`, W].
 
     `spelling` is "whole" (opset 23), "dynamo" (its decomposition below that), "script" (TorchScript),
     "plain" (as people write it) or "replaced" (where scores are replaced, not added to); in the last three,
@@ -62,19 +64,19 @@ def attending(
     """
     width = heads * size
     kinds = {
-        "bool": "bool[B, 1, S, S]",
-        "float": "float[B, 1, S, S]",
-        "row": "bool[B, 1, 1, S]",
-        "numbers row": "float[B, 1, 1, S]",
-        "plane": "float[S, S]",
+        "bool": f"bool[B, 1, S, {keys}]",
+        "float": f"float[B, 1, S, {keys}]",
+        "row": f"bool[B, 1, 1, {keys}]",
+        "numbers row": f"float[B, 1, 1, {keys}]",
+        "plane": f"float[S, {keys}]",
     }
     inputs = f"float[B, S, {width}] x"
     if not shared:
-        inputs += f", float[B, S, {width}] other"
+        inputs += f", float[B, {keys}, {width}] other"
     if mask:
         inputs += f", {kinds[mask]} mask"
     if positions:
-        inputs += f", float[1, {heads}, S, S] positions"
+        inputs += f", float[1, {heads}, S, {keys}] positions"
     lines = []
     for name in "qkv":
         count = (key_heads or heads) if name in "kv" else heads
@@ -159,13 +161,15 @@ def _spelled(spelling: str, mask: str | None, size: int, positions: bool) -> lis
     return lines
 
 
-def feeds_of(model: ir.Model, batch: int, rows: int, seed: int = 0) -> dict[str, Array]:
+def feeds_of(
+    model: ir.Model, batch: int, rows: int, seed: int = 0, keys: int | None = None
+) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
     for value in model.graph.inputs:
         assert value.name is not None
         assert value.shape is not None
-        sizes = {"B": batch, "S": rows}
+        sizes = {"B": batch, "S": rows, "T": keys or rows}
         shape = [dim if isinstance(dim, int) else sizes[str(dim.value)] for dim in value.shape]
         if value.name == "mask":
             # one place of each row is free: sums near -1e4 have three digits left for the scores
@@ -178,8 +182,15 @@ def feeds_of(model: ir.Model, batch: int, rows: int, seed: int = 0) -> dict[str,
     return found
 
 
-def same(before: ir.Model, after: ir.Model, folder: Path, batch: int = 2, rows: int = 5) -> None:
-    feeds = feeds_of(before, batch, rows)
+def same(
+    before: ir.Model,
+    after: ir.Model,
+    folder: Path,
+    batch: int = 2,
+    rows: int = 5,
+    keys: int | None = None,
+) -> None:
+    feeds = feeds_of(before, batch, rows, keys=keys)
     expected = answers(before, folder / "before.onnx", feeds)
     found = answers(after, folder / "after.onnx", feeds)
     for name, array in expected.items():
@@ -253,6 +264,15 @@ def test_attention_of_another_form_is_declined_with_what_is_in_the_way(text: str
     assert "Softmax" in operators(model)
 
 
+@pytest.mark.parametrize(("opset", "found"), [(12, 0), (13, 1)])
+def test_a_softmax_without_an_axis_is_over_what_its_opset_says(opset: int, found: int) -> None:
+    """Before 13 over all but the first dim, which is no attention."""
+    model = attending(spelling="plain", mask=None)
+    model.opset_imports[""] = opset
+    next(node for node in model.graph if node.op_type == "Softmax").attributes.pop("axis")
+    assert attention(model).found == found
+
+
 def test_scores_that_are_used_elsewhere_keep_their_nodes() -> None:
     """A model that returns its attention's shares needs them."""
     model = attending(spelling="plain")
@@ -274,6 +294,10 @@ def test_cross_attention_keeps_its_products(tmp_path: Path) -> None:
     ("given", "reason"),
     [
         ({"heads": 4, "key_heads": 2}, "several heads of queries share one of keys"),
+        (
+            {"shared": False, "keys": "T", "mask": None, "causal": True},
+            "its queries and keys are not known to be as many, and a later key is forbidden",
+        ),
     ],
 )
 def test_attention_that_the_kernel_cannot_take_stays(given: dict[str, object], reason: str) -> None:
@@ -299,12 +323,13 @@ def test_attention_that_the_kernel_cannot_take_stays(given: dict[str, object], r
     positions=st.booleans(),
     batch=st.integers(1, 3),
     rows=st.integers(1, 6),
+    keys=st.integers(1, 6),
 )
 def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
-    heads, size, mask, causal, shared, bias, split, spelling, positions, batch, rows, tmp_path_factory
+    heads, size, mask, causal, shared, bias, split, spelling, positions, batch, rows, keys, tmp_path_factory
 ) -> None:
-    """With and without masks, causal or not, packed or not, whatever takes the answer, and however it is
-    written."""
+    """With and without masks, causal or not, packed or not, with as many keys as queries or not, whatever
+    takes the answer, and however it is written."""
     causal = causal and spelling == "whole"
     if spelling == "whole" and mask in ("row", "numbers row"):
         mask = "bool"  # ONNX Runtime's kernel of the operator refuses a row
@@ -318,10 +343,11 @@ def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
         "split": split,
         "spelling": spelling,
         "positions": positions and spelling != "whole",
+        "keys": "S" if shared or causal else "T",
     }
     before, after = attending(**given_to), attending(**given_to)
     assert attention(after).rewritten == 1
-    same(before, after, tmp_path_factory.mktemp("pass"), batch, rows)
+    same(before, after, tmp_path_factory.mktemp("pass"), batch, rows, keys)
 
 
 def residual(*, bias: bool = True, used_again: bool = False, broadcast: bool = False) -> ir.Model:

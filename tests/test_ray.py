@@ -30,7 +30,7 @@ from infer.server.ray.http import UnknownModelError, error_response
 from infer.server.ray.models import Model, open_model
 from infer.server.ray.serving import Replica, paths_of
 from infer.tasks import TASKS
-from tests.tiny import classifier, classify, make_artifact, reseal, write
+from tests.tiny import classifier, classify, identity, make_artifact, reseal, write
 
 SEEDS = (7, 8)
 ROW = np.random.default_rng(0).standard_normal((1, 10)).astype(np.float32)
@@ -376,6 +376,32 @@ def test_rows_that_may_not_run_together_run_alone(tmp_path: Path) -> None:
     found = session({"x": np.array([[1.0, 2.0], [5.0, 7.0]])})
     assert found["error"] == [None, None]
     assert [np.ravel(result["y"]).tolist() for result in found["result"]] == [[0.0, 0.0], [0.0, 0.0]]
+    session._session.close()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "good", "bad"),
+    [
+        ("int32", [5, -(2**31)], 2**32 + 5),
+        ("int8", [127], 300),
+        ("int8", [0], np.uint64(2**63)),
+        ("uint8", [255], -1),
+        ("uint64", [2**63], -1),
+        ("float16", [0.1, 60_000.0], 70_000),
+    ],
+)
+def test_numbers_that_an_input_cannot_hold_are_an_error(
+    tmp_path: Path, dtype: str, good: list[Any], bad: Any
+) -> None:
+    """Of their row alone; those that it can hold are narrowed, and floats are rounded."""
+    session = BatchSession(write(tmp_path, identity(dtype, "N")), "x")
+    column = np.empty(len(good) + 1, object)
+    column[:] = [*good, bad]
+    found = session({"x": column})
+    for result, number in zip(found["result"], good, strict=False):
+        np.testing.assert_array_equal(result["y"], np.array(number, dtype))
+    assert found["error"][:-1] == [None] * len(good)
+    assert f"has numbers that {dtype} cannot hold" in found["error"][-1]
     session._session.close()
 
 

@@ -369,6 +369,16 @@ def test_what_never_reached_a_model_is_counted_too(served: Served) -> None:
     assert counted("refused") == refused + statuses.count(503)
 
 
+def test_an_answer_may_have_any_time(tmp_path: Path) -> None:
+    """More than a wait can take is no limit, for requests that wait for their turn, too."""
+    with serving(tmp_path, slow(tmp_path), "--timeout", "999999999h") as served:
+        with ThreadPoolExecutor(8) as pool:
+            asked = [
+                pool.submit(served.post, "/v2/models/slow/infer", json=slow_request(20)) for _ in range(8)
+            ]
+            assert {answer.result().status_code for answer in asked} == {200}
+
+
 def test_many_small_compressed_bodies_find_room(tmp_path: Path) -> None:
     """Each takes what it can inflate to, not what the largest could: forty at once, of which four of the
     largest would fill the server."""
@@ -466,6 +476,15 @@ def test_the_openai_client_gets_embeddings(served: Served) -> None:
             client.embeddings.create(model="words", input="a", dimensions=2)
         with pytest.raises(openai.BadRequestError, match="one or more texts"):
             client.embeddings.create(model="words", input=[])
+
+
+def test_an_encoding_that_is_null_is_the_default(served: Served) -> None:
+    """As clients may send what they were not told; an empty one is refused."""
+    asked = {"model": "words", "input": "three", "encoding_format": None}
+    response = served.post("/v1/embeddings", json=asked)
+    assert response.json()["data"][0]["embedding"] == [4, 16, 1]
+    response = served.post("/v1/embeddings", json={**asked, "encoding_format": ""})
+    assert response.status_code == 400
 
 
 def test_probes_are_answered_while_models_work(served: Served) -> None:

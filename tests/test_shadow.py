@@ -160,6 +160,32 @@ def test_a_forked_child_closes_a_session_that_was_checked(clipped: Path) -> None
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_ends_after_the_session_fell_back(clipped: Path) -> None:
+    """As Python does, with all its destructors: also that of the variant, which has its threads still. The
+    shadow is closed first, because a child never lets go of what a thread of the parent's holds."""
+    program = """
+import os, signal, sys, time, infer, numpy as np
+options = infer.ShadowOptions(share=1.0, limit=0.2, window=4)
+x = np.full((2, 10), 3.0, np.float32)
+session = infer.load(sys.argv[1], variant="clip", num_threads=2, shadow=options)
+end = time.monotonic() + 20
+while not session.shadow.stats().fell_back and time.monotonic() < end:
+    session.run({"x": x})
+    time.sleep(0.01)
+session.shadow.close()
+time.sleep(0.5)  # until its threads wait
+if not os.fork():
+    signal.alarm(10)
+    sys.exit(7)
+print(bool(session.shadow.stats().fell_back), os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program, clipped], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True 7\n", done.stderr
+
+
 def test_the_reference_has_no_shadow(net: Path) -> None:
     """It would be compared with itself."""
     with infer.load(net, shadow=ShadowOptions(share=1.0)) as session:
@@ -241,11 +267,12 @@ def shadow(
     reference: Held,
     *,
     equal: bool = True,
+    farthest: float = 0.999,
     fall_back: Callable[[], None] = lambda: None,
     window: int = 3,
     share: float = 1.0,
 ) -> Shadow:
-    figures = {"equal": float(equal), "cosine": 0.9999, "min-cosine": 0.999}
+    figures = {"equal": float(equal), "cosine": 0.9999, "min-cosine": farthest}
     evidence = Evidence({}, "", figures, "", Speed("fp32", 0.5, 0.4, 0.6, "m"), 0.0)
     variant = Variant("other", "graphs/other.onnx", "int8", 21, 9, evidence)
     options = ShadowOptions(share=share, limit=0.5, window=window)
@@ -319,12 +346,50 @@ def test_nan_and_other_shapes_are_off(bad: Array) -> None:
     checks.close()
 
 
-def test_a_check_that_fails_decides_nothing() -> None:
-    """It is counted, the thread goes on, and the variant keeps answering."""
+@pytest.mark.parametrize("dtype", ["int64", "bool", "object"])
+@pytest.mark.parametrize(("wrong", "off"), [(0, False), (1, False), (3, True)])
+def test_what_are_no_floats_count_by_the_share_that_is_equal(dtype: str, wrong: int, off: bool) -> None:
+    """As in the figures of the evidence: here 0.999 of them are, and twice as many may differ."""
+    labels = np.array([f"{n % 2}" for n in range(1000)]) if dtype == "object" else np.arange(1000) % 2
+    expected = labels.astype(dtype)[None]
+    found = expected.copy()
+    found[0, :wrong] = expected[0, 1 : wrong + 1]
+    checks = shadow(Held(lambda feeds: {"y": feeds["x"], "label": expected}), equal=False)
+    x = np.ones((1, 3), np.float32)
+    checks.offer(feeds_of(x), {"y": x, "label": found})
+    until(lambda: checks.stats().checked == 1)
+    assert checks.stats().off == off
+    assert checks.stats().worst == pytest.approx(wrong / 1000)
+    checks.close()
+
+
+def test_labels_of_a_batch_are_judged_together() -> None:
+    """One for each row, of which one in a thousand differs."""
+    expected = np.arange(1000)
+    found = expected.copy()
+    found[7] = 3
+    checks = shadow(Held(lambda feeds: {"label": expected}), equal=False)
+    checks.offer(feeds_of(np.ones((1000, 3), np.float32)), {"label": found})
+    until(lambda: checks.stats().checked == 1)
+    assert (checks.stats().off, checks.stats().worst) == (0, pytest.approx(0.001))
+    checks.close()
+
+
+def test_another_shape_is_off_however_far_answers_may_be() -> None:
+    """Of what is no float, too, and where evidence allows the opposite."""
+    checks = shadow(Held(lambda feeds: {"label": np.arange(3)}), equal=False, farthest=-1.0)
+    checks.offer(feeds_of(np.ones((1, 3), np.float32)), {"label": np.arange(2)})
+    until(lambda: checks.stats().off == 1)
+    checks.close()
+
+
+@pytest.mark.parametrize("error", [BackendError("no"), MemoryError(), ZeroDivisionError()])
+def test_a_check_that_fails_decides_nothing(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """It is counted and said, the thread goes on, and the variant keeps answering."""
 
     def fail(feeds: Feeds) -> dict[str, Array]:
         if feeds["x"][0, 0] == 0:
-            raise BackendError("no")
+            raise error
         return {"y": feeds["x"]}
 
     checks = shadow(Held(fail))
@@ -335,17 +400,19 @@ def test_a_check_that_fails_decides_nothing() -> None:
         until(lambda before=before: checks.stats() != before)  # type: ignore[misc]
     stats = checks.stats()
     assert (stats.failed, stats.checked, stats.off, stats.fell_back) == (3, 1, 0, "")
+    assert f"an answer of other could not be checked: {error!r}" in caplog.text
     checks.close()
 
 
-def test_a_reference_that_does_not_load_leaves_the_variant() -> None:
+@pytest.mark.parametrize("error", [BackendError("no memory"), MemoryError()])
+def test_a_reference_that_does_not_load_leaves_the_variant(error: Exception) -> None:
     """Falling back is tried again with the next answers."""
     tried = []
 
     def fall_back() -> None:
         tried.append(len(tried))
         if len(tried) == 1:
-            raise BackendError("no memory")
+            raise error
 
     checks = shadow(Held(lambda feeds: {"y": -feeds["x"]}), fall_back=fall_back, window=2)
     x = np.ones((1, 3), np.float32)

@@ -7,10 +7,11 @@ fewer do is run at once, by its own thread, and batches form of those that come 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -30,6 +31,8 @@ _CLOSED = "the session is closed; open the artifact again"
 _LATE = "there was no answer in the time that the caller gave"
 _SURELY = 10
 """A run ends in time, as far as one can tell, if its caller waits so many times as long as it takes."""
+_PORTION_S = 0.02
+"""Of a large request, twice as many rows run together as are known to take less than this."""
 _LONGEST_S, _MOST_ROWS, _MOST_WAITING = 60, 65536, 4096
 
 
@@ -113,7 +116,7 @@ class Batcher:
         self._waiting = Waiting(self._joins, self._pace, options.max_rows, max_feed_bytes)
         self._stats = BatchStats()
         self._running = 0
-        self._in_flight = 0
+        self._inside: set[Asked] = set()
         self._closed = ""  # why, once it is
         self._pid = os.getpid()
         self._changed = threading.Condition()
@@ -130,8 +133,9 @@ class Batcher:
         """A future of what `session(inputs)` gives, answered together with other callers' requests. Inputs
         that are arrays are not copied: leave them as they are until then.
 
-        Cancelling it drops what does not run yet. After `timeout_s` it fails with `DeadlineError`. Callers
-        of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
+        Cancelling it drops what does not run yet. After `timeout_s` it fails with `DeadlineError`: what the
+        task does before and after the graph is not cut off, but an answer that comes too late is none.
+        Callers of different names get equal shares. Raises `OverloadedError` and `SessionClosedError`.
         """
         return self.submit_work(lambda task, _: task(inputs), timeout_s=timeout_s, caller=caller)
 
@@ -141,12 +145,17 @@ class Batcher:
         as `submit`."""
         future: Future[T] = Future()
         asked = Asked(timeout_s, caller, future)
-        self._enter()
+        self._enter(asked)
         try:
             self._callers.submit(self._answer, asked, future, work)
-        except BaseException:
-            self._leave()
-            raise
+        except BaseException as error:
+            future.cancel()  # if no thread starts, the pool keeps it for the next one that does
+            self._leave(asked)
+            if not isinstance(error, RuntimeError):
+                raise
+            if self._closed:
+                raise SessionClosedError(self._closed) from error
+            raise OverloadedError(f"there is no thread for it ({error}); try again later") from error
         return future
 
     async def arun(self, inputs: Any, *, timeout_s: float | None = None, caller: str = "") -> Any:
@@ -159,11 +168,11 @@ class Batcher:
         """What `session(inputs)` gives, answered together with other callers' requests, for a caller that
         waits in a thread of its own. Raises as the session and as `submit`, and `DeadlineError`."""
         asked = Asked(timeout_s, caller)
-        self._enter()
+        self._enter(asked)
         try:
             return self._ask(asked, lambda task, _: task(inputs))
         finally:
-            self._leave()
+            self._leave(asked)
 
     def run(
         self,
@@ -175,11 +184,11 @@ class Batcher:
     ) -> dict[str, Array]:
         """What `session.run` gives, of a run that may hold rows of other callers. Raises as `__call__`."""
         asked = Asked(timeout_s, caller)
-        self._enter()
+        self._enter(asked)
         try:
             return self._run(asked, feeds, outputs)
         finally:
-            self._leave()
+            self._leave(asked)
 
     def stats(self) -> BatchStats:
         """What was done so far."""
@@ -199,7 +208,7 @@ class Batcher:
             thread.join()
         self._callers.shutdown()
 
-    def _enter(self) -> None:
+    def _enter(self, asked: Asked) -> None:
         if os.getpid() != self._pid:
             raise SessionClosedError(
                 f"this batcher was made in process {self._pid}, and its threads did not come along into the"
@@ -208,26 +217,27 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise SessionClosedError(self._closed)
-            if self._in_flight >= self.options.max_waiting:
+            if (waiting := len(self._inside)) >= self.options.max_waiting:
                 self._stats.refused += 1
                 raise OverloadedError(
-                    f"{self._in_flight} requests wait already, all that may (max_waiting); try again later"
+                    f"{waiting} requests wait already, all that may (max_waiting); try again later"
                 )
-            self._in_flight += 1
+            self._inside.add(asked)
 
-    def _leave(self) -> None:
+    def _leave(self, asked: Asked) -> None:
         with self._changed:
-            self._in_flight -= 1
+            self._inside.discard(asked)
 
     def _answer(self, asked: Asked, future: Future[Any], work: Work[Any]) -> None:
         """`future`'s result, in a thread of the pool."""
         result, error = None, None
         try:
-            result = self._ask(asked, work)
+            if not future.cancelled():
+                result = self._ask(asked, work)
         except BaseException as raised:
             error = raised
         finally:
-            self._leave()
+            self._leave(asked)
         if not asked.begin():
             return
         if error is None:
@@ -236,12 +246,15 @@ class Batcher:
             future.set_exception(error)
 
     def _ask(self, asked: Asked, work: Work[T]) -> T:
-        """The result of `work`; its runs are those of `asked`."""
+        """The result of `work`, if it comes in time; its runs are those of `asked`."""
         self._asking.now = asked
         try:
-            return work(self._task, self._run_asked)
+            result = work(self._task, self._run_asked)
         finally:
             del self._asking.now
+        if asked.left_s() == 0.0:
+            raise DeadlineError(_LATE)
+        return result
 
     def _run_asked(
         self, feeds: Mapping[str, object], outputs: Sequence[str] | None = None
@@ -253,39 +266,52 @@ class Batcher:
         self, asked: Asked, feeds: Mapping[str, object], outputs: Sequence[str] | None
     ) -> dict[str, Array]:
         names, admitted = self._session.wanted(outputs), self._session.admit(feeds)
-        rows, cost = (1, 1) if self._joins is None else self._joins.work(admitted)
-        if self._may_run_at_once(asked, rows, cost):
-            return self._run_at_once(asked, admitted, names, rows, cost)
-        requests = self._requests(asked, admitted, names)
+        layout = self._joins
+        if layout is None:
+            return self._answered(asked, admitted, names, 1, 1)
+        rows, cost = layout.work(admitted)
+        if rows <= self.options.max_rows:
+            return self._answered(asked, admitted, names, rows, cost)
+        answers = [
+            self._answered(asked, portion, names, *layout.work(portion))
+            for portion in self._portions(layout, admitted, rows, cost // rows)
+        ]
+        if len(answers) == 1:
+            return answers[0]
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in names}
+
+    def _portions(self, layout: Layout, feeds: Feeds, rows: int, row_cost: int) -> Iterator[Feeds]:
+        """Many rows cut for several runs, each of which is cut when the one before it has ended: so others
+        get their turn in between, and its size is as runs turn out."""
+        start = 0
+        while start < rows:
+            pace, count = self._next_pace, self.options.max_rows
+            while count < rows - start and (pace.seconds(count * row_cost) or math.inf) < _PORTION_S:
+                count *= 2
+            yield layout.cut(feeds, start, start + count)
+            start += count
+
+    def _answered(
+        self, asked: Asked, feeds: Feeds, names: tuple[str, ...], rows: int, cost: int
+    ) -> dict[str, Array]:
+        """The outputs of one run: at once if a stream is free, else when its turn comes."""
+        if self._may_run_at_once(asked, cost):
+            return self._run_at_once(asked, feeds, names, rows, cost)
+        request, layout = Request(feeds, names, asked), self._joins
+        if layout is not None:
+            request.kind, request.rows = layout.kind(feeds), rows
+            request.length, request.row_cost = layout.length_of(feeds), layout.row_cost(feeds)
         with self._changed:
             if self._closed:
                 raise SessionClosedError(self._closed)
-            for request in requests:
-                self._waiting.add(request)
+            self._waiting.add(request)
             self._changed.notify()
-        answers = self._awaited(requests)
-        if len(answers) == 1:
-            return answers[0]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return self._awaited(request)
 
-    def _requests(self, asked: Asked, feeds: Feeds, names: tuple[str, ...]) -> list[Request]:
-        """One, or several if it has more rows than a run may have."""
-        layout = self._joins
-        if layout is None:
-            return [Request(feeds, names, asked)]
-        rows, most = layout.rows(feeds), self.options.max_rows
-        kind, length, row_cost = layout.kind(feeds), layout.length_of(feeds), layout.row_cost(feeds)
-        if rows <= most:
-            return [Request(feeds, names, asked, kind, rows, length, row_cost)]
-        return [
-            Request(part, names, asked, kind, layout.rows(part), length, row_cost)
-            for part in (layout.cut(feeds, start, start + most) for start in range(0, rows, most))
-        ]
-
-    def _may_run_at_once(self, asked: Asked, rows: int, cost: int) -> bool:
+    def _may_run_at_once(self, asked: Asked, cost: int) -> bool:
         """Whether a stream is free and nothing waits, and it will surely end in time; then it is this
         request that runs from now on."""
-        if self.options.max_delay_s or rows > self.options.max_rows:
+        if self.options.max_delay_s:
             return False
         if (left_s := asked.left_s()) is not None:
             expected_s = self._next_pace.seconds(cost) or self._pace.seconds(cost)
@@ -312,7 +338,7 @@ class Batcher:
             if not asked.begin():
                 raise CancelledError
             answer = self._timed(feeds, names, rows, cost, 0)
-            if asked.left_s() == 0:
+            if asked.left_s() == 0.0:
                 raise DeadlineError(_LATE)
             return answer
         finally:
@@ -321,23 +347,19 @@ class Batcher:
                 if len(self._waiting):
                     self._changed.notify()
 
-    def _awaited(self, requests: Sequence[Request]) -> list[dict[str, Array]]:
-        """The answers, when all are there. Raises `DeadlineError`, and what running them raised."""
-        answers = []
+    def _awaited(self, request: Request) -> dict[str, Array]:
+        """The answer, when it is there. Raises `DeadlineError`, and what running it raised."""
         try:
-            for request in requests:
-                if not request.done.wait(request.asked.left_s()):
-                    raise DeadlineError(_LATE)
-                if request.error is not None:
-                    raise request.error
-                assert request.answer is not None
-                answers.append(request.answer)
+            if not request.done.wait(request.asked.left_s()):
+                raise DeadlineError(_LATE)
         except BaseException:
             with self._changed:
-                left_over = [request for request in requests if self._waiting.remove(request)]
-                self._stats.dropped += bool(left_over)
+                self._stats.dropped += self._waiting.remove(request)
             raise
-        return answers
+        if request.error is not None:
+            raise request.error
+        assert request.answer is not None
+        return request.answer
 
     def _serve(self) -> None:
         """A thread of the batcher's: run what waits, whatever happens to it."""

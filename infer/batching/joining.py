@@ -33,6 +33,12 @@ class Layout:
         padded = f", padded along {self.length}" if self.length else ""
         return f"rows run together along {self.batch}{padded}"
 
+    @property
+    def most_rows(self) -> int | None:
+        """The most rows that the graph takes; None without an end."""
+        limits = self.signature.limits.get(self.batch)
+        return limits.most if limits else None
+
     def rows(self, feeds: Mapping[str, Array]) -> int:
         """How many rows there are in `feeds`."""
         return len(feeds[self.signature.inputs[0].name])

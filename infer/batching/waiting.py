@@ -32,7 +32,9 @@ class Asked:
         """Raises `InputError` for a time that is none."""
         if timeout_s is not None and (not isinstance(timeout_s, (int, float)) or not timeout_s > 0):
             raise InputError(f"timeout_s must be a number of seconds above 0, but is {timeout_s!r:.60}")
-        self.deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        limit_s = math.inf if timeout_s is None else timeout_s
+        # no wait takes longer
+        self.deadline = time.monotonic() + limit_s if limit_s < threading.TIMEOUT_MAX else None
         self.caller = caller
         self._future = future
         self._begun: bool | None = True if future is None else None
@@ -40,6 +42,11 @@ class Asked:
     def left_s(self) -> float | None:
         """The time until its deadline, None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits any more: its deadline is past, or it was cancelled."""
+        return self.left_s() == 0.0 or (self._future is not None and self._future.cancelled())
 
     def begin(self) -> bool:
         """Say that its turn has come; False if it was cancelled before."""
@@ -105,7 +112,9 @@ class Waiting:
     def __init__(
         self, layout: Layout | None, pace: Pace, most_rows: int, most_bytes: int | None = None
     ) -> None:
-        self._layout, self.pace, self._most_rows = layout, pace, most_rows
+        self._layout, self.pace = layout, pace
+        most = layout.most_rows if layout else None
+        self._most_rows = most_rows if most is None else min(most_rows, most)
         self._most_bytes = math.inf if most_bytes is None else most_bytes
         self._requests: list[Request] = []
         self._now = 0.0  # the turn of what runs
@@ -122,6 +131,8 @@ class Waiting:
     @property
     def full(self) -> bool:
         """Whether waiting for more would not fill a run any better."""
+        if sum(request.rows for request in self._requests) >= self._most_rows:
+            return True
         return sum(request.cost for request in self._requests) >= self.pace.enough
 
     def add(self, request: Request) -> None:
@@ -172,12 +183,14 @@ class Waiting:
 
     def _first(self) -> Request | None:
         """The one whose turn it is, taken out of the queue."""
+        self._drop_over()
         while self._requests:
             in_turn: dict[str, list[Request]] = {}
             for request in sorted(self._requests, key=lambda request: request.turn):
                 in_turn.setdefault(request.asked.caller, []).append(request)
             chosen = next(iter(in_turn.values()))[0]
-            ahead = chosen.turn + self.pace.enough
+            run = self._most_rows * chosen.length * chosen.row_cost
+            ahead = chosen.turn + min(self.pace.enough, run)
             due = [requests for requests in in_turn.values() if requests[0].turn <= ahead]
             urgent = [request for requests in due for request in requests if self._is_urgent(request)]
             if urgent:
@@ -197,11 +210,19 @@ class Waiting:
     def _claimed(self, request: Request) -> bool:
         """Take it out of the queue; whether somebody still waits for it. If not, it is finished."""
         self._requests.remove(request)
-        if request.asked.left_s() == 0.0:
-            request.finish(None, DeadlineError("the deadline passed while the request waited for its turn"))
-        elif not request.asked.begin():
-            request.finish(None, CancelledError())
-        return not request.done.is_set()
+        if not request.asked.over and request.asked.begin():
+            return True
+        _drop(request)
+        return False
+
+    def _drop_over(self) -> None:
+        """Finish those that nobody waits for any more."""
+        requests, self._requests = self._requests, []
+        for request in requests:
+            if request.asked.over:
+                _drop(request)
+            else:
+                self._requests.append(request)
 
     def _fits(self, rows: int, longest: int, request: Request) -> bool:
         """Whether it takes less time in a run with so many rows than after it."""
@@ -215,6 +236,13 @@ class Waiting:
         if run is None or without is None or apart is None:
             return after - before - request.cost <= _PADDED * after
         return run <= without + apart
+
+
+def _drop(request: Request) -> None:
+    """Finish it, unexecuted."""
+    late = request.asked.left_s() == 0.0
+    said = "the deadline passed while the request waited for its turn"
+    request.finish(None, DeadlineError(said) if late else CancelledError())
 
 
 def _put_first(chosen: Request, in_turn: Sequence[Request]) -> None:

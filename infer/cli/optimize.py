@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     "budgets",
     multiple=True,
     metavar="TEXT",
-    help="What answers may lose: equal (the default), cosine>=0.999, min-cosine>=0.99, accuracy-0.5%."
-    " Repeatable; all must hold.",
+    help="What answers may lose: equal (the default), cosine>=0.999, min-cosine>=0.99, accuracy-0.5%,"
+    " rmse+1%. Repeatable; all must hold.",
 )
 @click.option(
     "--data",
@@ -208,19 +208,20 @@ def _report(found: Optimized, output: Path) -> None:
         ("judged on", found.data),
         ("artifact", str(output)),
     ]
-    if ratio is None:
-        as_before = "nothing was faster here; the output runs as the original does"
-        if (nearest := found.nearest) is not None:
-            as_before = (
-                "nothing that approximates was within the budget; the output runs as the original does"
-            )
-            facts.append(("nearest", f"{nearest.name}: {_answers(found, nearest)}"))
-        if found.outcome.other:
-            as_before = "as the original's, but for what follows"
-        facts.insert(0, ("time", as_before))
+    nearest = found.nearest
+    if nearest is not None:
+        facts.append(("nearest", f"{nearest.name}: {_answers(found, nearest)}"))
+    if ratio is not None:
+        time = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
+    elif found.in_steps:
+        time = "faster step by step; interrupted before all of it was timed beside the original"
+    elif found.outcome.other:
+        time = "as the original's, but for what follows"
+    elif nearest is not None:
+        time = "nothing that approximates was within the budget; the output runs as the original does"
     else:
-        said = f"×{ratio.value:.3f} of the original's ({ratio.low:.3f} to {ratio.high:.3f})"
-        facts.insert(0, ("time", said))
+        time = "nothing was faster here; the output runs as the original does"
+    facts.insert(0, ("time", time))
     if other := found.outcome.other:
         at = f"from {other.rows_from} rows" if other.larger else f"below {other.rows_from} rows"
         runtime = _on(other.runtime, other.found.compute_dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,18 @@ EVALUATORS: dict[str, str] = {
 
 _PAIRED = "infer.evaluation.verification"
 
-LOWER_IS_BETTER = frozenset({"eer", "log_loss", "mae", "rmse"})
-"""Metrics of which less is better. Of all others, more is."""
+_UNBOUNDED = re.compile("log_loss|mae|rmse(_.*)?", re.DOTALL)
+"""Errors that may have any size; all other metrics are shares, or nearly so."""
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of it is better: of errors."""
+    return metric == "eer" or is_unbounded(metric)
+
+
+def is_unbounded(metric: str) -> bool:
+    """Whether its size says nothing by itself, so that a percent of it is of its value."""
+    return _UNBOUNDED.fullmatch(metric) is not None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 equal               every answer within the tolerance of the conversion (the default)
 cosine>=0.999       the mean cosine of answers to the reference's, of the output where it is lowest
 min-cosine>=0.99    the lowest one
-accuracy-0.5%       a metric of `infer eval`, which may fall by half a point; errors: "rmse+1%"
+accuracy-0.5%       a metric of `infer eval`, which may fall by half a point
+rmse+1%             an error, which may grow by a hundredth of what it is
 
 What are no floats, such as labels, have no cosine: the share of elements that are equal takes its place.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infer.errors import InputError
+from infer.evaluation import is_unbounded, lower_is_better
 from infer.parity import TOLERANCES, Tolerance, alike, compare
 from infer.signature import Array
 
@@ -41,7 +43,7 @@ Answers = Sequence[Mapping[str, Array]]
 @dataclass(frozen=True)
 class Budget:
     """One condition. `least` is the lowest cosine; `change` how far a metric may move, in percent: points
-    of those that lie between 0 and 1, of its value for others."""
+    of a share, which lies between 0 and 1; of its value for errors, and for others that do not."""
 
     metric: str = EQUAL
     least: float = 0.0
@@ -67,8 +69,9 @@ class Budget:
         if self.metric in COSINES:
             return None if value >= self.least else f"{self.metric} {value:.5f} < {self.least:g}"
         before = reference[self.metric]
-        step = self.change / 100 * (1.0 if 0 <= before <= 1 else abs(before))
-        worse = value < before + step if self.change < 0 else value > before + step
+        of_share = 0 <= before <= 1 and not is_unbounded(self.metric)
+        limit = before + self.change / 100 * (1.0 if of_share else abs(before))
+        worse = value > limit if lower_is_better(self.metric) else value < limit
         return f"{self.metric} {before:.4f} → {value:.4f}" if worse else None
 
 

@@ -6,7 +6,7 @@ order of the second graph. What is not compared is counted."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -261,6 +261,20 @@ def write_cut(
     return graph, data
 
 
+def _nodes_of(node: ir.Node) -> Iterator[ir.Node]:
+    """It, and those of the graphs inside it: of an If's branches, say."""
+    yield node
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield from ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+
+
+def _taken(node: ir.Node, graph: ir.Graph) -> list[ir.Value]:
+    """The values of the graph that it takes, also within."""
+    values = [value for each in _nodes_of(node) for value in each.inputs]
+    return [value for value in values if value is not None and value.graph is graph]
+
+
 def _cut(model: ir.Model, value: str, agreed: Collection[str]) -> list[str]:
     """Leave only what makes `value` of values that are agreed on, or of inputs; their names."""
     graph = model.graph
@@ -273,9 +287,9 @@ def _cut(model: ir.Model, value: str, agreed: Collection[str]) -> list[str]:
     while waiting:
         node = waiting.pop()
         needed[node] = None
-        for each in node.inputs:
-            maker = None if each is None else each.producer()
-            if each is None or each.name is None or each.is_initializer():
+        for each in _taken(node, graph):
+            maker = each.producer()
+            if each.name is None or each.is_initializer():
                 continue
             if maker is None or (each.name in agreed and maker.op_type != "Constant"):
                 borders[each.name] = each
@@ -284,13 +298,14 @@ def _cut(model: ir.Model, value: str, agreed: Collection[str]) -> list[str]:
     target = next(output for output in made_by[value].outputs if output.name == value)
     target.shape = None
     fresh = []
+    inside = {each: node for node in needed for each in _nodes_of(node)}
     for name, border in borders.items():
         if border.is_graph_input():
             fresh.append(border)
             continue
         given = ir.Value(name=f"{name}_given", type=border.type)
         for use in list(border.uses()):
-            if use.node in needed:
+            if use.node in inside:
                 use.node.replace_input_with(use.idx, given)
         fresh.append(given)
     graph.outputs[:] = [target]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from infer.errors import InferError, InputError
-from infer.evaluation import LOWER_IS_BETTER, evaluate_task
+from infer.evaluation import evaluate_task, lower_is_better
 from infer.feeds import Feeds, batch_dim, resized
 from infer.measure.queries import Call
 from infer.measure.rounds import MIN_ROUNDS, WARM_UP_S, take_turns
@@ -85,8 +85,8 @@ class Judge:
                     f"the budget '{budget}' is about '{budget.metric}', but the metrics of the data are"
                     f" {', '.join(self._metrics)}"
                 )
-            grows = budget.metric in LOWER_IS_BETTER
-            if grows != (budget.change > 0):
+            grows = lower_is_better(budget.metric)
+            if budget.change and grows != (budget.change > 0):
                 raise InputError(
                     f"the budget '{budget}' asks for a better '{budget.metric}'; write"
                     f" '{budget.metric}{'+' if grows else '-'}{abs(budget.change):g}%'"

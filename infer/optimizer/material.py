@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from infer.errors import InferError, InputError
+from infer.errors import FeedError, InferError, InputError
 from infer.evaluation import EVALUATORS, Dataset, is_paired, items_of, read_dataset
-from infer.feeds import Feeds, batch_dim, example_feeds, resized
+from infer.feeds import Feeds, batch_dim, example_feeds, resized, sizes_of
 from infer.machine import this_machine
 from infer.optimizer.tables import ids_of
 from infer.session import Session
@@ -34,6 +34,8 @@ _ANSWERS = 1 / 16
 """The part of the memory that answers to judged feeds may take; those of a variant are held beside them."""
 
 _MADE = 16
+_LENGTHS = (0.5, 1.5, 2.0)
+"""How long made-up feeds are, over the example's length."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def material(session: Session, data: Data | None, batch: int = 1) -> Material:
     asked = [_asked(inputs[i], i, paired) for i in range(len(inputs))]
     calibrating, judging = _halves(asked)
     start = time.perf_counter()
-    judged = _encoded(session, asked, judging, JUDGED, name)
+    judged = _encoded(session, asked, judging, JUDGED, name, judged=True)
     measured = _measured(asked, judging, (time.perf_counter() - start) / len(judged))
 
     def part(places: Sequence[int]) -> Dataset | None:
@@ -99,7 +101,7 @@ def material(session: Session, data: Data | None, batch: int = 1) -> Material:
     if dataset is not None and len(measured) != len(judged):
         described += f"; metrics, if any, on {len(measured)} {'pairs of such' if paired else 'such inputs'}"
     return Material(
-        calibration=_encoded(session, asked, calibrating, CALIBRATION),
+        calibration=_encoded(session, asked, calibrating, CALIBRATION, name),
         judged=judged,
         timed=_timed(session.signature, judged, batch),
         dataset=part(measured),
@@ -138,7 +140,14 @@ def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | N
     else:
         task, name = session.task, data.name
         setting = getattr(task, "setting", None)
-        if setting is not None and setting.name in EVALUATORS:
+        if session.artifact.manifest.task is None:
+            inputs = [
+                row
+                for file in _files(data)
+                for feeds in task.read(file)
+                for row in _rows(session.signature, feeds)
+            ]
+        elif setting is not None and setting.name in EVALUATORS:
             dataset = read_dataset(task, data)
             inputs = dataset.inputs
         else:
@@ -146,6 +155,28 @@ def _read(session: Session, data: Data) -> tuple[str, Sequence[Any], Dataset | N
     if not len(inputs):
         raise InputError(f"the data '{name}' is empty; variants can be judged with one input or more")
     return name, inputs, dataset
+
+
+def _files(data: Path) -> Sequence[Path]:
+    """A file, or those of a folder."""
+    return sorted(data.glob("*.npz")) if data.is_dir() else [data]
+
+
+def _rows(signature: Signature, feeds: Mapping[str, Array]) -> Sequence[Mapping[str, Array]]:
+    """Feeds for each row of the arrays; these as they are, if one row cannot be asked alone, or they do not
+    fit."""
+    dim = batch_dim(signature)
+    axes = {spec.name: spec.dims.index(dim) for spec in signature.inputs if dim in spec.dims}
+    fitting = dim is not None and all(
+        name in feeds and feeds[name].ndim > axis for name, axis in axes.items()
+    )
+    counts = {feeds[name].shape[axis] for name, axis in axes.items()} if fitting else set()
+    if len(counts) != 1 or dim is None or not signature.allows(dim, 1):
+        return [feeds]
+    return [
+        {name: array.take([row], axes[name]) if name in axes else array for name, array in feeds.items()}
+        for row in range(counts.pop())
+    ]
 
 
 def _measured(asked: Sequence[Mapping[Any, Any]], places: Sequence[int], each_s: float) -> list[int]:
@@ -164,38 +195,42 @@ def _encoded(
     asked: Sequence[Mapping[Any, Any]],
     places: Sequence[int],
     most: int,
-    judging: str | None = None,
+    data: str,
+    *,
+    judged: bool = False,
 ) -> tuple[Feeds, ...]:
-    """What the task feeds the graph for what these entries ask, one at a time so that nothing is padded:
-    at most so many feeds, and if they are for `judging`, which says what the data is called, no more than
-    can be answered within `_ANSWERS`, but one.
+    """What the task feeds the graph for what these entries of the data ask, one at a time so that nothing
+    is padded: at most so many feeds, and if they are `judged`, no more than can be answered within
+    `_ANSWERS`, but one.
 
-    Raises `InputError` for an input that is judged, if the session's own answer to it is NaN and nothing
-    else.
+    Raises `InputError` for an input that the task refuses, or whose answer has no elements, or, if it is
+    judged, NaN and nothing else.
     """
     seen: list[Feeds] = []
-    room = math.inf if judging is None else this_machine().memory_bytes * _ANSWERS
-    each: tuple[Any, int] = (None, 0)
+    room = this_machine().memory_bytes * _ANSWERS if judged else math.inf
 
     def run(feeds: Mapping[str, object]) -> dict[str, Array]:
         nonlocal room
         seen.append({name: np.asarray(feed) for name, feed in feeds.items()})
         answer = session.run(feeds)
         room -= sum(array.nbytes for array in answer.values())
-        if judging is not None and all_nan(answer):
-            key, place = each
-            said = f"'{key}'" if isinstance(key, (str, Path)) else f"input {place + 1}"
+        if not any(array.size for array in answer.values()):
+            raise InputError("the reference's answer has no elements; take it out of the data")
+        if judged and all_nan(answer):
             raise InputError(
-                f"the reference answers {said} of {judging} with NaN alone, so nothing can be judged by it;"
-                f" take it out of the data, or mend the model"
+                "the reference answers with NaN alone, so nothing can be judged by it; take it out of the"
+                " data, or mend the model"
             )
         return answer
 
     task = session.task_on(run)
     items = {key: (item, place) for place in places for key, item in asked[place].items()}
     for key, (item, place) in items.items():
-        each = (key, place)
-        task([item])
+        try:
+            task([item])
+        except (InputError, FeedError) as error:
+            said = f"'{key}'" if isinstance(key, (str, Path)) else f"input {place + 1}"
+            raise InputError(f"{said} of {data}: {error}") from error
         if len(seen) >= most or room < 0:
             break
     return tuple(seen[:most])
@@ -305,22 +340,26 @@ def _like(spec: TensorSpec, array: Array, rng: np.random.Generator, ids: int | N
 
 
 def _other_length(session: Session, feeds: Feeds, number: int, batch: str | None) -> Feeds:
-    """Dims but the batch at other sizes, if the graph can be run so."""
+    """Dims but the batch at other sizes, each at its own, or all at as much more or less, if the graph can
+    be run so."""
     signature = session.signature
-    dims = [dim for dim in signature.dims if dim != batch and dim not in signature.limits]
-    if not dims or number % 2:
-        return feeds
-    factor = (0.5, 1.5, 2.0)[number // 2 % 3]
-    sizes = {
-        dim: max(1, round(factor * array.shape[axis]))
-        for spec in signature.inputs
-        for axis, dim in enumerate(spec.dims)
-        if isinstance(dim, str) and dim in dims
-        for array in (feeds[spec.name],)
+    own = {
+        dim: size
+        for dim, size in sizes_of(signature, feeds).items()
+        if dim != batch and dim not in signature.limits
     }
-    try:
-        other = resized(signature, feeds, sizes)
-        session.run(other)
-    except InferError:
+    if not own or number % 2:
         return feeds
-    return other
+    for step in (1, 0):
+        factors = [_LENGTHS[(number // 2 + step * place) % len(_LENGTHS)] for place in range(len(own))]
+        sizes = {
+            dim: max(1, round(factor * size))
+            for (dim, size), factor in zip(own.items(), factors, strict=True)
+        }
+        try:
+            other = resized(signature, feeds, sizes)
+            session.run(other)
+        except InferError:
+            continue
+        return other
+    return feeds

@@ -211,6 +211,11 @@ class Optimized:
         return max(tried, key=lambda verdict: verdict.figures["cosine"])
 
     @property
+    def in_steps(self) -> bool:
+        """Whether what was kept was timed step by step alone, and not as a whole beside the original."""
+        return self.unfinished == INTERRUPTED and any(verdict.kept for verdict in self.verdicts)
+
+    @property
     def elsewhere(self) -> str:
         """What products of int8 would be on the other kind of x86; "" if there are none."""
         ordered = sorted(self.outcome.saturation.values(), key=lambda each: (each.seen, each.possible))

@@ -100,6 +100,11 @@ class Recipe:
     unfit: Callable[[ir.Model], str | None] = _any
     least_opset: int = _LEAST_OPSET
 
+    @property
+    def is_divisible(self) -> bool:
+        """Whether some nodes can be spared; not of one that changes no nodes."""
+        return self.candidates is not _none
+
 
 _ONE_WAY = ("as they are",)
 
@@ -363,7 +368,7 @@ ON_CUDA = (Recipe("float16", "float16", _ONE_WAY, floats.candidates, _float16, l
 
 def unfit(recipe: Recipe, model: ir.Model) -> str | None:
     """Why a recipe is not worth a try on this graph, or None."""
-    if recipe.candidates is _none:
+    if not recipe.is_divisible:
         return None
     if done := sorted({node.op_type for node in model.graph} & _QUANTIZED):
         return f"the graph is quantized already ({', '.join(done)})"

@@ -69,6 +69,7 @@ def optimize(
     `InputError` for data or budgets that do not fit, and what `infer.load` raises for the artifact.
     """
     _check(artifact, options)
+    output = output if output.name else output.resolve()
     folder = output.with_name(f".{output.name}.optimizing")
     # not after minutes of work; what this very search left unfinished may be replaced
     check_target(output, overwrite=options.overwrite or left_over(folder, output))
@@ -82,6 +83,8 @@ def optimize(
         reference = stack.enter_context(open_session(artifact, plan_options))
         targets = _installed(targets_of(reference.plan.device), options, reference)
         found = material(reference, options.data, OBJECTIVES[options.objective])
+        if found.dataset is None:
+            _check_metrics(options)
         key = key_of(artifact, options, targets, found)
         if not options.overwrite and not left_over(folder, output, key):
             check_target(output, overwrite=False)
@@ -162,9 +165,15 @@ def _check(artifact: Artifact, options: OptimizeOptions) -> None:
             f" '{task.name if task else 'tensors'}' has none; use cosine>=0.999 or the like"
         )
     if options.data is None:
+        _check_metrics(options)
+
+
+def _check_metrics(options: OptimizeOptions) -> None:
+    """Raises `InputError` if a budget is about a metric, for data that has no known answers."""
+    if wanted := [budget for budget in options.budgets if budget.of_task]:
         raise InputError(
             f"the budget '{wanted[0]}' needs data with known answers; give it with --data, as infer eval"
-            f" takes it"
+            f" takes it, or as a Dataset"
         )
 
 
@@ -313,7 +322,7 @@ class _Search:
         passes = self._passes[target.backend]
         making = Making(recipe, target, given, passes, dtype, self._trial, self._ways, self._out_of_time)
         found = self._try_recipe(making)
-        if found.broken:
+        if found.broken and recipe.is_divisible:
             found = self._with_some_in_float(making)
         if found.kept:
             self._keep(found.name, found, found.changed)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from infer.errors import InferError
+from infer.errors import InferError, InputError
 from infer.feeds import Feeds
 from infer.manifest import Saturation
 from infer.measure.rounds import Progress
@@ -143,7 +143,7 @@ class Trial:
                 # with some of its nodes in float, it would be slower still
                 why = f"{judged.broken}, and it is slower"
                 return replace(found, why=why, ratio=glance, against=best.name)
-            where = "" if model is None or not found.exact else self._first_difference(model)
+            where = "" if model is None else self._where(model, exact=found.exact)
             return replace(found, why=f"{judged.broken}{where}", broken=True)
         ratio = self.timing.ratio(contender, best)
         kept, why = self._worth(ratio, found.size_bytes, best_bytes)
@@ -155,13 +155,16 @@ class Trial:
         slower = ratio.low > 1 + _SLOWER
         return not slower, f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
 
-    def _first_difference(self, model: ir.Model) -> str:
-        """Where a graph that should be equal is not, if that can be told from its inside."""
+    def _where(self, model: ir.Model, *, exact: bool) -> str:
+        """Where a graph that should be equal first is not, or where one that approximates loses the most,
+        if that can be told from its inside."""
         try:
-            first = diverges(self.workshop.load(), model, self.material.judged[0], self._tolerances).first
-        except InferError:
+            told = diverges(self.workshop.load(), model, self.material.judged[0], self._tolerances)
+        except (InferError, MemoryError):  # all values of both at once are more than their answers
             return ""
-        return "" if first is None else f", first at {first}"
+        if exact:
+            return f", first at {told.first}" if told.first else ""
+        return f", most of it at {told.steps[0]}" if told.steps else ""
 
     @property
     def judge(self) -> Judge:
@@ -169,20 +172,30 @@ class Trial:
         if self._judge is None:
             self.progress("asking the reference")
             golden = list(self.reference.artifact.golden_feeds())
-            self._judge = self._judging(self.material, golden)
+            self._judge = self._judging(self.material, self.options.budgets, golden)
         return self._judge
 
-    def _judging(self, material: Material, golden: Sequence[Feeds] = ()) -> Judge:
-        return Judge(
-            self.reference, material, self.options.budgets, self._tolerances, self.progress, golden
-        )
+    def _judging(
+        self, material: Material, budgets: Sequence[Budget], golden: Sequence[Feeds] = ()
+    ) -> Judge:
+        return Judge(self.reference, material, budgets, self._tolerances, self.progress, golden)
+
+    def _rehearsing(self) -> Judge:
+        """Of calibration feeds; without the metrics of the task, if these are too few for them: some need
+        an input of each class, say."""
+        material, budgets = self.material.rehearsed(self._few), self.options.budgets
+        try:
+            return self._judging(material, budgets)
+        except InputError:
+            return self._judging(material, [budget for budget in budgets if not budget.of_task])
 
     def rehearse(self, attempt: Attempt, budgets: Sequence[Budget]) -> Judged:
         """What an attempt's answers to calibration feeds are, for decisions that judging must not see; one
         that fails is as far off as can be."""
         assert attempt.build is not None
         if self._rehearsal is None:
-            self._rehearsal = self._judging(self.material.rehearsed(self._few))
+            self._rehearsal = self._rehearsing()
+        budgets = [budget for budget in budgets if budget in self._rehearsal.budgets]
         start = time.perf_counter()
         try:
             with self.workshop.trying(attempt.name):

@@ -106,9 +106,10 @@ class Bodies:
 
     @contextmanager
     def room(self, request: Request) -> Iterator[Room]:
-        """Memory for the body of a request, as its headers tell, until it is answered. Raises
-        `HTTPException` if they tell of too much, and `OverloadedError` if it is there, but not now."""
-        with self.held(self._announced(request) or 0) as room:
+        """Memory for the body of a request as it comes, until it is answered. Raises `HTTPException` if its
+        headers tell of too much, and `OverloadedError` if there is room for that, but not now."""
+        self._check(self._announced(request) or 0)
+        with self.held(0) as room:  # what is announced need not come
             yield room
 
     @contextmanager
@@ -123,9 +124,13 @@ class Bodies:
 
     def _take(self, size_bytes: int) -> None:
         """So much more, or less. Raises `OverloadedError`."""
+        self._check(size_bytes)
+        self._held += size_bytes
+
+    def _check(self, size_bytes: int) -> None:
+        """Raises `OverloadedError` if there is no room for so much more."""
         if size_bytes > 0 and self._held + size_bytes > self._options.max_bodies_bytes:
             raise OverloadedError("the bodies of other requests take all memory for them; try again later")
-        self._held += size_bytes
 
     async def read(self, request: Request, room: Room) -> bytes:
         """The body as it was sent. Raises `HTTPException`, `OverloadedError` and `ClientDisconnect`."""
@@ -151,7 +156,7 @@ class Bodies:
         async for chunk in request.stream():
             if len(body) + len(chunk) > self._options.max_body_bytes:
                 raise _too_large(self._options.max_body_bytes)
-            room.resize(max(room.size_bytes, len(body) + len(chunk)))
+            room.resize(len(body) + len(chunk))
             body += chunk
         return bytes(body)
 

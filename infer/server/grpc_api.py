@@ -49,6 +49,8 @@ CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 """Errors that are told as they are; all others are INTERNAL with a fixed text."""
 
 _OPEN = ("ServerLive", "ServerReady")
+_NEVER_MS = 2**31 - 1
+"""What gRPC calls no limit."""
 _log = logging.getLogger("infer.server")
 
 
@@ -94,7 +96,7 @@ class GrpcServer:
                 ("grpc.max_metadata_size", options.max_header_bytes),
                 # the library inflates messages without a bound before anybody is asked
                 ("grpc.compression_enabled_algorithms_bitset", 1 << grpc.Compression.NoCompression),
-                ("grpc.keepalive_time_ms", 1000 * round(options.body_timeout_s)),
+                ("grpc.keepalive_time_ms", min(_NEVER_MS, 1000 * round(options.body_timeout_s))),
             ),
             maximum_concurrent_rpcs=options.max_connections,
         )

@@ -118,8 +118,8 @@ def _texts(given: Any) -> list[str]:
 
 
 def _wants_base64(asked: dict[str, Any]) -> bool:
-    form = asked.get("encoding_format", "float")
-    if form not in ("float", "base64"):
+    form = asked.get("encoding_format")
+    if form not in (None, "float", "base64"):
         raise InputError(f"'encoding_format' must be float or base64, but is {form!r:.60}")
     return bool(form == "base64")
 

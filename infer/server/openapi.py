@@ -205,7 +205,7 @@ _SCHEMAS: dict[str, Any] = {
     "List": _object({"object": _TEXT, "data": _list(_MODEL)}),
     "EmbeddingsRequest": _object(
         {"model": _TEXT, "input": {"anyOf": [_TEXT, _list(_TEXT)]}},
-        encoding_format={"type": "string", "enum": ["float", "base64"]},
+        encoding_format={"type": ["string", "null"], "enum": ["float", "base64", None]},
     ),
     "Embeddings": _object(
         {

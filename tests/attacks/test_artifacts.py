@@ -15,17 +15,20 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.shape_inference
+import onnx_ir
 import pytest
 
+import converters
 import infer
 from infer.backends import load_backend
 from infer.backends.openvino import export
 from infer.errors import ArtifactError, IntegrityError
+from infer.graphwriting import save
 from infer.guard import Guard
 from infer.machine import this_machine
 from infer.npz import load_npz
 from tests.command import infer_command
-from tests.tiny import classifier, edit_manifest, reseal
+from tests.tiny import classifier, edit_manifest, parse, reseal
 
 GRAPH, FEEDS = "graphs/net.onnx", "golden/0-feeds.npz"
 X = {"x": np.ones((1, 10), np.float32)}
@@ -244,6 +247,46 @@ def test_a_plain_graph_cannot_read_from_outside(artifact: Path, location: str) -
     converted = infer_command("convert", artifact / GRAPH, "-o", artifact.parent / "out.infer")
     assert converted.code == 1
     assert not (artifact.parent / "out.infer").exists()
+
+
+@pytest.mark.parametrize("linked", ["net.onnx", "net.onnx.data"])
+@pytest.mark.parametrize("external", [False, True])
+@pytest.mark.parametrize("there", [False, True])
+def test_no_graph_is_written_through_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: str, external: bool, there: bool
+) -> None:
+    """Where the graph or its weights go, a link out of the folder is replaced, or left as it is; the file
+    behind it is not touched, and not made."""
+    if external:
+        monkeypatch.setattr("infer.graphwriting._EXTERNAL_BYTES", 0)
+    outside, graph = tmp_path / "outside", tmp_path / "graphs" / "net.onnx"
+    if there:
+        outside.write_bytes(b"secret")
+    graph.parent.mkdir()
+    (graph.parent / linked).symlink_to("../outside")
+    model = parse("g (float[n, 32] x) => (float[n, 32] y) { y = MatMul(x, w) }")
+    weights = np.arange(1024, dtype=np.float32).reshape(32, 32)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    save(onnx_ir.from_proto(model), graph)
+    assert (outside.read_bytes() if outside.exists() else b"") == (b"secret" if there else b"")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graphs"] + ["outside"] * there
+    (written,) = onnx.load(graph).graph.initializer
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(written), weights)
+
+
+def test_no_artifact_is_written_through_the_links_of_another(artifact: Path) -> None:
+    """Which it replaces as a whole."""
+    outside = artifact.parent / "outside"
+    outside.write_bytes(b"secret")
+    for path in [path for path in artifact.rglob("*") if path.is_file() and path.name != "manifest.json"]:
+        path.unlink()
+        path.symlink_to(outside)
+    graph = artifact.parent / "net.onnx"
+    graph.write_bytes(classifier().SerializeToString())
+    converters.convert(graph, artifact, overwrite=True)
+    assert outside.read_bytes() == b"secret"
+    assert not any(path.is_symlink() for path in artifact.rglob("*"))
+    infer.load(artifact).close()
 
 
 def _flip(path: Path) -> None:

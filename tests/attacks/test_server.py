@@ -9,7 +9,7 @@ import threading
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -245,21 +245,30 @@ def test_many_silent_connections_do_not_keep_others_out(served: Served) -> None:
 
 
 def test_all_bodies_together_are_bounded(served: Served) -> None:
-    """Four times the largest body may be under way; the next is refused until there is room."""
-    stalled = []
-    try:
+    """Four times the largest body may be there; the next is refused, by what its head announces, until
+    there is room."""
+    head = HEAD.encode() + f"content-length: {4 * MIB}\r\n\r\n".encode()
+    with ExitStack() as under_way:
         for _ in range(4):
-            sock = socket.create_connection(("127.0.0.1", served.port), timeout=20)
-            sock.sendall(HEAD.encode() + f"content-length: {4 * MIB}\r\n\r\n".encode())
-            stalled.append(sock)
+            sock = under_way.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=20))
+            sock.sendall(head + b" " * (4 * MIB - 1))
         time.sleep(0.2)
-        response = served.post("/v2/models/net/infer", content=bomb())
-        assert (response.status_code, response.headers["retry-after"]) == (503, "1")
-    finally:
-        for sock in stalled:
-            sock.close()
+        answered = served.raw(HEAD.encode() + b"content-length: 100\r\n\r\n")
+        assert answered.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 1\r\n" in answered
     time.sleep(0.2)
     alive(served)
+
+
+def test_bodies_that_are_announced_and_do_not_come_keep_nobody_out(served: Served) -> None:
+    """Nothing of them is in memory."""
+    head = HEAD.encode() + f"content-length: {4 * MIB}\r\n\r\n".encode()
+    with ExitStack() as stalled:
+        for _ in range(8):
+            sock = stalled.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=20))
+            sock.sendall(head)
+        time.sleep(0.2)
+        alive(served)
 
 
 def test_a_text_without_end_is_cut(served: Served) -> None:

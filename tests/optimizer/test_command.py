@@ -75,6 +75,50 @@ def test_one_input_is_both_calibrated_with_and_judged(
     assert "the 1 feeds of one.npz, which calibration has seen" in " ".join(done.out.split())
 
 
+def test_the_working_folder_is_no_artifact(classifier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its path has no name of its own."""
+    monkeypatch.chdir(classifier.parent)
+    done = infer_command("optimize", classifier, "-o", ".")
+    assert done.code == 1
+    assert "exists and is not an artifact; choose another name" in done.err
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_file_of_rows_is_as_many_inputs(tmp_path: Path, plant: Plant, rows: int) -> None:
+    """Of a plain graph, whose batch may vary; the same of a folder of files. None at all is refused."""
+    onnx.save(
+        parse("g (float[N, 4] x, float[4] w) => (float[N, 4] y) { y = Mul(x, w) }"), tmp_path / "m.onnx"
+    )
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in "ab":
+        x = np.random.default_rng(ord(name)).random((rows, 4)).astype(np.float32)
+        np.savez(folder / f"{name}.npz", x=x, w=np.ones(4, np.float32))
+    plant({}, ())
+    for data, count in ((folder / "a.npz", rows), (folder, 2 * rows)):
+        done = infer_command(
+            "optimize", tmp_path / "m.onnx", "-o", tmp_path / "o.infer", "--data", data, "--force"
+        )
+        if rows:
+            said = f"judged on {count - count // 2} feeds of {data.name} that calibration did not see"
+            assert said in " ".join(done.out.split())
+        else:
+            assert (done.code, done.out) == (1, "")
+            assert f"the data '{data.name}' is empty" in done.err
+
+
+def test_an_input_without_elements_is_refused(tmp_path: Path) -> None:
+    """Nothing can be judged by it, and no artifact is written that could not be opened."""
+    onnx.save(parse("g (float[1, L, 4] x) => (float[1, L, 4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
+    np.savez(tmp_path / "d.npz", x=np.zeros((1, 0, 4), np.float32))
+    done = infer_command(
+        "optimize", tmp_path / "m.onnx", "-o", tmp_path / "o.infer", "--data", tmp_path / "d.npz"
+    )
+    assert (done.code, done.out) == (1, "")
+    assert "input 1 of d.npz: the reference's answer has no elements" in done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.npz", "m.onnx"]
+
+
 def test_an_output_that_exists_is_not_replaced_unasked(classifier: Path, tmp_path: Path) -> None:
     """And that is said before the search, not after it."""
     (tmp_path / "out.infer").mkdir()
@@ -89,6 +133,13 @@ def test_a_budget_about_a_metric_needs_a_task(tmp_path: Path) -> None:
     onnx.save(parse("g (float[N, 4] x) => (float[N, 4] y) { y = Relu(x) }"), tmp_path / "m.onnx")
     with pytest.raises(InferError, match="the artifact's task 'tensors' has none"):
         optimized(tmp_path / "m.onnx", tmp_path / "o.infer", budgets=(parse_budget("accuracy-1%"),))
+
+
+def test_a_budget_about_a_metric_needs_answers(classifier: Path, tmp_path: Path) -> None:
+    """Inputs alone have none."""
+    given = {"budgets": (parse_budget("accuracy-1%"),), "data": [{f"c{i}": 0.5 for i in range(WIDTH)}]}
+    with pytest.raises(InferError, match="needs data with known answers; give it with --data"):
+        optimized(classifier, tmp_path / "o.infer", **given)
 
 
 def test_the_command_shows_verdicts_and_result(classifier: Path, tmp_path: Path, plant: Plant) -> None:

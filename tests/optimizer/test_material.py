@@ -197,6 +197,22 @@ def test_inputs_that_a_model_refuses_are_made_like_its_example(tmp_path: Path) -
     assert found.described == "16 made-up feeds: weak evidence, give real ones with --data"
 
 
+@pytest.mark.parametrize("alike", [False, True])
+def test_made_up_lengths_differ_from_each_other(tmp_path: Path, alike: bool) -> None:
+    """Where a graph takes two lengths, what is right for equal ones only shows; where they must be equal,
+    they are."""
+    body = "y = Add(a, b)" if alike else "s = ReduceSum(b) y = Add(a, s)"
+    onnx.save(
+        parse(f"g (float[N, L, 4] a, float[N, M, 4] b) => (float[N, L, 4] y) {{ {body} }}"),
+        tmp_path / "m.onnx",
+    )
+    with open_session(open_artifact(tmp_path / "m.onnx")) as session:
+        found = material(session, None)
+    lengths = {(feeds["a"].shape[1], feeds["b"].shape[1]) for feeds in found.judged}
+    assert len(lengths) > 1
+    assert all(a == b for a, b in lengths) == alike
+
+
 def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path, tmp_path: Path) -> None:
     """It says nothing about a variant; the cure is said. One NaN among numbers is no reason."""
     x = np.random.default_rng(0).random((40, 10)).astype(np.float32)
@@ -204,7 +220,7 @@ def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path,
         _, judging = _halves([{i: i} for i in range(len(x))])
         x[judging[3]] = 3e38  # overflows, and infinity times 0 is NaN
         np.savez(tmp_path / "rows.npz", inputs=x, labels=np.zeros(len(x), int))
-        said = f"the reference answers input {judging[3] + 1} of rows.npz with NaN alone"
+        said = f"input {judging[3] + 1} of rows.npz: the reference answers with NaN alone"
         with pytest.raises(InputError, match=said):
             material(session, tmp_path / "rows.npz")
     nan, one = np.array([np.nan, np.nan]), np.array([np.nan, 1.0])

@@ -18,6 +18,7 @@ import converters
 import infer
 from infer.artifact import Artifact
 from infer.errors import InputError
+from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
 from infer.optimizer import INTERRUPTED, OUT_OF_TIME, parse_budget
 from infer.optimizer import making as making_module
@@ -396,6 +397,82 @@ def test_an_interrupt_keeps_the_best_and_goes_on_later(
     assert why(found) == {"first": (True, "faster"), "second": (True, "faster")}
     assert tried.count("first") == before + 1  # once, below the second
     assert [path.name for path in tmp_path.iterdir()] == ["out.infer"]
+
+
+def test_an_interrupt_is_not_told_as_slowness(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was faster by then is in the output, though nobody timed the whole."""
+    plant({"first": harmless, "second": harmless}, speeds={"first": 0.8})
+    told = timing_module.time_ratio
+
+    def stop(candidate: Any, *rest: Any) -> Estimate:
+        if candidate.name == "second":
+            raise KeyboardInterrupt
+        return told(candidate, *rest)
+
+    monkeypatch.setattr(timing_module, "time_ratio", stop)
+    done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", "--threads", "1")
+    said = " ".join(done.out.split())
+    assert "time faster step by step; interrupted before all of it was timed" in said
+    assert "variant fp32-fused" in said
+    assert "nothing was faster" not in said
+
+
+class Named(torch.nn.Module):
+    """Its input is called x, and its output logits."""
+
+    def __init__(self, net: torch.nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.net(x)}
+
+
+def test_a_recipe_that_loses_too_much_says_where(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """The value at which the cosine falls the most, and the module of the original that makes it."""
+    plant({}, (rough(0, noise=9.0),), {})
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.9999"),))
+    assert found.verdicts[0].broken
+    assert ", most of it at value '" in found.verdicts[0].why
+    assert " in mix, " in found.verdicts[0].why
+
+
+def test_a_recipe_that_is_all_or_nothing_spares_no_nodes(tmp_path: Path) -> None:
+    """Half precision for the file's size, beyond the budget: dropped, and the search goes on."""
+    torch.manual_seed(0)
+    path = tmp_path / "wide.infer"
+    net = Named(torch.nn.Linear(128, 128)).eval()
+    converters.convert(net, path, example_inputs={"x": torch.rand(4, 128)})
+    found = optimized(path, tmp_path / "o.infer", objective="size", budgets=(parse_budget("cosine>=1"),))
+    (half,) = [verdict for verdict in found.verdicts if verdict.name.startswith("half")]
+    assert (half.kept, half.broken) == (False, True)
+    assert Artifact.open(tmp_path / "o.infer").manifest.variants[0].name == "fp32"
+
+
+def test_a_metric_that_calibration_inputs_do_not_have_ends_no_search(tmp_path: Path, plant: Plant) -> None:
+    """The area under the curve of three classes, of which the inputs to calibrate with have two: what is
+    spared is then told by the judged ones."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 3)).eval()
+    columns = [{"name": f"c{i}", "kind": "numeric"} for i in range(WIDTH)]
+    setting = {"input": "x", "output": "logits", "labels": ["a", "b", "c"], "columns": columns}
+    task = TaskSpec("tabular-classification", setting)
+    path = tmp_path / "three.infer"
+    converters.convert(Named(net), path, example_inputs={"x": torch.rand(4, WIDTH)}, task=task)
+    x = 9 * np.random.default_rng(0).standard_normal((60, WIDTH)).astype(np.float32)
+    labels = net(torch.from_numpy(x)).argmax(1).numpy()
+    calibrating, judging = _halves([{i: i} for i in range(len(x))])
+    assert set(labels[judging]) == {0, 1, 2}
+    labels[calibrating] = np.minimum(labels[calibrating], 1)
+    np.savez(tmp_path / "rows.npz", inputs=x, labels=labels)
+    plant({}, (rough(0, noise=9.0),), {})
+    found = optimized(
+        path, tmp_path / "o.infer", budgets=(parse_budget("roc_auc-1%"),), data=tmp_path / "rows.npz"
+    )
+    assert {verdict.name for verdict in found.verdicts} >= {"rough", "rough-mixed"}
+    assert (tmp_path / "o.infer").is_dir()
 
 
 def test_what_ends_the_process_is_not_tried_again(classifier: Path, tmp_path: Path, plant: Plant) -> None:

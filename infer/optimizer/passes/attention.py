@@ -110,6 +110,10 @@ def _unfit(found: Attended) -> str | None:
         return "the number of heads is not known"
     if _heads(query) != _heads(key):
         return "several heads of queries share one of keys"
+    rows = dim_at(query, 2)
+    if found.causal and (rows is None or rows != dim_at(key, 2)):
+        # ONNX lets the first query see the first key, and the kernels let the last one see the last
+        return "its queries and keys are not known to be as many, and a later key is forbidden"
     for mask in found.masks:
         if mask.dtype not in (ir.DataType.BOOL, ir.DataType.FLOAT):
             return f"its mask is of type {mask.dtype}"

@@ -29,6 +29,9 @@ _UNKNOWN = (
     " softmax"
 )
 
+_LAST_SINCE = 13
+"""The opset from which a Softmax that names no axis is over the last one; before, it is over the second."""
+
 _FORBIDS = -1e4
 """A score that is replaced by less than that is as good as none."""
 
@@ -63,7 +66,7 @@ def _known(node: ir.Node) -> Attended | None:
     if node.domain != "" or node.op_type != "MatMul":
         return None
     softmax = maker(_before_nan(node.inputs[0]), "Softmax")
-    if softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+    if softmax is None or not _over_last(softmax):
         return None
     scores = softmax.inputs[0]
     found = None if scores is None or rank(scores) not in (None, 4) else _scores(scores)
@@ -93,7 +96,7 @@ def _in_another_form(node: ir.Node) -> Attended | None:
     while (moved := maker(value, *_MOVES)) is not None:
         value, reshaped = moved.inputs[0], reshaped or moved.op_type == "Reshape"
     softmax = maker(value, "Softmax")
-    if softmax is None or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+    if softmax is None or not _over_last(softmax):
         return None
     between = _to_product(softmax.inputs[0])
     if node.op_type == "Einsum":
@@ -106,6 +109,13 @@ def _in_another_form(node: ir.Node) -> Attended | None:
         listed = ", ".join(dict.fromkeys(between)) or "nothing"
         problem = f"{_UNKNOWN}: {listed}"
     return Attended(node, None, None, None, (), 1.0, problem=problem)
+
+
+def _over_last(softmax: ir.Node) -> bool:
+    """Whether it is over the last of four dims."""
+    graph = softmax.graph
+    opset = graph.opset_imports.get("", 0) if isinstance(graph, ir.Graph) else 0
+    return softmax.attributes.get_int("axis", -1 if opset >= _LAST_SINCE else 1) in (-1, 3)
 
 
 def _to_product(value: ir.Value | None, most: int = 12) -> list[str] | None:

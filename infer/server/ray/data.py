@@ -117,13 +117,24 @@ def _cells(column: Array) -> list[Any]:
 
 
 def _stacked(spec: TensorSpec, cells: Sequence[Any]) -> Array:
-    """Cells as rows of an input, shape = (rows, …). Numbers of a table are wider than a model's: they are
-    narrowed, unless that changes what they are. Raises `InputError`."""
+    """Cells as rows of an input, shape = (rows, …). Numbers of a table are wider than a model's: those that
+    it can hold are narrowed, which rounds floats. Raises `InputError`."""
+    wanted = spec.numpy_dtype
     try:
         rows = np.stack([np.asarray(cell) for cell in cells])
+        if rows.dtype.kind in "iu" and wanted.kind in "iu":
+            return _narrowed(rows, wanted)
         with np.errstate(over="raise"):
-            return rows.astype(spec.dtype, casting="same_kind") if rows.dtype.kind in "fiu" else rows
-    except FloatingPointError as error:
+            return rows.astype(wanted, casting="same_kind") if rows.dtype.kind in "fiu" else rows
+    except ArithmeticError as error:
         raise InputError(f"the input '{spec.name}' has numbers that {spec.dtype} cannot hold") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"cells of the input '{spec.name}' do not fit together: {error}") from error
+
+
+def _narrowed(rows: Array, wanted: np.dtype[Any]) -> Array:
+    """Raises `OverflowError` for integers that `wanted` cannot hold, which numpy wraps."""
+    limits = np.iinfo(wanted)
+    if rows.size and not limits.min <= int(rows.min()) <= int(rows.max()) <= limits.max:
+        raise OverflowError
+    return rows.astype(wanted)
