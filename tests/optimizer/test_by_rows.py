@@ -136,6 +136,26 @@ def test_what_is_slower_beside_the_other_is_not_kept(
     assert plans(found.artifact) == [("fp32", 1, 1)]
 
 
+def test_one_thread_beside_another_library(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """Two are as fast, but keep cores from it: then one is."""
+    speeds = {"rough": 1.05, "rough, threads-2, 8 rows": 0.5, "rough, threads-1, 8 rows": 0.6}
+    speeds["rough, threads-1 beside rough, threads-2, 8 rows"] = 1.2
+    plant({}, (rough(),), speeds)
+    threads: list[int] = []
+
+    def opened(self: Any, few: Any, many: Any, rows_from: int) -> Any:
+        threads.append(many.settings.num_threads)
+        speeds["reference and rough"] = 1.3 if many.settings.num_threads == 2 else 1.0
+        return by_rows_opened(self, few, many, rows_from)
+
+    by_rows_opened = timing_module.Timing.by_rows
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing_module.Timing, "by_rows", opened)
+        found = optimized(classifier, tmp_path / "out.infer", budgets=BUDGET, num_threads=None)
+    assert threads == [2, 1]
+    assert why(found)["8 rows"] == (True, "from 8 rows rough on onnxruntime, threads 1")
+
+
 def test_what_fails_with_other_rows_loses_nothing(
     classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
