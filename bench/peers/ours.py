@@ -9,6 +9,7 @@ import numpy as np
 
 import infer
 from bench.peers.model import Feeds, Given, Loaded, versions
+from infer.machine import this_machine
 from infer.plan import Plan
 from infer.signature import Array
 
@@ -18,7 +19,7 @@ SENTENCES = "sentences"
 
 def load(given: Given) -> Loaded:
     """The artifact in a session."""
-    session = infer.load(given.path, num_threads=given.threads)
+    session = infer.load(given.path, num_threads=limit(given))
 
     def prepare(feeds: Feeds) -> Callable[[], Any]:
         if SENTENCES in feeds:
@@ -30,6 +31,12 @@ def load(given: Given) -> Loaded:
         return dict(found) if isinstance(found, dict) else {"vector": np.stack(found)}
 
     return Loaded(_described(session.plan), prepare, answers)
+
+
+def limit(given: Given) -> int | None:
+    """The threads that are asked for; None where they are all there are: of these infer takes as many as it
+    found to be fastest."""
+    return given.threads if given.threads < this_machine().cores else None
 
 
 def _described(plan: Plan) -> str:

@@ -23,7 +23,7 @@ def load(given: Given) -> Loaded:
     def make(folder: Path) -> None:
         artifact = open_artifact(path)
         options = options_of(path.stem, artifact, exact=exact)
-        options = replace(options, num_threads=given.threads)
+        options = replace(options, num_threads=ours.limit(given))
         optimize(artifact, folder / MADE, options)
 
     folder = given.once(make)
