@@ -361,6 +361,19 @@ def test_a_budget_that_nothing_meets_ships_nothing(
     assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
 
 
+def interrupt_at(name: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Estimate]:
+    """Ctrl-C comes when this one is timed; what timed it before."""
+    told = timing_module.time_ratio
+
+    def stop(candidate: Any, *rest: Any) -> Estimate:
+        if candidate.name == name:
+            raise KeyboardInterrupt
+        return told(candidate, *rest)
+
+    monkeypatch.setattr(timing_module, "time_ratio", stop)
+    return told
+
+
 def test_an_interrupt_keeps_the_best_and_goes_on_later(
     classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -378,14 +391,7 @@ def test_an_interrupt_keeps_the_best_and_goes_on_later(
         {"first": counted("first", harmless), "second": counted("second", harmless)},
         speeds={"first": 0.8, "second": 0.8},
     )
-    told = timing_module.time_ratio
-
-    def stop(candidate: Any, *rest: Any) -> Estimate:
-        if candidate.name == "second":
-            raise KeyboardInterrupt
-        return told(candidate, *rest)
-
-    monkeypatch.setattr(timing_module, "time_ratio", stop)
+    told = interrupt_at("second", monkeypatch)
     found = optimized(classifier, tmp_path / "out.infer")
     assert found.unfinished == INTERRUPTED
     assert why(found) == {"first": (True, "faster")}
@@ -404,14 +410,7 @@ def test_an_interrupt_is_not_told_as_slowness(
 ) -> None:
     """What was faster by then is in the output, though nobody timed the whole."""
     plant({"first": harmless, "second": harmless}, speeds={"first": 0.8})
-    told = timing_module.time_ratio
-
-    def stop(candidate: Any, *rest: Any) -> Estimate:
-        if candidate.name == "second":
-            raise KeyboardInterrupt
-        return told(candidate, *rest)
-
-    monkeypatch.setattr(timing_module, "time_ratio", stop)
+    interrupt_at("second", monkeypatch)
     done = infer_command("optimize", classifier, "-o", tmp_path / "out.infer", "--threads", "1")
     said = " ".join(done.out.split())
     assert "time faster step by step; interrupted before all of it was timed" in said
