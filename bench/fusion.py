@@ -60,9 +60,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     lines = []
-    makers: dict[str, Maker] = {each.name: partial(_converted, each) for each in ARCHITECTURES}
-    if arguments.zoo:
-        makers = {name: partial(convert, name) for name in (*FAMILIES, *FULL_SIZE)}
+    makers = ZOO if arguments.zoo else SMALL
     wanted = {name: maker for name, maker in makers.items() if name in (arguments.names or makers)}
     for line in table(wanted, arguments.artifacts):
         print(line, flush=True)
@@ -92,6 +90,10 @@ def table(makers: Mapping[str, Maker], artifacts: Path | None) -> Iterator[str]:
 
 def _converted(architecture: Architecture, path: Path) -> Artifact:
     return converters.convert(architecture.save(path.with_suffix("")), path)
+
+
+SMALL: dict[str, Maker] = {each.name: partial(_converted, each) for each in ARCHITECTURES}
+ZOO: dict[str, Maker] = {name: partial(convert, name) for name in (*FAMILIES, *FULL_SIZE)}
 
 
 def row(artifact: Artifact, folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ def cells(line: str) -> list[str]:
 def test_a_row_counts_what_passes_and_the_backend_fuse(tmp_path: Path) -> None:
     """DistilBERT of two layers: as many attentions, five norms, two GELUs, all fused, the answers of each
     pass held against the golden ones."""
-    head, _, row = fusion.table(["distilbert"], tmp_path)
+    head, _, row = fusion.table({"distilbert": fusion.SMALL["distilbert"]}, tmp_path)
     named = dict(zip(cells(head), cells(row), strict=True))
     assert named["architecture"] == "distilbert"
     assert {kind: named[kind] for kind in fusion.KINDS} == {
