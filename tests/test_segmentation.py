@@ -97,14 +97,17 @@ def grids(draw: st.DrawFn) -> tuple[tuple[int, ...], Windows]:
 @settings(deadline=None, max_examples=150)
 @given(grids())
 def test_weights_of_windows_sum_to_one(grid: tuple[tuple[int, ...], Windows]) -> None:
-    """Windows cover the grid, stay inside it, and blend a constant into itself, in 1 to 3 dimensions."""
+    """Windows cover the grid, stay inside it, and blend a constant into itself, in 1 to 3 dimensions: as
+    near as sums of so many float32 are."""
     shape, windows = grid
     windows.check(len(shape))
-    canvas = Canvas(shape, windows)
+    canvas, summed = Canvas(shape, windows), np.zeros(shape, int)
     for place in places(shape, windows):
         assert all(at.start >= 0 and at.stop <= n for at, n in zip(place, shape, strict=True))
         canvas.lay(place, np.full((2, *windows.size), 3.0, np.float32))
-    np.testing.assert_allclose(canvas.blended(), np.full((2, *shape), 3.0), rtol=1e-5)
+        summed[place] += 1
+    rounding = (summed.max() + 4) * np.finfo(np.float32).eps
+    np.testing.assert_allclose(canvas.blended(), np.full((2, *shape), 3.0), rtol=rounding)
 
 
 def test_importance_is_the_published_formula() -> None:

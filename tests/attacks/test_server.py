@@ -25,7 +25,7 @@ from tests.tiny import identity, write
 MIB = 2**20
 HEAD = "POST /v2/models/net/infer HTTP/1.1\r\nhost: localhost\r\n"
 # on an idle machine these take milliseconds; tests share cores
-SOON_S = 2.0
+SOON_S = 5.0
 
 
 @pytest.fixture(scope="module")
