@@ -72,12 +72,12 @@ def different_rows(
     feeds of the same sizes, or from others, which are cut or repeated, and made if there are no such ones.
     """
     dim = batch_dim(signature)
-    inputs = _row_axes(signature.inputs, dim)
+    inputs = row_axes(signature.inputs, dim)
     if dim is None or inputs is None:
         return None
     if any(feeds[0][name].shape[axis] < 1 for name, axis in inputs.items()):
         return None
-    outputs = _row_axes(signature.outputs, dim) or {}
+    outputs = row_axes(signature.outputs, dim) or {}
     alone = signature.allows(dim, 1)
     found: list[tuple[Feeds, Answer]] = []
     alike: list[Feeds] = []
@@ -103,8 +103,9 @@ def different_rows(
     return Rows(tuple([*(row for row, _ in found), *alike][:_MOST]), inputs, outputs)
 
 
-def _row_axes(specs: Sequence[TensorSpec], dim: str | None) -> dict[str, int] | None:
-    """None if a tensor has the dim twice: then it does not count rows."""
+def row_axes(specs: Sequence[TensorSpec], dim: str | None) -> dict[str, int] | None:
+    """Where rows lie in each tensor that has the dim; None if one has it twice: then it does not count
+    rows."""
     if dim is None or any(spec.dims.count(dim) > 1 for spec in specs):
         return None
     return {spec.name: spec.dims.index(dim) for spec in specs if dim in spec.dims}
@@ -113,7 +114,7 @@ def _row_axes(specs: Sequence[TensorSpec], dim: str | None) -> dict[str, int] | 
 def _candidates(
     signature: Signature, dim: str, axes: Mapping[str, int], feeds: Sequence[Feeds]
 ) -> Iterator[Feeds]:
-    first = _row(feeds[0], axes, 0)
+    first = row_of(feeds[0], axes, 0)
     yield first
     shared = {name: array for name, array in first.items() if name not in axes}
     sizes = {name: size for name, size in sizes_of(signature, first).items() if name != dim}
@@ -144,10 +145,11 @@ def _rows(feeds: Sequence[Feeds], axes: Mapping[str, int]) -> Iterator[Feeds]:
             if count == _LOOKED_AT:
                 return
             count += 1
-            yield _row(each, axes, row)
+            yield row_of(each, axes, row)
 
 
-def _row(feeds: Feeds, axes: Mapping[str, int], row: int) -> Feeds:
+def row_of(feeds: Mapping[str, Array], axes: Mapping[str, int], row: int) -> Feeds:
+    """One row of what has rows, and the rest."""
     return {name: array.take([row], axes[name]) if name in axes else array for name, array in feeds.items()}
 
 

@@ -298,7 +298,7 @@ def _cut(model: ir.Model, value: str, agreed: Collection[str]) -> list[str]:
     target = next(output for output in made_by[value].outputs if output.name == value)
     target.shape = None
     fresh = []
-    inside = {each: node for node in needed for each in _nodes_of(node)}
+    inside = {each for node in needed for each in _nodes_of(node)}
     for name, border in borders.items():
         if border.is_graph_input():
             fresh.append(border)

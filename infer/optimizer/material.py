@@ -18,6 +18,7 @@ from infer.errors import FeedError, InferError, InputError
 from infer.evaluation import EVALUATORS, Dataset, is_paired, items_of, read_dataset
 from infer.feeds import Feeds, batch_dim, example_feeds, resized, sizes_of
 from infer.machine import this_machine
+from infer.optimizer.batches import row_axes, row_of
 from infer.optimizer.tables import ids_of
 from infer.session import Session
 from infer.signature import Array, Signature, TensorSpec
@@ -166,17 +167,12 @@ def _rows(signature: Signature, feeds: Mapping[str, Array]) -> Sequence[Mapping[
     """Feeds for each row of the arrays; these as they are, if one row cannot be asked alone, or they do not
     fit."""
     dim = batch_dim(signature)
-    axes = {spec.name: spec.dims.index(dim) for spec in signature.inputs if dim in spec.dims}
-    fitting = dim is not None and all(
-        name in feeds and feeds[name].ndim > axis for name, axis in axes.items()
-    )
+    axes = row_axes(signature.inputs, dim) or {}
+    fitting = all(name in feeds and feeds[name].ndim > axis for name, axis in axes.items())
     counts = {feeds[name].shape[axis] for name, axis in axes.items()} if fitting else set()
-    if len(counts) != 1 or dim is None or not signature.allows(dim, 1):
+    if dim is None or len(counts) != 1 or not signature.allows(dim, 1):
         return [feeds]
-    return [
-        {name: array.take([row], axes[name]) if name in axes else array for name, array in feeds.items()}
-        for row in range(counts.pop())
-    ]
+    return [row_of(feeds, axes, row) for row in range(counts.pop())]
 
 
 def _measured(asked: Sequence[Mapping[Any, Any]], places: Sequence[int], each_s: float) -> list[int]:
