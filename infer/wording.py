@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from typing import Any
 
 # Unicode's categories of what is not visible as itself: controls, newlines among them; marks that format or
 # reorder text, or show nothing; half characters; separators of lines and of paragraphs
@@ -24,6 +26,38 @@ def unseen(text: str) -> list[str]:
 def _is_noncharacter(code: int) -> bool:
     """Unicode will never assign these, and XML has no U+FFFE and U+FFFF."""
     return code & 0xFFFE == 0xFFFE or 0xFDD0 <= code <= 0xFDEF
+
+
+def excerpt(value: Any, most: int = 60) -> str:
+    """The first `most` characters of `repr(value)`; no more of a list or dict of millions is written."""
+    text = ""
+    for piece in _pieces(value, most):
+        text += piece
+        if len(text) >= most:
+            break
+    return text[:most]
+
+
+def _pieces(value: Any, most: int) -> Iterator[str]:
+    """What `repr(value)` is put together from; of a string, the first `most` characters at least."""
+    if isinstance(value, dict):
+        before = "{"
+        for key, item in value.items():
+            yield before
+            yield from _pieces(key, most)
+            yield ": "
+            yield from _pieces(item, most)
+            before = ", "
+        yield "}" if value else "{}"
+    elif isinstance(value, list):
+        before = "["
+        for item in value:
+            yield before
+            yield from _pieces(item, most)
+            before = ", "
+        yield "]" if value else "[]"
+    else:
+        yield repr(value[:most] if isinstance(value, str) else value)
 
 
 def size(size_bytes: int) -> str:

@@ -7,6 +7,7 @@ import binascii
 from typing import Any
 
 from infer.errors import InputError
+from infer.wording import excerpt
 
 KINDS: dict[str, str] = {
     "tensors": "arrays",
@@ -40,7 +41,7 @@ def kind_of(task: str | None) -> str:
 def inputs_of(values: Any, kind: str) -> list[Any]:
     """The value of "inputs" in a body, as inputs of a task of that kind. Raises `InputError`."""
     if not isinstance(values, list) or len(values) > MAX_INPUTS:
-        raise InputError(f"'inputs' must be a list of at most {MAX_INPUTS}, but is {values!r:.60}")
+        raise InputError(f"'inputs' must be a list of at most {MAX_INPUTS}, but is {excerpt(values)}")
     if kind in ENCODED:
         return [_decoded(value, place) for place, value in enumerate(values)]
     # JSON has no tuples, which are pairs of texts to a task
@@ -51,7 +52,7 @@ def _decoded(item: Any, place: int) -> bytes:
     """Bytes of a picture or sound. A string would be the name of a file on the server."""
     text = item.get("b64") if isinstance(item, dict) and len(item) == 1 else None
     if not isinstance(text, str):
-        raise InputError(f'input {place} must be an object {{"b64": BASE64}}, but is {item!r:.60}')
+        raise InputError(f'input {place} must be an object {{"b64": BASE64}}, but is {excerpt(item)}')
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:

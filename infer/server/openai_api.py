@@ -23,6 +23,7 @@ from infer.server.service import answer, service
 from infer.server.v2 import asked_model, json_response
 from infer.signature import Array
 from infer.tasks.rows import answer_parts
+from infer.wording import excerpt
 
 TASK = "text-embedding"
 
@@ -111,7 +112,7 @@ def _seconds(created: str) -> int:
 def _texts(given: Any) -> list[str]:
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"'input' must be a text, or a list of one or more texts, but is {given!r:.60}")
+        raise InputError(f"'input' must be a text, or a list of one or more texts, but is {excerpt(given)}")
     if len(texts) > MAX_INPUTS:
         raise InputError(f"'input' has {len(texts)} texts; it may have {MAX_INPUTS}")
     return texts
@@ -120,7 +121,7 @@ def _texts(given: Any) -> list[str]:
 def _wants_base64(asked: dict[str, Any]) -> bool:
     form = asked.get("encoding_format")
     if form not in (None, "float", "base64"):
-        raise InputError(f"'encoding_format' must be float or base64, but is {form!r:.60}")
+        raise InputError(f"'encoding_format' must be float or base64, but is {excerpt(form)}")
     return bool(form == "base64")
 
 
@@ -128,7 +129,7 @@ def _check_dimensions(wanted: Any, vectors: Sequence[Array]) -> None:
     size = len(vectors[0])
     if wanted not in (None, size):
         raise InputError(
-            f"'dimensions' must be {size}, which this model's vectors have, but is {wanted!r:.60}"
+            f"'dimensions' must be {size}, which this model's vectors have, but is {excerpt(wanted)}"
         )
 
 

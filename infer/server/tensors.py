@@ -16,6 +16,7 @@ import numpy as np
 
 from infer.errors import InputError
 from infer.signature import Array
+from infer.wording import excerpt
 
 DATATYPES: dict[str, str] = {
     "bool": "BOOL",
@@ -53,8 +54,8 @@ def unpack(part: memoryview, datatype: str, shape: list[int], where: str) -> Arr
     dtype = _DTYPES[datatype]
     if len(part) != count * dtype.itemsize:
         raise InputError(
-            f"{where} of shape {shape!r:.80} and {datatype} takes {count * dtype.itemsize} bytes, but"
-            f" {len(part)} came"
+            f"{where} of shape {excerpt(shape, 80)} and {datatype} takes {count * dtype.itemsize} bytes,"
+            f" but {len(part)} came"
         )
     return np.frombuffer(part, dtype).reshape(shape)
 
@@ -92,7 +93,7 @@ def read_json(data: Any, datatype: str, shape: list[int], where: str, *, boolean
     """`data`, flat or nested as `shape` is, in the native dtype of `datatype`; `booleans`: whether true or
     false may be among it. Raises `InputError`."""
     if not isinstance(data, list):
-        raise InputError(f"'data' of {where} must be a list, but is {data!r:.60}")
+        raise InputError(f"'data' of {where} must be a list, but is {excerpt(data)}")
     if datatype == "FP16":
         raise InputError(f"{where} is FP16, which has no JSON form; send it in binary form")
     try:
@@ -104,8 +105,8 @@ def read_json(data: Any, datatype: str, shape: list[int], where: str, *, boolean
     nested = found.shape == tuple(shape if count else shape[: found.ndim])
     if found.size != count or not (nested or found.ndim == 1):
         raise InputError(
-            f"'data' of {where} has shape {list(found.shape)!r:.80} where 'shape' is {shape!r:.80}; it must"
-            f" have that, or be one list of its {count} values"
+            f"'data' of {where} has shape {excerpt(list(found.shape), 80)} where 'shape' is"
+            f" {excerpt(shape, 80)}; it must have that, or be one list of its {count} values"
         )
     if booleans and datatype not in ("BYTES", "BOOL"):
         # numpy takes them for 1 and 0 where there are numbers, too
@@ -121,7 +122,9 @@ def read_json(data: Any, datatype: str, shape: list[int], where: str, *, boolean
 
 def _strings(found: Array, where: str) -> Array:
     if wrong := [item for item in found.ravel() if not isinstance(item, str)]:
-        raise InputError(f"'data' of {where} must be strings, as it is BYTES, but holds {wrong[0]!r:.60}")
+        raise InputError(
+            f"'data' of {where} must be strings, as it is BYTES, but holds {excerpt(wrong[0])}"
+        )
     return found
 
 
@@ -148,7 +151,9 @@ def _numbers(found: Array, data: Sequence[Any], dtype: np.dtype[Any], datatype: 
             kind = "u" if all(type(item) is int for item in found.ravel()) else kind
         if kind in "iu" and limits.min <= found.min() and found.max() <= limits.max:
             return found.astype(dtype)
-    raise InputError(f"'data' of {where} must be values of {datatype}, but holds others: {data!r:.80}")
+    raise InputError(
+        f"'data' of {where} must be values of {datatype}, but holds others: {excerpt(data, 80)}"
+    )
 
 
 def _floats(found: Array, data: Sequence[Any], where: str) -> Array:
@@ -158,11 +163,11 @@ def _floats(found: Array, data: Sequence[Any], where: str) -> Array:
         if isinstance(item, str) and item in _NOT_FINITE:
             item = _NOT_FINITE[item]
         if type(item) not in (int, float):
-            raise InputError(f"'data' of {where} must be numbers, but holds {item!r:.60}")
+            raise InputError(f"'data' of {where} must be numbers, but holds {excerpt(item)}")
         try:
             values[i] = item
         except OverflowError as error:
-            raise InputError(f"'data' of {where} holds {item!r:.40}…, which is no float") from error
+            raise InputError(f"'data' of {where} holds {excerpt(item, 40)}…, which is no float") from error
     return values.reshape(found.shape)
 
 
