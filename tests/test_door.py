@@ -14,6 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from infer.server.admission import Gate
 from infer.server.door import Door
 from infer.server.models import Models
 from infer.server.options import ServerOptions
@@ -112,7 +113,7 @@ def test_who_needs_a_token_is_not_told_without_it(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That a model has much to do is for those to know who may ask it."""
-    monkeypatch.setattr(service, "options", ServerOptions(max_waiting=2, tokens=("correct-horse-battery",)))
+    monkeypatch.setattr(service, "gate", Gate(ServerOptions(tokens=("correct-horse-battery",))))
     assert refused(service, request()) is None
     assert refused(service, request(authorization="Bearer wrong-horse-battery")) is None
     assert refused(service, request(authorization="Bearer correct-horse-battery")) is not None

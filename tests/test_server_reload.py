@@ -111,6 +111,30 @@ def test_a_release_is_rolled_out_and_a_damaged_one_is_not(
         assert served.stop() == 0
 
 
+def test_tokens_are_read_again(releases: Path, tmp_path: Path) -> None:
+    """Who has one of the new file is let in, who has one of the old no more; a file without any opens no
+    door, and changes nothing."""
+    names = ("an-old-token-of-mine", "a-newer-token-of-mine")
+    file = tmp_path / "tokens"
+    file.write_text(names[0], encoding="utf-8")
+    net = f"net={releases / '7.infer'}"
+    with serving(tmp_path, net, "--token-file", file, "--json-logs") as served:
+
+        def statuses() -> list[int]:
+            heads = [{}, *({"authorization": f"Bearer {name}"} for name in names)]
+            return [served.get("/v2", headers=head).status_code for head in heads]
+
+        assert statuses() == [401, 200, 401]
+        file.write_text("# none\n", encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: any("tokens stay as they are" in line["message"] for line in served.lines()))
+        assert statuses() == [401, 200, 401]
+        file.write_text(names[1], encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: statuses() == [401, 401, 200])
+        assert not any(name in served.log.read_text(encoding="utf-8") for name in names)
+
+
 def test_a_model_that_is_not_loaded_takes_the_new_release_when_it_is(
     releases: Path, tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -134,6 +133,14 @@ def _sizes_of_dims(text: str) -> Mapping[str, int]:
     help="For what is under way when it is to stop.",
 )
 @click.option(
+    "--hung",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="Of several workers, end and replace one that stands still for so long.",
+)
+@click.option(
     "--memory-budget",
     metavar="SIZE",
     callback=_bytes,
@@ -199,6 +206,7 @@ def command(
     keep_alive: float,
     lame_duck: float,
     drain: float,
+    hung: float,
     memory_budget: int | None,
     max_feed: int | None,
     warm_up: tuple[Mapping[str, int], ...],
@@ -215,7 +223,8 @@ def command(
     ARTIFACTS are artifacts or plain .onnx files. A model is called what its artifact is called, without
     .infer, or NAME where NAME=PATH is given; several of one name are its versions 1, 2, …, of which the
     last answers by default. SIGTERM and Ctrl-C let the requests under way end first. At SIGHUP artifacts
-    that changed are taken up, if they answer here as they were recorded to, and no request is lost.
+    and tokens that changed are taken up, artifacts if they answer here as they were recorded to, and no
+    request is lost.
 
     \b
     Examples:
@@ -232,7 +241,7 @@ def command(
     from infer.server.options import ServerOptions
     from infer.server.workers import serve
 
-    tokens = _tokens(token_file, read_tokens) if token_file else ()
+    tokens = read_tokens(token_file) if token_file else ()
     if not (tokens or no_auth or is_loopback(host)):
         raise click.UsageError(
             f"'{host}' can be reached from other machines: give --token-file, or --no-auth to let"
@@ -244,6 +253,7 @@ def command(
         grpc_port=grpc_port,
         workers=workers,
         tokens=tokens,
+        token_file=token_file,
         max_body_bytes=max_body,
         max_bodies_bytes=4 * max_body,
         header_timeout_s=header_timeout,
@@ -252,6 +262,7 @@ def command(
         keep_alive_s=keep_alive,
         lame_duck_s=lame_duck,
         drain_s=drain,
+        hung_s=hung,
         max_waiting=queue,
         memory_budget_bytes=memory_budget,
         max_feed_bytes=max_feed,
@@ -287,12 +298,3 @@ def _listening(host: str, port: int, option: str, make: Callable[[], socket.sock
             f"cannot listen at {host} port {port}: {error.strerror or error}; give another --host or"
             f" {option}"
         ) from error
-
-
-def _tokens(path: Path, read: Any) -> tuple[str, ...]:
-    try:
-        tokens: tuple[str, ...] = read(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"{error}"
-        raise InputError(f"the tokens in '{path}' cannot be read: {reason}") from error
-    return tokens

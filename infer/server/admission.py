@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Scope
 
-from infer.errors import InferError, OverloadedError
+from infer.errors import InferError, InputError, OverloadedError
 from infer.server.options import ServerOptions
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ class Gate:
 
     def __init__(self, options: ServerOptions) -> None:
         self._options = options
-        self._tokens = [_digest(token) for token in options.tokens]
+        self._tokens: list[bytes] = []
+        self.renew(options.tokens)
         # A page of another site may have its own name point to this machine (DNS rebinding): where nobody
         # needs a token, the name that a browser was given must be this machine's.
         self._hosts = (
@@ -51,6 +53,11 @@ class Gate:
             if is_loopback(options.host) and not options.tokens
             else None
         )
+
+    def renew(self, tokens: Sequence[str]) -> bool:
+        """Let those with one of `tokens` in from now on; whether they are others than before."""
+        before, self._tokens = self._tokens, [_digest(token) for token in tokens]
+        return self._tokens != before
 
     def check(self, scope: Scope) -> str:
         """The caller's name, for fair turns. Raises `HTTPException`."""
@@ -224,14 +231,18 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_tokens(text: str) -> tuple[str, ...]:
-    """The tokens of a file: one a line, and comments after #. Raises `ValueError`, without showing them."""
-    lines = (line.strip() for line in text.splitlines())
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """The tokens of a file: one a line, and comments after #. Raises `InputError`, without showing them."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(f"the tokens in '{path}' cannot be read: {reason}") from error
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens:
-        raise ValueError("it holds no token; write one a line")
+        raise InputError(f"'{path}' holds no token; write one a line")
     if short := [number for number, token in enumerate(tokens, 1) if len(token) < MIN_TOKEN_CHARACTERS]:
-        raise ValueError(f"token {short[0]} has fewer than {MIN_TOKEN_CHARACTERS} characters")
+        raise InputError(f"token {short[0]} of '{path}' has fewer than {MIN_TOKEN_CHARACTERS} characters")
     return tokens
 
 

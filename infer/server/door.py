@@ -18,7 +18,6 @@ from starlette.exceptions import HTTPException
 
 from infer.errors import OverloadedError
 from infer.server import logs
-from infer.server.admission import Gate
 from infer.server.front import added_headers, error_response
 from infer.server.models import Model, UnknownModelError
 from infer.server.predict import predict
@@ -47,7 +46,7 @@ class Door:
     """Refuses what the service would, with the same answer. It belongs to the event loop's thread."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._gate = service, Gate(service.options)
+        self._service = service
         self._untold: Counter[str] = Counter()  # model → refusals that the log has not been told
 
     def refusal(self, data: bytes, defaults: Headers) -> bytes | None:
@@ -68,7 +67,7 @@ class Door:
             return None
         path = found["path"].decode("ascii")
         try:
-            self._gate.check({"headers": headers, "path": path, "method": "POST"})
+            service.gate.check({"headers": headers, "path": path, "method": "POST"})
         except HTTPException:
             return None
         service.metrics.responses.labels(endpoint.__name__, "503").inc()

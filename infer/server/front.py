@@ -16,7 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError, SessionClosedError
 from infer.server import logs
-from infer.server.admission import Gate, within
+from infer.server.admission import within
 from infer.server.models import UnavailableError, UnknownModelError
 from infer.server.oip import dump_json
 from infer.server.service import Service
@@ -46,7 +46,6 @@ class Front:
 
     def __init__(self, router: Router, service: Service) -> None:
         self._router, self._service = router, service
-        self._gate = Gate(service.options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self._service  # endpoints find it there; and the router then raises its 404 and 405
@@ -57,7 +56,7 @@ class Front:
         exchange = _Exchange(scope, receive, send, self._service)
         state = scope["state"] = {"caller": "", "model": None, "bytes_in": 0}
         try:
-            state["caller"] = self._gate.check(scope)
+            state["caller"] = self._service.gate.check(scope)
             await self._router(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             exchange.status = exchange.status or GONE

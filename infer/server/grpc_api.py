@@ -20,7 +20,7 @@ from infer.errors import (
     missing_package,
 )
 from infer.server import logs, oip
-from infer.server.admission import Gate, StrangerError
+from infer.server.admission import StrangerError
 from infer.server.grpc_messages import MESSAGES, SERVICE
 from infer.server.grpc_tensors import dump, parse, read
 from infer.server.models import Model, UnavailableError, UnknownModelError
@@ -80,7 +80,6 @@ class GrpcServer:
 
     def __init__(self, served: Service) -> None:
         self._served, self._options = served, served.options
-        self._gate = Gate(served.options)
         self._server: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Future[None] | None = None
@@ -138,7 +137,9 @@ class GrpcServer:
             call.bytes_in = len(sent)
             try:
                 if name not in _OPEN:
-                    call.caller = self._gate.token_name(call.metadata.get("authorization")) or call.client
+                    call.caller = (
+                        self._served.gate.token_name(call.metadata.get("authorization")) or call.client
+                    )
                 message = await self._served.apart(lambda: read(f"{name}Request", sent), len(sent))
                 found = await method(message, call)
                 call.bytes_out = found.ByteSize()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 MIB = 2**20
 
@@ -26,6 +27,9 @@ class ServerOptions:
 
     tokens: tuple[str, ...] = ()
     """With any, every request but for health and the page needs one of them."""
+
+    token_file: Path | None = None
+    """Where the tokens are read again when artifacts are; those of before hold if it cannot be read."""
 
     max_body_bytes: int = 64 * MIB
     """The most that a body may have, as sent and inflated."""
@@ -100,6 +104,10 @@ class ServerOptions:
     untrusted: bool = False
     """Whether each graph is tried in a process of its own before a worker loads it, as
     `SessionOptions.untrusted` says. Each worker then loads a copy of its own, also of shared weights."""
+
+    hung_s: float = 30.0
+    """With several workers: one whose event loop stands still for so long is ended and replaced. A run that
+    takes long does not stop it."""
 
     json_logs: bool = False
     """A line of JSON for each request, instead of a line for people."""

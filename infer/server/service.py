@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from infer.batching import Batcher, Work
 from infer.errors import DeadlineError, FeedError, InputError, OverloadedError
 from infer.live import Version
-from infer.server.admission import Bodies, Room, inflated, inflated_size
+from infer.server.admission import Bodies, Gate, Room, inflated, inflated_size, read_tokens
 from infer.server.metrics import Metrics
 from infer.server.models import Model, Models
 from infer.server.options import ServerOptions
@@ -29,6 +30,7 @@ _EARLY_S = 0.02
 _SOON_S = 0.05
 _LATE = "there was no answer in the time that the server or the caller gives"
 _PARSERS, _LOADERS = 4, 16
+_log = logging.getLogger("infer.server")
 
 
 class Service:
@@ -43,6 +45,7 @@ class Service:
         self.models, self.options = models, options
         self.metrics = Metrics(iter(models))
         self.bodies = Bodies(options)
+        self.gate = Gate(options)
         self.leaving = self.draining = False
         self._parsers = ThreadPoolExecutor(_PARSERS, thread_name_prefix="infer-parse")
         # apart, so that requests for loaded models never wait for others to load
@@ -108,7 +111,13 @@ class Service:
                 version.leave()
 
     async def reload(self) -> None:
-        """Take up artifacts that changed."""
+        """Take up tokens and artifacts that changed."""
+        if (path := self.options.token_file) is not None:
+            try:
+                if self.gate.renew(await self.apart(lambda: read_tokens(path), 2**20)):
+                    _log.info("other tokens are taken from now on")
+            except InputError as error:
+                _log.error("the tokens stay as they are: %s", error)
         for model, outcome in await asyncio.wrap_future(self._loaders.submit(self.models.reload)):
             self.metrics.reloads.labels(model.name, model.version, outcome).inc()
 

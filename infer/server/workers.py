@@ -13,8 +13,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from ctypes import c_double
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +44,7 @@ _RELOAD = getattr(signal, "SIGHUP", None)
 _SHORT_LIFE_S = 10.0
 _LONGEST_PAUSE_S = 4.0
 _LOOK_S = 0.1
+_BEAT_S = 0.5
 _log = logging.getLogger("infer.server")
 
 
@@ -57,12 +59,20 @@ def serve(paths: Sequence[Path], options: ServerOptions, listener: socket.socket
         Workers(paths, options, listener).run()
 
 
-def serve_here(models: Models, options: ServerOptions, listener: socket.socket) -> None:
-    """Answer in this process. It listens while models are loaded, and is ready after that."""
+def serve_here(
+    models: Models, options: ServerOptions, listener: socket.socket, beat: Callable[[], None] | None = None
+) -> None:
+    """Answer in this process. It listens while models are loaded, and is ready after that. `beat` is called
+    again and again, as long as the event loop runs."""
     service = Service(models, options)
     grpc = _grpc_server(service)
     failures: list[InferError] = []
-    loading: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def keep_beating(beat: Callable[[], None]) -> None:
+        while True:
+            beat()
+            await asyncio.sleep(_BEAT_S)
 
     async def load() -> None:
         try:
@@ -75,10 +85,12 @@ def serve_here(models: Models, options: ServerOptions, listener: socket.socket) 
 
     def reload() -> None:
         if not service.leaving:
-            loading.append(asyncio.ensure_future(service.reload()))
+            tasks.append(asyncio.ensure_future(service.reload()))
 
     def start() -> None:
-        loading.append(asyncio.ensure_future(load()))
+        tasks.append(asyncio.ensure_future(load()))
+        if beat is not None:
+            tasks.append(asyncio.ensure_future(keep_beating(beat)))
         if _RELOAD is not None and threading.current_thread() is threading.main_thread():
             asyncio.get_running_loop().add_signal_handler(_RELOAD, reload)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {_RELOAD})
@@ -137,6 +149,7 @@ class Workers:
         self._context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
         self._born: dict[int | None, float] = {}
+        self._beats: dict[int | None, c_double] = {}  # when each one's event loop ran, 0 before it did
         self._again: dict[int, float] = {}  # place of one that died → when another takes it
         self._short_lives = 0
         self._first = set(range(options.workers))  # places whose first process is there
@@ -153,6 +166,7 @@ class Workers:
             while not self._stopping:
                 alive = [p for place, p in enumerate(self._processes) if place not in self._again]
                 wait([process.sentinel for process in alive], timeout=_LOOK_S)
+                self._end_hung(alive)
                 self._note_dead(folder)
                 self._replace_dead()
         finally:
@@ -177,11 +191,22 @@ class Workers:
                     os.kill(process.pid, number)
 
     def _started(self) -> BaseProcess:
-        process = self._context.Process(target=work, args=self._arguments, name="infer-worker")
+        beat = self._context.RawValue(c_double, 0.0)
+        process = self._context.Process(target=work, args=(*self._arguments, beat), name="infer-worker")
         with _reload_held_back():  # and so it is in the process
             process.start()
-        self._born[process.pid] = time.monotonic()
+        self._born[process.pid], self._beats[process.pid] = time.monotonic(), beat
         return process
+
+    def _end_hung(self, processes: Sequence[BaseProcess]) -> None:
+        """End those whose event loop stands still: they would take connections, and never answer."""
+        for process in processes:
+            beat_s = self._beats[process.pid].value
+            silent_s = time.monotonic() - beat_s if beat_s else 0.0
+            if silent_s > self._options.hung_s and process.is_alive() and not self._stopping:
+                _log.error("worker %s has stood still for %.0f s and is ended", process.pid, silent_s)
+                process.kill()
+                process.join()
 
     def _note_dead(self, folder: str) -> None:
         for place, process in enumerate(self._processes):
@@ -196,6 +221,7 @@ class Workers:
             from prometheus_client.multiprocess import mark_process_dead
 
             mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
+            del self._beats[process.pid]
             lived_s = time.monotonic() - self._born.pop(process.pid)
             # one that dies again and again is not started without a pause
             self._short_lives = self._short_lives + 1 if lived_s < _SHORT_LIFE_S else 0
@@ -221,12 +247,17 @@ class Workers:
                 process.join()
 
 
-def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
-    """A worker process. SIGHUP is held back until it can be followed."""
+def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket, beat: c_double) -> None:
+    """A worker process, which writes the time into `beat` again and again. SIGHUP is held back until it can
+    be followed."""
+
+    def tell() -> None:
+        beat.value = time.monotonic()
+
     logs.start(options.json_logs)
     threading.Thread(target=_end_with_parent, name="infer-parent", daemon=True).start()
     try:
-        serve_here(Models(paths, options), options, listener)
+        serve_here(Models(paths, options), options, listener, tell)
     except InferError as error:
         _log.error("worker %s cannot start: %s", os.getpid(), error)
         sys.exit(CANNOT_START)
