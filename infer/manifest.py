@@ -127,9 +127,9 @@ class Compiled:
 @dataclass(frozen=True)
 class Tuned:
     """What was measured to be fastest on this device of machines with this fingerprint; `runtime` is the
-    library and its version, and `prepared` and `compiled` hold for that one alone; `spinning`, `prepacking`
-    and `streams` are as in `PlanOptions`. It is for feeds of `rows_from` rows or more, up to where another
-    one begins."""
+    library and its version, and `prepared` and `compiled` hold for that one alone; `spinning`,
+    `prepacking`, `huge_pages` and `streams` are as in `PlanOptions`. It is for feeds of `rows_from` rows or
+    more, up to where another one begins."""
 
     machine: str
     device: str
@@ -141,6 +141,7 @@ class Tuned:
     compiled: Compiled | None = None
     spinning: bool = True
     prepacking: bool = True
+    huge_pages: bool = False
     streams: int | None = None
     rows_from: int = 1
 

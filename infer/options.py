@@ -54,6 +54,11 @@ class PlanOptions:
     """Whether the backend lays weights out anew for its products while loading; default: it does, unless
     weights as they are were measured to be faster here."""
 
+    huge_pages: bool | None = None
+    """Whether the memory that loading and warming up take is put into huge pages, by another thread, within
+    a second or two; default: if that was measured to be faster here. Linux gives them from 6.1 on. What
+    larger runs take later is not: warm up with their sizes (`SessionOptions.warm_up`)."""
+
     arena: bool | None = None
     """Whether the backend keeps the memory of a run for the next one; default: it does. Without, each run
     asks the system for its memory and gives it back, which takes time."""

@@ -22,6 +22,8 @@ class Plan:
     """What the backend computes in where the graph has float32; None: float32."""
     graph_optimization: str = "all"
     prepacking: bool = True
+    huge_pages: bool = False
+    """Whether memory is put into huge pages; see `infer.huge_pages`."""
     prepared: str | None = None
     """The file that is loaded in the graph's place: the same, as the backend optimized it before."""
     compiled: str | None = None
@@ -91,6 +93,7 @@ class Plan:
             ("streams", f"{self.streams} run{'s' * (self.streams > 1)} at once, of many callers"),
             ("optimize", self.graph_optimization),
             ("prepacking", "on" if self.prepacking else "off"),
+            ("huge pages", "on" if self.huge_pages else "off"),
             ("arena", self._arena),
         ]
         if self.larger:

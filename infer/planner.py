@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from infer.backends import BACKENDS, Backend, load_backend
 from infer.errors import ArtifactError, DeviceError, MissingPackageError
+from infer.huge_pages import huge_pages_work
 from infer.machine import Machine
 from infer.manifest import Manifest, Tuned, Variant
 from infer.options import GRAPH_OPTIMIZATIONS, MAX_THREADS, SHRINK_ABOVE_BYTES, PlanOptions
@@ -87,6 +88,7 @@ def _planned(
         threads = machine.cores
         quota = f", cgroup quota {machine.cores_quota:g}" if machine.cores_quota else ""
         reasons.append(f"{threads} threads: affinity {machine.cores_affinity}{quota}")
+    huge_pages = _huge_pages(tuned, options, reasons)
     streams = _streams(tuned, backend, device, machine, options, threads, spinning, reasons)
     prepared = compiled = None
     if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
@@ -116,6 +118,7 @@ def _planned(
         compute_dtype=compute_dtype,
         graph_optimization=options.graph_optimization,
         prepacking=prepacking,
+        huge_pages=huge_pages,
         prepared=prepared,
         compiled=compiled,
         shared_threads=shared is not None,
@@ -138,8 +141,8 @@ def _check(options: PlanOptions) -> None:
         )
     if options.backend is not None and options.backend not in BACKENDS:
         raise DeviceError(f"there is no backend {options.backend!r:.60}; choose from {', '.join(BACKENDS)}")
-    wishes = (("spinning", options.spinning), ("prepacking", options.prepacking), ("arena", options.arena))
-    for name, wish in wishes:
+    for name in ("spinning", "prepacking", "huge_pages", "arena"):
+        wish = getattr(options, name)
         if wish is not None and not isinstance(wish, bool):
             raise DeviceError(f"{name} must be True, False or None, but is {wish!r:.60}")
     above = options.shrink_above_bytes
@@ -177,6 +180,18 @@ def _settings(
         prepacking = False
         reasons.append("weights as they are, not packed: measured to be faster here")
     return spinning is not False and backend.spins, prepacking is not False
+
+
+def _huge_pages(tuned: Tuned | None, options: PlanOptions, reasons: list[str]) -> bool:
+    """Whether memory is put into them: as asked, or as measured to be faster here, where there are any."""
+    wanted = options.huge_pages
+    if wanted is None and tuned and tuned.huge_pages:
+        wanted = True
+        reasons.append("memory in huge pages: measured to be faster here")
+    if wanted and not huge_pages_work():
+        reasons.append("no huge pages: this system gives none to memory in use (Linux does from 6.1 on)")
+        return False
+    return bool(wanted)
 
 
 def _for_others(tuned: Tuned, spinning: bool, options: PlanOptions) -> bool:

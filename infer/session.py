@@ -18,6 +18,7 @@ from infer.bare_graph import artifact_of_graph
 from infer.errors import DeadlineError, FeedError, InferError, SessionClosedError
 from infer.executables import prepare
 from infer.guard import Feeds, Guard
+from infer.huge_pages import HugePages
 from infer.integrity import Verification, graphs_beside
 from infer.machine import this_machine
 from infer.manifest import Variant
@@ -48,6 +49,7 @@ def load(
     spinning: bool | None = None,
     streams: int | None = None,
     prepacking: bool | None = None,
+    huge_pages: bool | None = None,
     arena: bool | None = None,
     shrink_above_bytes: int | None = None,
     verify: bool = True,
@@ -76,6 +78,7 @@ def load(
             spinning=spinning,
             streams=streams,
             prepacking=prepacking,
+            huge_pages=huge_pages,
             arena=arena,
             shrink_above_bytes=shrink_above_bytes,
         ),
@@ -110,6 +113,7 @@ def open_session(
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
     # hashing and loading each keep one core busy and let go of the interpreter
     verification = Verification(artifact, _unread(artifact, plan, options)) if options.verify else None
+    pages = HugePages() if any(part.huge_pages for part in plan.parts) else None
     with ExitStack() as stack:
         try:
             files = stack.enter_context(_tried(artifact, plan, options))
@@ -127,6 +131,8 @@ def open_session(
         except BaseException:
             session.close()
             raise
+    if pages is not None:  # nobody need wait for it
+        threading.Thread(target=pages.gather, name="infer-huge-pages", daemon=True).start()
     return session
 
 

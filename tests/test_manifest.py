@@ -120,10 +120,11 @@ def example() -> Manifest:
 def test_a_plan_without_later_settings_is_read() -> None:
     """It means what a backend does by default, and that nothing is kept compiled."""
     data = json.loads(example().to_json())
-    for name in ("compiled", "spinning", "prepacking", "rows_from"):
+    for name in ("compiled", "spinning", "prepacking", "huge_pages", "rows_from"):
         del data["tuned"][0][name]
     (tuned,) = Manifest.from_json(json.dumps(data), "an older one").tuned
     assert (tuned.compiled, tuned.spinning, tuned.prepacking) == (None, True, True)
+    assert not tuned.huge_pages
     assert tuned.prepared == example().tuned[0].prepared
 
 

@@ -118,6 +118,7 @@ def _show(artifact: Artifact, graphs: dict[str, GraphFile]) -> None:
                     f"{tuned.runtime}, {tuned.num_threads} threads on {tuned.device} of {tuned.machine}"
                     f"{'' if tuned.spinning else ', no spinning'}"
                     f"{'' if tuned.prepacking else ', weights as they are'}"
+                    f"{', memory in huge pages' if tuned.huge_pages else ''}"
                     f"{f', {tuned.streams} runs at once' if (tuned.streams or 1) > 1 else ''}"
                     f"{'' if tuned.rows_from == 1 else f', from {tuned.rows_from} rows on'}",
                 )

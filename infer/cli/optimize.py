@@ -160,6 +160,7 @@ def _document(found: Optimized) -> dict[str, Any]:
         "num_threads": found.outcome.settings.num_threads,
         "spinning": found.outcome.settings.spinning,
         "prepacking": found.outcome.settings.prepacking,
+        "huge_pages": found.outcome.settings.huge_pages,
         "streams": found.outcome.settings.streams,
         "ratio": None if found.outcome.ratio is None else asdict(found.outcome.ratio),
         "other_rows": None if other is None else _other_rows(other),

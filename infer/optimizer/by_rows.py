@@ -54,7 +54,8 @@ def faster_at(
     timing, streams = trial.timing, best.settings.streams or 1
 
     def usual(found: Verdict) -> Settings:
-        return at_once(timing.usual, streams, found.backend) if streams > 1 else timing.usual
+        settings = replace(timing.usual, huge_pages=best.settings.huge_pages)
+        return at_once(settings, streams, found.backend) if streams > 1 else settings
 
     leader = best
     for found in _candidates(trial, start, outcome):

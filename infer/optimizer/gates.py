@@ -257,7 +257,7 @@ class Contender:
     opening: Opening
 
 
-class _Asked:
+class Asked:
     """A contender that answers feeds as one query, in a session that can be opened anew: from as many
     callers as the session has streams, each with its share of `timed`.
 
@@ -313,7 +313,7 @@ def time_ratio(
     """
     with ExitStack() as stack:
         start = time.perf_counter()
-        ours, theirs = _Asked(contender, timed, stack), _Asked(against, timed, stack)
+        ours, theirs = Asked(contender, timed, stack), Asked(against, timed, stack)
         opening_s = time.perf_counter() - start
         # a share for each caller, and all of the same length
         callers = math.lcm(ours.callers, theirs.callers)

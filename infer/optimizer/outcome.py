@@ -72,6 +72,7 @@ class Settings:
     num_threads: int
     spinning: bool = True
     prepacking: bool = True
+    huge_pages: bool = False
     streams: int | None = None
 
     @property

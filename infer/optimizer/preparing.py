@@ -19,8 +19,11 @@ from infer.artifact import Artifact, sha256
 from infer.backends.ort import save_optimized
 from infer.compiled import forget, keep
 from infer.errors import InferError
+from infer.feeds import Feeds
 from infer.guard import Guard
 from infer.manifest import Compiled, FileRecord, Prepared
+from infer.measure.statistics import verdict
+from infer.optimizer.apart import Planned, ratio_apart
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare
 from infer.plan import Plan
@@ -28,16 +31,16 @@ from infer.session import Session, open_session
 from infer.signature import Array
 
 _LOADS = 5
+_TIMED_S, _STARTS = 4.0, 4
 _WORTH = 0.9
 """A file that is not opened in less than this part of the time is not worth its size."""
 
 
-def prepare(
-    artifact: Artifact, options: PlanOptions, stem: str, feeds: Mapping[str, Array]
-) -> Prepared | None:
+def prepare(artifact: Artifact, options: PlanOptions, stem: str, feeds: Feeds) -> Prepared | None:
     """Write the graph of the plan that `options` ask for into the artifact's folder, as "{stem}.onnx", if
-    it loads sooner from there and answers `feeds` alike; None if not. Files are verified as they are when
-    an artifact is loaded: a second copy of the weights may take longer to read than to pack."""
+    it loads sooner from there, and then answers `feeds` alike and not later; None if not. Files are
+    verified as they are when an artifact is loaded: a second copy of the weights may take longer to read
+    than to pack."""
     once = SessionOptions(warm_up=False)
     best: tuple[float, str] | None = None
     with open_session(artifact, options, once) as session:
@@ -61,6 +64,7 @@ def prepare(
             not _alike(expected, found)
             or taken > _WORTH * before
             or (best is not None and taken > _WORTH * best[0])
+            or _slower(there, replace(plan, prepared=graph), artifact, plan, feeds)
         ):
             _remove(artifact.path / graph)
             continue
@@ -100,6 +104,13 @@ def compile_ahead(artifact: Artifact, options: PlanOptions, feeds: Mapping[str, 
         forget(sha256)
         return None
     return Compiled(sha256, taken / before)
+
+
+def _slower(there: Artifact, prepared: Plan, artifact: Artifact, plan: Plan, feeds: Feeds) -> bool:
+    """Whether runs take surely longer so: weights of a file that is mapped are in small pages."""
+    ours, theirs = Planned("prepared", there, prepared), Planned("as written", artifact, plan)
+    ratio = ratio_apart(ours, theirs, [feeds], _TIMED_S, lambda said: None, _STARTS)
+    return verdict(ratio) == "slower"
 
 
 def _alike(expected: Mapping[str, Array], found: Mapping[str, Array]) -> bool:

@@ -46,7 +46,7 @@ from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
-from infer.optimizer.timing import much_slower
+from infer.optimizer.timing import Choice, much_slower
 from infer.optimizer.trial import Attempt, Trial
 from infer.optimizer.tuning import Tuning
 from infer.optimizer.verdict import Verdict
@@ -399,7 +399,12 @@ class _Search:
         if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
-        ratio = self._trial.timing.whole(self._contender, self._trial.timing.contender(self._start))
+        timing = self._trial.timing
+        if self.outcome.settings.huge_pages:
+            own = Choice(best, self.outcome.settings)
+            ratio = timing.apart(own, Choice(self._start, timing.usual))
+        else:
+            ratio = timing.whole(self._contender, timing.contender(self._start))
         if verdict(ratio) == "slower":
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)

@@ -15,6 +15,7 @@ from infer.feeds import Feeds, batch_dim, resized, sizes_of
 from infer.machine import this_machine
 from infer.measure.rounds import MIN_ROUNDS, Progress
 from infer.measure.statistics import Estimate, verdict
+from infer.optimizer.apart import Planned, ratio_apart
 from infer.optimizer.gates import Contender, time_ratio
 from infer.optimizer.outcome import OptimizeOptions, Settings
 from infer.optimizer.verdict import Verdict
@@ -49,6 +50,8 @@ class _Look:
 _GLANCE, _SHORT, _FULL, _LONG = (
     _Look(0.25, 5, 1), _Look(0.5, 8, 2), _Look(1.0, MIN_ROUNDS, 4), _Look(3.0, MIN_ROUNDS, 4)
 )  # fmt: skip
+_APART = _Look(2.0, MIN_ROUNDS, 8)
+"""Processes differ more than sessions of one do."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,9 @@ class Timing:
             yield session
 
     def _plan(self, graph: str, backend: str, compute_dtype: str | None, settings: Settings) -> Plan:
-        # several runs at once only as they are tried: a lone caller's are timed otherwise
-        settings = replace(settings, streams=settings.streams or 1)
+        # several runs at once only as they are tried: a lone caller's are timed otherwise; and sessions of
+        # one process soon have the same pages
+        settings = replace(settings, streams=settings.streams or 1, huge_pages=False)
         options = PlanOptions(device=self._device, backend=backend, **asdict(settings))
         plan = make_plan(self._workshop.artifact(graph).manifest, this_machine(), options)
         return replace(plan, compute_dtype=compute_dtype)
@@ -176,6 +180,22 @@ class Timing:
         graphs = {plan.graph, plan.larger.graph if plan.larger else plan.graph}
         with open_session(self._workshop.artifact(*graphs), options=_QUICKLY, plan=plan) as session:
             yield session
+
+    def apart(self, ours: Choice, theirs: Choice) -> Estimate:
+        """As `whole`, each in processes of its own, which is what can be in huge pages or not."""
+
+        def told(said: str) -> None:
+            self._progress(f"{ours.found.name}: timing in processes of their own, {said}")
+
+        one, other = (self._planned(choice) for choice in (ours, theirs))
+        return ratio_apart(one, other, self._timed, _APART.part * self._gate_s, told, _APART.starts)
+
+    def _planned(self, choice: Choice) -> Planned:
+        found = choice.found
+        assert found.graph is not None
+        plan = self._plan(found.graph, found.backend, found.compute_dtype, choice.settings)
+        plan = replace(plan, huge_pages=choice.settings.huge_pages)
+        return Planned(found.name, self._workshop.artifact(found.graph), plan)
 
     def by_rows(self, few: Choice, many: Choice, rows_from: int) -> Contender:
         """Two verdicts' graphs in one session, the second for so many rows and more."""

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from infer.errors import InferError
+from infer.huge_pages import huge_pages_work
 from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.by_rows import WORTH, other_rows, rows_said
 from infer.optimizer.gates import Contender
 from infer.optimizer.outcome import Outcome, Settings, at_once
-from infer.optimizer.timing import speed_said
+from infer.optimizer.timing import Choice, speed_said
 from infer.optimizer.trial import Trial
 from infer.optimizer.verdict import Verdict
 from infer.planner import MOST_STREAMS
@@ -54,6 +55,8 @@ class Tuning:
             self._switches()
         if self.trial.options.objective == "throughput":
             self._streams()
+        if huge_pages_work():
+            self._try("huge-pages", replace(self.outcome.settings, huge_pages=True))
 
     def _threads(self) -> None:
         """Fewer threads are faster for small graphs."""
@@ -98,7 +101,11 @@ class Tuning:
             contender = replace(self.trial.timing.contender(best, settings), name=f"{best.name}, {name}")
             found = Verdict(name, False, "", best.precision, best.exact, best.backend, against=best.name)
             try:
-                ratio = self.trial.timing.ratio(contender, self.contender)
+                if settings.huge_pages:
+                    own = Choice(best, self.outcome.settings)
+                    ratio = self.trial.timing.apart(Choice(best, settings), own)
+                else:
+                    ratio = self.trial.timing.ratio(contender, self.contender)
             except InferError as error:  # several runs at once may take more memory than there is
                 found = replace(found, why=f"it fails: {error}")
             else:

@@ -193,6 +193,7 @@ def _prepared(artifact: Artifact, plan: Tuned, feeds: Feeds) -> tuple[Tuned, dic
         num_threads=plan.num_threads,
         spinning=plan.spinning,
         prepacking=plan.prepacking,
+        huge_pages=plan.huge_pages,
     )
     # each of them may be written with its weights packed, too, under a name of its own
     taken = [path.stem.removesuffix("-packed") for path in (artifact.path / "prepared").glob("*.onnx")]

@@ -15,6 +15,7 @@ import converters
 from infer.backends.openvino import OpenvinoBackend
 from infer.manifest import TaskSpec
 from infer.measure.statistics import Estimate
+from infer.optimizer import preparing
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
 from infer.optimizer import tuning as tuning_module
@@ -51,6 +52,8 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _no_settings_nor_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the tests about settings, about other rows, and about other types, spend time on them."""
     monkeypatch.setattr(tuning_module, "SWITCHES", {})
+    monkeypatch.setattr(tuning_module, "huge_pages_work", lambda: False)
+    monkeypatch.setattr(preparing, "ratio_apart", lambda *_: Estimate(1.0, 0.99, 1.01))
     for module in (search_module, tuning_module):
         monkeypatch.setattr(module, "other_rows", lambda trial: None)
     monkeypatch.setattr(OpenvinoBackend, "compute_dtypes", lambda self, machine, signature: ())
@@ -80,6 +83,7 @@ def plant(monkeypatch: pytest.MonkeyPatch) -> Plant:
             return Estimate(found, found * 0.99, found * 1.01)
 
         monkeypatch.setattr(timing_module, "time_ratio", told)
+        monkeypatch.setattr(timing_module, "ratio_apart", told)
 
     return plant
 

@@ -28,6 +28,7 @@ from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
 from infer.optimizer import tuning as tuning_module
+from infer.optimizer.apart import Planned
 from infer.optimizer.gates import Contender, time_ratio
 from infer.optimizer.outcome import Settings
 from infer.optimizer.targets import Target
@@ -73,6 +74,42 @@ def test_settings_are_kept_where_they_are_faster(
     one = optimized(classifier, tmp_path / "one.infer", num_threads=1)
     assert why(one) == {"no-prepacking": (False, "slower")}
     assert one.outcome.settings == Settings(1)
+
+
+@pytest.mark.parametrize(("ratio", "kept", "why_not"), [(0.9, True, "faster"), (1.0, False, "not faster")])
+def test_huge_pages_are_kept_where_they_are_faster(
+    classifier: Path,
+    tmp_path: Path,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+    ratio: float,
+    kept: bool,
+    why_not: str,
+) -> None:
+    """Timed in processes of their own, and so is all together; sessions of the output then have them where
+    the system gives any."""
+    plant({})
+    asked = []
+
+    def told(ours: Planned, theirs: Planned, *_: Any) -> Estimate:
+        asked.append((ours.plan.huge_pages, theirs.plan.huge_pages))
+        return Estimate(ratio, ratio * 0.99, ratio * 1.01)
+
+    monkeypatch.setattr(timing_module, "ratio_apart", told)
+    monkeypatch.setattr(tuning_module, "huge_pages_work", lambda: True)
+    monkeypatch.setattr(planner, "huge_pages_work", lambda: True)
+    found = optimized(classifier, tmp_path / "out.infer", num_threads=1)
+    assert why(found) == {"huge-pages": (kept, why_not)}
+    assert found.outcome.settings == Settings(1, huge_pages=kept)
+    assert asked == [(True, False)] * (1 + kept)
+    said = infer_command("inspect", tmp_path / "out.infer").out
+    assert ("memory in huge pages" in said) == kept
+    with infer.load(tmp_path / "out.infer", warm_up=False) as session:
+        assert session.plan.huge_pages == kept
+    monkeypatch.setattr(planner, "huge_pages_work", lambda: False)
+    with infer.load(tmp_path / "out.infer", warm_up=False) as session:
+        assert not session.plan.huge_pages
+        assert any("no huge pages: this system" in reason for reason in session.plan.reasons) == kept
 
 
 @pytest.fixture

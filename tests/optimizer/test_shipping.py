@@ -17,7 +17,9 @@ import infer
 from infer.backends.openvino import OpenvinoBackend
 from infer.compiled import forget, kept
 from infer.errors import IntegrityError
+from infer.measure.statistics import Estimate
 from infer.optimizer import parse_budget, preparing
+from infer.optimizer.apart import Planned
 from infer.optimizer.passes import PassResult
 from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, why
@@ -99,6 +101,25 @@ def test_a_graph_that_does_not_load_sooner_is_not_prepared(
     """Its files are not kept either."""
     monkeypatch.setattr(preparing, "_load_s", lambda opening: 0.01)
     found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",)).artifact.manifest
+    assert found.tuned[0].prepared is None
+    assert not (tmp_path / "a.infer" / "prepared").exists()
+
+
+def test_a_graph_that_then_runs_slower_is_not_prepared(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much sooner it loads: that is once, and it runs often."""
+    monkeypatch.setattr(preparing, "_load_s", timed_loads())
+    asked = []
+
+    def slower(ours: Planned, theirs: Planned, *_: Any) -> Estimate:
+        asked.append((ours.plan.prepared is not None, theirs.plan.prepared))
+        return Estimate(1.2, 1.1, 1.3)
+
+    monkeypatch.setattr(preparing, "ratio_apart", slower)
+    found = optimized(classifier, tmp_path / "a.infer", backends=("onnxruntime",)).artifact.manifest
+    assert asked
+    assert set(asked) == {(True, None)}
     assert found.tuned[0].prepared is None
     assert not (tmp_path / "a.infer" / "prepared").exists()
 
