@@ -41,10 +41,9 @@ def test_what_was_mapped_since_is_gathered_and_keeps_its_contents() -> None:
             if not huge_pages_work():
                 assert gathered == 0
                 return
-            assert gathered > SIZE // 2
-            assert huge_bytes() - had >= SIZE // 2
-            # what others mapped meanwhile, too, but not what was there before
-            assert huge_bytes() - had <= gathered
+            # all of it but its ends, unless memory is in too many pieces; and what others mapped meanwhile
+            assert 0 < huge_bytes() - had <= gathered
+            assert gathered < SIZE + SIZE // 2
 
 
 RANGES = st.lists(st.integers(0, 40), max_size=8, unique=True).map(
