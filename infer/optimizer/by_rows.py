@@ -23,9 +23,10 @@ _MANY = 8
 WORTH = 0.9
 """What takes more than this part of the time is not worth a second graph in memory."""
 
-_SLOWER = 0.02
-"""Feeds of both sizes in turn may take so much longer. Threads that go on looking for work when a run is
-over keep cores from the other library: ONNX Runtime's for as long as they spin, OpenVINO's for 15 ms."""
+_SLOWER, _PRICE = 0.02, 5
+"""Feeds of both sizes in turn may take so much longer, or a fifth of what is gained with one size. Threads
+that go on looking for work when a run is over keep cores from the other library: ONNX Runtime's for as long
+as they spin, OpenVINO's for 15 ms."""
 
 
 def other_rows(trial: Trial) -> int | None:
@@ -95,7 +96,8 @@ def _beside(
     rows_from = _first(timing, few, many, *sorted((rows, timing.rows)))
     check_time()
     mixed = timing.mixed_ratio(timing.by_rows(few, many, rows_from), _contender(timing, best), rows)
-    if mixed.value > 1 + _SLOWER:
+    lost, gained = mixed.value - 1, 1 - ratio.value
+    if lost > _SLOWER and lost * _PRICE > gained:
         return f"{found.name} ×{ratio.value:.2f}, but with feeds of both sizes in turn ×{mixed.value:.2f}"
     return OtherRows(
         variant=next((name for name, each in outcome.variants.items() if each == found), found.name),

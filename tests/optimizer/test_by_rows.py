@@ -136,6 +136,17 @@ def test_what_is_slower_beside_the_other_is_not_kept(
     assert plans(found.artifact) == [("fp32", 1, 1)]
 
 
+@pytest.mark.parametrize(
+    ("gained", "lost", "kept"), [(0.5, 1.09, True), (0.8, 1.03, True), (0.8, 1.05, False)]
+)
+def test_what_little_is_lost_in_turn_is_worth_five_times_the_gain(
+    classifier: Path, tmp_path: Path, plant: Plant, gained: float, lost: float, kept: bool
+) -> None:
+    """With large feeds in turn, what small ones gain is hidden by how far large ones' times spread."""
+    plant({}, (rough(),), {"rough": 1.05, "rough, threads-1, 8 rows": gained, "reference and rough": lost})
+    assert why(optimized(classifier, tmp_path / "out.infer", budgets=BUDGET))["8 rows"][0] == kept
+
+
 def test_one_thread_beside_another_library(classifier: Path, tmp_path: Path, plant: Plant) -> None:
     """Two are as fast, but keep cores from it: then one is."""
     speeds = {"rough": 1.05, "rough, threads-2, 8 rows": 0.5, "rough, threads-1, 8 rows": 0.6}
