@@ -21,6 +21,9 @@ _MADV_COLLAPSE = 25
 _SIZE_FILE = Path("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
 _MAPS = Path("/proc/self/maps")
 
+_MOST_PAGE_BYTES = 2 * 2**20
+"""Larger ones, as where small pages have 16 or 64 KiB, would take up to 512 MiB for a few bytes."""
+
 Range = tuple[int, int]
 
 
@@ -46,7 +49,7 @@ class HugePages:
 @functools.cache
 def huge_pages_work() -> bool:
     """Whether this system gives them to memory that is in use."""
-    if sys.platform != "linux" or not (page := _page_bytes()):
+    if sys.platform != "linux" or not 0 < (page := _page_bytes()) <= _MOST_PAGE_BYTES:
         return False
     with mmap.mmap(-1, 2 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as tried:
         begin = ctypes.c_char.from_buffer(tried)

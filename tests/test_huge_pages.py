@@ -87,6 +87,16 @@ def test_where_there_are_none_the_plan_says_so(tmp_path: Path, monkeypatch: pyte
     assert HugePages().gather() == 0
 
 
+def test_pages_of_many_mebibytes_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where small pages have 64 KiB, a huge one has 512 MiB: too much for a few weights."""
+    size = tmp_path / "hpage_pmd_size"
+    size.write_text(f"{512 * 2**20}\n", encoding="ascii")
+    monkeypatch.setattr(huge_pages, "_SIZE_FILE", size)
+    assert not huge_pages.huge_pages_work.__wrapped__()
+    monkeypatch.setattr(huge_pages, "_SIZE_FILE", tmp_path / "absent")
+    assert not huge_pages.huge_pages_work.__wrapped__()
+
+
 def test_a_wish_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="huge_pages must be True, False or None"):
         infer.load(make_artifact(tmp_path / "net.infer"), huge_pages=1)

@@ -78,8 +78,9 @@ class Settings:
     @property
     def said(self) -> str:
         """In a few words."""
-        streams = self.streams or 1
-        return f"threads {self.num_threads}{f', {streams} runs at once' if streams > 1 else ''}"
+        streams = f", {self.streams} runs at once" if (self.streams or 1) > 1 else ""
+        pages = ", memory in huge pages" if self.huge_pages else ""
+        return f"threads {self.num_threads}{streams}{pages}"
 
 
 def at_once(settings: Settings, streams: int, backend: str) -> Settings:

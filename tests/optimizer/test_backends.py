@@ -104,6 +104,7 @@ def test_huge_pages_are_kept_where_they_are_faster(
     assert asked == [(True, False)] * (1 + kept)
     said = infer_command("inspect", tmp_path / "out.infer").out
     assert ("memory in huge pages" in said) == kept
+    assert ("memory in huge pages" in found.outcome.settings.said) == kept
     with infer.load(tmp_path / "out.infer", warm_up=False) as session:
         assert session.plan.huge_pages == kept
     monkeypatch.setattr(planner, "huge_pages_work", lambda: False)
