@@ -56,7 +56,8 @@ class PlanOptions:
 
     huge_pages: bool | None = None
     """Whether the memory that loading and warming up take is put into huge pages, by another thread, within
-    a second or two; default: if that was measured to be faster here. Linux gives them from 6.1 on. What
+    a second or two; default: if that was measured to be faster here. Linux gives them from 6.1 on. Where
+    memory is used here and there only, all of it is taken then. What
     larger runs take later is not: warm up with their sizes (`SessionOptions.warm_up`)."""
 
     arena: bool | None = None

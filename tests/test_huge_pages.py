@@ -18,6 +18,7 @@ from infer.huge_pages import HugePages, huge_pages_work
 from tests.tiny import make_artifact
 from tests.waiting import until
 
+MODE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 SIZE = 8 * 2**20
 
 
@@ -42,7 +43,9 @@ def test_what_was_mapped_since_is_gathered_and_keeps_its_contents() -> None:
                 assert gathered == 0
                 return
             # all of it but its ends, unless memory is in too many pieces; and what others mapped meanwhile
-            assert 0 < huge_bytes() - had <= gathered
+            assert gathered > 0
+            if "always [" in MODE.read_text(encoding="ascii"):  # else it may be in them from the start
+                assert 0 < huge_bytes() - had <= gathered
 
 
 RANGES = st.lists(st.integers(0, 40), max_size=8, unique=True).map(
@@ -64,14 +67,17 @@ def test_parts_that_were_there_before_are_left_out(
     assert all(start < end for start, end in found)
 
 
-def test_a_session_answers_alike_with_and_without(tmp_path: Path) -> None:
+def test_a_session_answers_alike_with_and_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is ready at once, and its thread ends by itself."""
+    gather, gathered = HugePages.gather, []
+    monkeypatch.setattr(HugePages, "gather", lambda self: gathered.append(gather(self)))
     path = make_artifact(tmp_path / "net.infer")
     x = {"x": np.ones((3, 10), np.float32)}
     with infer.load(path) as plain, infer.load(path, huge_pages=True) as session:
         assert session.plan.huge_pages == huge_pages_work()
         assert not plain.plan.huge_pages
         assert session.run(x)["logits"].tobytes() == plain.run(x)["logits"].tobytes()
+        until(lambda: len(gathered) == huge_pages_work())
         until(lambda: not any(t.name == "infer-huge-pages" for t in threading.enumerate()))
         assert session.run(x)["logits"].tobytes() == plain.run(x)["logits"].tobytes()
         assert session.recipe().source.huge_pages is True

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from infer.errors import InputError
 from infer.server.models import Models, named
 from infer.server.options import ServerOptions
 from tests import waiting
-from tests.serving import Served, serving
+from tests.serving import Served, ready_lines, serving, wait_for_workers, workers
 from tests.tiny import classifier, classify, make_artifact
 
 until = functools.partial(waiting.until, wait_s=30.0)
@@ -133,6 +134,33 @@ def test_tokens_are_read_again(releases: Path, tmp_path: Path) -> None:
         served.process.send_signal(signal.SIGHUP)
         until(lambda: statuses() == [401, 401, 200])
         assert not any(name in served.log.read_text(encoding="utf-8") for name in names)
+
+
+@pytest.mark.slow
+def test_a_worker_that_takes_anothers_place_has_the_new_tokens(releases: Path, tmp_path: Path) -> None:
+    """Also where the file is no good any more by then."""
+    names = ("an-old-token-of-mine", "a-newer-token-of-mine")
+    file = tmp_path / "tokens"
+    file.write_text(names[0], encoding="utf-8")
+    net = f"net={releases / '7.infer'}"
+    with serving(tmp_path, net, "--token-file", file, "--workers", "2", "--json-logs") as served:
+
+        def statuses(times: int = 8) -> set[tuple[int, ...]]:
+            heads = [{"authorization": f"Bearer {name}"} for name in names]
+            return {
+                tuple(served.get("/v2", headers=head).status_code for head in heads) for _ in range(times)
+            }
+
+        wait_for_workers(served, 2)
+        assert statuses() == {(200, 401)}
+        file.write_text(names[1], encoding="utf-8")
+        served.process.send_signal(signal.SIGHUP)
+        until(lambda: statuses() == {(401, 200)})
+        file.write_text("", encoding="utf-8")
+        for pid in workers(psutil.Process(served.process.pid)):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: len(ready_lines(served)) == 4)
+        assert statuses() == {(401, 200)}
 
 
 def test_a_model_that_is_not_loaded_takes_the_new_release_when_it_is(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import struct
@@ -230,6 +231,21 @@ def test_a_body_that_is_no_request_is_refused(name: str) -> None:
     """Each is an `InputError`, and nothing else."""
     with pytest.raises(InputError):
         oip.parse_request(BAD_BODIES[name])
+
+
+def test_while_one_thread_reads_without_looks_for_garbage_others_change_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They would take its pause for the usual state, and leave it so for good."""
+    changed: list[str] = []
+    monkeypatch.setattr(gc, "disable", lambda: changed.append("off"))
+    monkeypatch.setattr(gc, "enable", lambda: changed.append("on"))
+    with oip._PAUSING:
+        assert oip.load_json(b'{"inputs": [[]]}') == {"inputs": [[]]}
+    assert changed == []
+    with pytest.raises(InputError):
+        oip.load_json(b"{")
+    assert changed == ["off", "on"]
 
 
 def test_an_input_given_twice_is_refused() -> None:

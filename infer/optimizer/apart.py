@@ -6,13 +6,15 @@ pages or not, so in one process two sessions soon have the same.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -28,7 +30,7 @@ from infer.session import Session, open_session
 from infer.signature import Array
 
 _PROGRAM = "from infer.optimizer.apart import answer; answer()"
-_WARM_UP_S = 1.0
+_WARM_UP_S, _LAST_WORDS_S = 1.0, 5.0
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,14 @@ def ratio_apart(
     progress: Progress,
     starts: int,
 ) -> Estimate:
-    """How many times as long `ours` takes as `theirs` for all of `timed`, asked in turns, each as often as
-    it has streams at once, in processes that are started so many times.
+    """How many times as long `ours` takes as `theirs` for all of `timed`, or for all of it as often as each
+    caller of either has the same share, asked in turns.
 
-    Raises `BackendError` if one of them fails.
+    They are in processes that are started `starts` times; fewer times, but twice, if starting would take
+    longer than timing. Raises `BackendError` if one of them fails.
     """
+    callers = math.lcm(ours.plan.streams, theirs.plan.streams)
+    timed = [*timed] * (callers // math.gcd(callers, len(timed)))
     with ExitStack() as stack:
         queries = {name: _Process(each, timed, stack) for name, each in (("a", ours), ("b", theirs))}
 
@@ -60,10 +65,14 @@ def ratio_apart(
             for query in queries.values():
                 query.start()
 
+        start = time.perf_counter()
         restart()
+        starts = min(starts, max(2, int(seconds / (time.perf_counter() - start))))
         measured = take_turns(
             queries, seconds, progress, starts=starts, restart=restart, warm_up_s=_WARM_UP_S
         )
+    if measured.interrupted:  # some starts alone say little
+        raise KeyboardInterrupt
     times = measured.times
     return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)
 
@@ -82,15 +91,21 @@ class _Process:
         self._own = own = ExitStack()
         self._printed = own.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 -- the stack's
         # Ctrl-C ends the measurement, and that ends the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._printed,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._printed,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise BackendError(
+                f"no process can be started to time {self._planned.name}: {error}"
+            ) from error
         own.enter_context(self._process)
+        own.callback(self._close_input)
         own.callback(self._process.kill)
         self._send(self._request)
         self._receive()
@@ -115,11 +130,21 @@ class _Process:
         assert self._process.stdout is not None
         try:
             return pickle.load(self._process.stdout)
-        except (EOFError, pickle.UnpicklingError) as error:
+        except Exception as error:  # what is no reply can fail in many ways
             raise self._failed() from error
 
+    def _close_input(self) -> None:
+        """What a process that has died did not take would be sent again."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+
     def _failed(self) -> BackendError:
-        self._process.wait()
+        try:
+            self._process.wait(_LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._printed.seek(0)
         said = self._printed.read().decode("utf-8", "replace").strip()
         return BackendError(f"{self._planned.name} failed in a process of its own: {said[-500:]}")

@@ -21,12 +21,14 @@ from infer.compiled import forget, keep
 from infer.errors import InferError
 from infer.feeds import Feeds
 from infer.guard import Guard
+from infer.machine import this_machine
 from infer.manifest import Compiled, FileRecord, Prepared
 from infer.measure.statistics import verdict
 from infer.optimizer.apart import Planned, ratio_apart
 from infer.options import PlanOptions, SessionOptions
 from infer.parity import TOLERANCES, compare
 from infer.plan import Plan
+from infer.planner import make_plan
 from infer.session import Session, open_session
 from infer.signature import Array
 
@@ -43,9 +45,12 @@ def prepare(artifact: Artifact, options: PlanOptions, stem: str, feeds: Feeds) -
     than to pack."""
     once = SessionOptions(warm_up=False)
     best: tuple[float, str] | None = None
-    with open_session(artifact, options, once) as session:
+    as_run = make_plan(artifact.manifest, this_machine(), options)
+    # what is put into huge pages after loading would be timed with the next load
+    quick = replace(options, huge_pages=False)
+    with open_session(artifact, quick, once) as session:
         plan, expected = session.plan, session.run(feeds)
-    before = _load_s(lambda: open_session(artifact, options, once))
+    before = _load_s(lambda: open_session(artifact, quick, once))
     for name, packed in ((stem, False), (f"{stem}-packed", True)):
         graph = f"{name}.onnx"
         try:
@@ -64,7 +69,7 @@ def prepare(artifact: Artifact, options: PlanOptions, stem: str, feeds: Feeds) -
             not _alike(expected, found)
             or taken > _WORTH * before
             or (best is not None and taken > _WORTH * best[0])
-            or _slower(there, replace(plan, prepared=graph), artifact, plan, feeds)
+            or _slower(there, replace(as_run, prepared=graph), artifact, as_run, feeds)
         ):
             _remove(artifact.path / graph)
             continue
@@ -109,7 +114,10 @@ def compile_ahead(artifact: Artifact, options: PlanOptions, feeds: Mapping[str, 
 def _slower(there: Artifact, prepared: Plan, artifact: Artifact, plan: Plan, feeds: Feeds) -> bool:
     """Whether runs take surely longer so: weights of a file that is mapped are in small pages."""
     ours, theirs = Planned("prepared", there, prepared), Planned("as written", artifact, plan)
-    ratio = ratio_apart(ours, theirs, [feeds], _TIMED_S, lambda said: None, _STARTS)
+    try:
+        ratio = ratio_apart(ours, theirs, [feeds], _TIMED_S, lambda said: None, _STARTS)
+    except InferError:  # there may be no memory for two more processes
+        return True
     return verdict(ratio) == "slower"
 
 

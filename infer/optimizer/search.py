@@ -22,7 +22,7 @@ from infer.drafts import check_target
 from infer.errors import DeviceError, InferError, InputError, MissingPackageError
 from infer.evaluation import EVALUATORS
 from infer.machine import this_machine
-from infer.measure.statistics import verdict
+from infer.measure.statistics import Estimate, verdict
 from infer.optimizer.budget import EQUAL
 from infer.optimizer.by_rows import faster_at, other_rows, rows_said
 from infer.optimizer.contract import Counted, whole
@@ -399,12 +399,7 @@ class _Search:
         if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
-        timing = self._trial.timing
-        if self.outcome.settings.huge_pages:
-            own = Choice(best, self.outcome.settings)
-            ratio = timing.apart(own, Choice(self._start, timing.usual))
-        else:
-            ratio = timing.whole(self._contender, timing.contender(self._start))
+        ratio = self._ratio_to_reference(best)
         if verdict(ratio) == "slower":
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
@@ -416,6 +411,16 @@ class _Search:
             self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
         else:
             self.outcome.ratio = ratio
+
+    def _ratio_to_reference(self, best: Verdict) -> Estimate:
+        timing = self._trial.timing
+        if self.outcome.settings.huge_pages:
+            try:
+                own = Choice(best, self.outcome.settings)
+                return timing.apart(own, Choice(self._start, timing.usual))
+            except InferError:  # no memory for two more processes
+                self.outcome.settings = replace(self.outcome.settings, huge_pages=False)
+        return timing.whole(self._contender, timing.contender(self._start))
 
     def _keep(self, variant: str, found: Verdict, change: str) -> None:
         self.outcome.keep(variant, found, change, runtime_of(found.backend))

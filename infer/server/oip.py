@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ EXTENSIONS = ("binary_tensor_data",)
 MAX_JSON_VALUES = 2**22
 """The most values of a JSON text: as Python objects they take 30 to 70 bytes each."""
 
+_PAUSING = threading.Lock()
 _MAX_RANK = 64  # numpy's own limit
 _MAX_ID_CHARACTERS = 1024
 _UNSUPPORTED = ("shared_memory_region", "classification")
@@ -98,6 +100,8 @@ def _parsed(text: bytes | bytearray) -> Any:
 
     Looking through a million lists again and again took seven eighths of the time.
     """
+    if not _PAUSING.acquire(blocking=False):  # another thread would take our pause for the usual state
+        return orjson.loads(text)
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -105,6 +109,7 @@ def _parsed(text: bytes | bytearray) -> Any:
     finally:
         if collects:
             gc.enable()
+        _PAUSING.release()
 
 
 def dump_json(data: Any) -> bytes:

@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from ctypes import c_double
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from infer.errors import InferError
+from infer.errors import InferError, InputError
 from infer.server import logs
+from infer.server.admission import read_tokens
 from infer.server.app import make_app
 from infer.server.door import Door
 from infer.server.http import Server
@@ -45,6 +47,7 @@ _SHORT_LIFE_S = 10.0
 _LONGEST_PAUSE_S = 4.0
 _LOOK_S = 0.1
 _BEAT_S = 0.5
+_PAUSED_S, _KILLED_S = 2.0, 1.0
 _log = logging.getLogger("infer.server")
 
 
@@ -143,8 +146,7 @@ class Workers:
     """The parent of `options.workers` processes. It loads no model, so it has nothing that could fail."""
 
     def __init__(self, paths: Sequence[Path], options: ServerOptions, listener: socket.socket) -> None:
-        self._arguments = (list(paths), options, listener)
-        self._options, self._listener = options, listener
+        self._paths, self._options, self._listener = list(paths), options, listener
         # not forked: threads and locks of libraries do not survive that
         self._context = multiprocessing.get_context("spawn")
         self._processes: list[BaseProcess] = []
@@ -154,6 +156,7 @@ class Workers:
         self._short_lives = 0
         self._first = set(range(options.workers))  # places whose first process is there
         self._stopping = False
+        self._looked = self._awake_since = time.monotonic()
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT. Raises `InferError` if the workers cannot start."""
@@ -182,6 +185,7 @@ class Workers:
         self._stopping = True
 
     def _reload(self, number: int, frame: FrameType | None) -> None:
+        self._options = renewed(self._options)  # of those that take others' places
         self._tell(number)
 
     def _tell(self, number: int) -> None:
@@ -192,7 +196,8 @@ class Workers:
 
     def _started(self) -> BaseProcess:
         beat = self._context.RawValue(c_double, 0.0)
-        process = self._context.Process(target=work, args=(*self._arguments, beat), name="infer-worker")
+        arguments = (self._paths, self._options, self._listener, beat)
+        process = self._context.Process(target=work, args=arguments, name="infer-worker")
         with _reload_held_back():  # and so it is in the process
             process.start()
         self._born[process.pid], self._beats[process.pid] = time.monotonic(), beat
@@ -200,13 +205,17 @@ class Workers:
 
     def _end_hung(self, processes: Sequence[BaseProcess]) -> None:
         """End those whose event loop stands still: they would take connections, and never answer."""
+        before, self._looked = self._looked, time.monotonic()
+        if self._looked - before > _PAUSED_S:  # this one stood still, too: all were paused
+            self._awake_since = self._looked
         for process in processes:
-            beat_s = self._beats[process.pid].value
-            silent_s = time.monotonic() - beat_s if beat_s else 0.0
+            beat = self._beats[process.pid]
+            silent_s = self._looked - max(beat.value, self._awake_since) if beat.value else 0.0
             if silent_s > self._options.hung_s and process.is_alive() and not self._stopping:
                 _log.error("worker %s has stood still for %.0f s and is ended", process.pid, silent_s)
+                beat.value = 0.0  # once is enough
                 process.kill()
-                process.join()
+                process.join(_KILLED_S)  # one that waits for a device may not end
 
     def _note_dead(self, folder: str) -> None:
         for place, process in enumerate(self._processes):
@@ -255,12 +264,23 @@ def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket,
         beat.value = time.monotonic()
 
     logs.start(options.json_logs)
+    options = renewed(options)  # since its parent was told
     threading.Thread(target=_end_with_parent, name="infer-parent", daemon=True).start()
     try:
         serve_here(Models(paths, options), options, listener, tell)
     except InferError as error:
         _log.error("worker %s cannot start: %s", os.getpid(), error)
         sys.exit(CANNOT_START)
+
+
+def renewed(options: ServerOptions) -> ServerOptions:
+    """With the tokens that are in their file now; as they are if it cannot be read."""
+    if options.token_file is None:
+        return options
+    try:
+        return replace(options, tokens=read_tokens(options.token_file))
+    except InputError:
+        return options
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from infer.artifact import Artifact
 from infer.errors import BackendError
 from infer.machine import this_machine
 from infer.measure.statistics import verdict
+from infer.optimizer import apart
 from infer.optimizer.apart import Planned, ratio_apart
 from infer.options import PlanOptions
 from infer.planner import make_plan
@@ -37,11 +39,28 @@ def test_what_takes_longer_is_slower_and_what_is_the_same_is_not(
     plan = make_plan(artifact.manifest, this_machine(), PlanOptions(num_threads=1))
     feeds, whole = [{"n": np.array([20])}], Planned("whole", artifact, plan)
     again = ratio_apart(whole, whole, feeds, 2.0, quietly, 2)
-    assert verdict(again) in ("alike", "undecided")
+    assert 0.5 < again.value < 2
+    # two at once on the same thread, each with its own feeds, beside one after the other
+    both = ratio_apart(Planned("both", artifact, replace(plan, streams=2)), whole, feeds, 2.0, quietly, 2)
+    assert 0.4 < both.value < 2
     part = Planned("part", less, replace(plan, graph=less.manifest.variants[0].graph))
     ratio = ratio_apart(part, whole, feeds, 2.0, quietly, 2)
     assert verdict(ratio) == "faster"
     assert ratio.value < 0.5
+
+
+def test_one_that_dies_is_told(tmp_path: Path) -> None:
+    """As where memory runs out, and between two turns, too: no broken pipe, and nothing waits for it."""
+    artifact = Artifact.open(make_artifact(tmp_path / "net.infer"))
+    plan = make_plan(artifact.manifest, this_machine(), PlanOptions())
+    with ExitStack() as stack:
+        query = apart._Process(Planned("net", artifact, plan), [{"x": np.ones((1, 10), np.float32)}], stack)
+        query.start()
+        assert query.turn(3).shape == (3,)
+        query._process.kill()
+        query._process.wait()
+        with pytest.raises(BackendError, match="net failed in a process of its own"):
+            query.turn(1)
 
 
 def test_what_fails_there_is_told_with_its_reason(tmp_path: Path) -> None:
