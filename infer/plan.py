@@ -61,6 +61,11 @@ class Plan:
         return max(max(part.num_threads, part.streams) for part in self.parts)
 
     @property
+    def gathers(self) -> bool:
+        """Whether the session's memory is put into huge pages: it is one, whichever part asks for it."""
+        return any(part.huge_pages for part in self.parts)
+
+    @property
     def variants(self) -> tuple[str, ...]:
         """The names of those that answer, once each."""
         return tuple(dict.fromkeys(part.variant for part in self.parts))

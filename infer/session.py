@@ -113,7 +113,7 @@ def open_session(
     plan = plan or make_plan(artifact.manifest, this_machine(), plan_options)
     # hashing and loading each keep one core busy and let go of the interpreter
     verification = Verification(artifact, _unread(artifact, plan, options)) if options.verify else None
-    pages = HugePages() if any(part.huge_pages for part in plan.parts) else None
+    pages = HugePages() if plan.gathers else None
     with ExitStack() as stack:
         try:
             files = stack.enter_context(_tried(artifact, plan, options))

@@ -6,7 +6,6 @@ pages or not, so in one process two sessions soon have the same.
 
 from __future__ import annotations
 
-import math
 import os
 import pickle
 import subprocess
@@ -24,6 +23,7 @@ from infer.feeds import Feeds
 from infer.huge_pages import HugePages
 from infer.measure.rounds import Progress, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
+from infer.optimizer.gates import Asked, Contender, even_shares
 from infer.options import SessionOptions
 from infer.plan import Plan
 from infer.session import Session, open_session
@@ -56,8 +56,7 @@ def ratio_apart(
     They are in processes that are started `starts` times; fewer times, but twice, if starting would take
     longer than timing. Raises `BackendError` if one of them fails.
     """
-    callers = math.lcm(ours.plan.streams, theirs.plan.streams)
-    timed = [*timed] * (callers // math.gcd(callers, len(timed)))
+    timed = even_shares(timed, ours.plan.streams, theirs.plan.streams)
     with ExitStack() as stack:
         queries = {name: _Process(each, timed, stack) for name, each in (("a", ours), ("b", theirs))}
 
@@ -152,8 +151,6 @@ class _Process:
 
 def answer() -> None:
     """What such a process does: it opens what it is sent, and then asks it as often as it is told."""
-    from infer.optimizer.gates import Asked, Contender
-
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no reply
     try:
@@ -172,7 +169,7 @@ def answer() -> None:
 @contextmanager
 def _settled(planned: Planned, timed: Sequence[Feeds]) -> Iterator[Session]:
     """The session as it is once it has answered for a while: what is to be in huge pages is."""
-    pages = HugePages() if any(part.huge_pages for part in planned.plan.parts) else None
+    pages = HugePages() if planned.plan.gathers else None
     options = SessionOptions(verify=False, warm_up=False)
     with open_session(planned.artifact, options=options, plan=planned.plan) as session:
         if pages is not None:

@@ -295,6 +295,12 @@ class Asked:
         raise NotImplementedError  # nothing here is timed by arrivals
 
 
+def even_shares(timed: Sequence[Feeds], callers: int, others: int) -> list[Feeds]:
+    """`timed` as often as it takes to give each of so many callers, or others, the same share."""
+    both = math.lcm(callers, others)
+    return [*timed] * (both // math.gcd(both, len(timed)))
+
+
 def time_ratio(
     contender: Contender,
     against: Contender,
@@ -315,9 +321,7 @@ def time_ratio(
         start = time.perf_counter()
         ours, theirs = Asked(contender, timed, stack), Asked(against, timed, stack)
         opening_s = time.perf_counter() - start
-        # a share for each caller, and all of the same length
-        callers = math.lcm(ours.callers, theirs.callers)
-        ours.timed = theirs.timed = [*timed] * (callers // math.gcd(callers, len(timed)))
+        ours.timed = theirs.timed = even_shares(timed, ours.callers, theirs.callers)
         starts = min(starts, max(2, int(seconds / opening_s)))
 
         def restart() -> None:

@@ -165,7 +165,8 @@ class Workers:
             handlers[_RELOAD] = signal.signal(_RELOAD, self._reload)
         folder = os.environ[SHARED_FOLDER] = tempfile.mkdtemp(prefix="infer-metrics-")
         try:
-            self._processes = [self._started() for _ in range(self._options.workers)]
+            with _reload_held_back():
+                self._processes = [self._started() for _ in range(self._options.workers)]
             while not self._stopping:
                 alive = [p for place, p in enumerate(self._processes) if place not in self._again]
                 wait([process.sentinel for process in alive], timeout=_LOOK_S)
@@ -195,11 +196,12 @@ class Workers:
                     os.kill(process.pid, number)
 
     def _started(self) -> BaseProcess:
+        """A worker. SIGHUP is held back meanwhile, until it is among those that are told, and so it is in
+        there until it can be followed."""
         beat = self._context.RawValue(c_double, 0.0)
         arguments = (self._paths, self._options, self._listener, beat)
         process = self._context.Process(target=work, args=arguments, name="infer-worker")
-        with _reload_held_back():  # and so it is in the process
-            process.start()
+        process.start()
         self._born[process.pid], self._beats[process.pid] = time.monotonic(), beat
         return process
 
@@ -241,7 +243,8 @@ class Workers:
         for place, due in list(self._again.items()):
             if time.monotonic() >= due and not self._stopping:
                 del self._again[place]
-                self._processes[place] = self._started()
+                with _reload_held_back():
+                    self._processes[place] = self._started()
                 self._first.discard(place)
 
     def _end(self) -> None:
@@ -264,7 +267,6 @@ def work(paths: Sequence[Path], options: ServerOptions, listener: socket.socket,
         beat.value = time.monotonic()
 
     logs.start(options.json_logs)
-    options = renewed(options)  # since its parent was told
     threading.Thread(target=_end_with_parent, name="infer-parent", daemon=True).start()
     try:
         serve_here(Models(paths, options), options, listener, tell)
