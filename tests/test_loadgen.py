@@ -14,6 +14,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -304,6 +305,37 @@ try:
 except BackendError as error:
     print(error)
 """
+
+
+@needs_loadgen
+def test_one_thread_serves_all_tests() -> None:
+    """One that ends is what LoadGen cannot bear: the next test frees its log while it writes the last."""
+    threads = set()
+    for scenario in SCENARIOS:
+        run_test(scenario, lambda _: threads.add(threading.current_thread()), 1e-4, rate=900, bound_ms=50)
+    [thread] = threads - {threading.current_thread()}  # which warms up
+    assert thread.is_alive()
+
+
+FORKED = """
+import multiprocessing
+from infer.measure.loadgen import run_test
+def ask():
+    print(len(run_test("single-stream", lambda _: None, 1e-4, min_queries=70).latencies) >= 70, flush=True)
+ask()
+child = multiprocessing.get_context("fork").Process(target=ask)
+child.start()
+child.join(30)
+print(child.exitcode)
+"""
+
+
+@needs_loadgen
+def test_a_forked_process_has_a_thread_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True\nTrue\n0\n", done.stderr
 
 
 @needs_loadgen

@@ -13,6 +13,8 @@ import atexit
 import ctypes
 import json
 import math
+import os
+import queue
 import tempfile
 import threading
 import time
@@ -244,15 +246,51 @@ class _Logs:
     trace: Array
 
 
-_turn = threading.Lock()
-"""LoadGen keeps its state in globals, so tests take turns."""
+class _Turns:
+    """The one thread that calls LoadGen, for all tests of the process, one after the other.
 
-_running: _Test | None = None
+    LoadGen keeps its state in globals, so tests take turns. A thread of its own lets Ctrl-C reach whoever
+    waits for a test. It never ends: the log of a thread that ends is freed by the next test while the
+    thread still writes to it (`TlsLogger::Log` of version 6.0, called by `UnRegisterTlsLogger`).
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._waiting: queue.SimpleQueue[_Test] = queue.SimpleQueue()
+        self.running: _Test | None = None
+
+    def ask(self, test: _Test) -> None:
+        """Let the test be run when those before it have ended."""
+        with self._lock:
+            if self._thread is None:
+                # a daemon, or the end of the process would wait for the end of the test
+                self._thread = threading.Thread(target=self._work, name="LoadGen", daemon=True)
+                self._thread.start()
+        self._waiting.put(test)
+
+    def _work(self) -> None:
+        while True:
+            self.running = self._waiting.get()
+            self.running.take_turn()
+            self.running = None
+
+
+_turns = _Turns()
 _leaving = False
 
 
+def _forget() -> None:
+    """A forked process has none of its parent's threads."""
+    global _turns
+    _turns = _Turns()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 class _Test:
-    """One test, in a thread of its own, so that Ctrl-C reaches whoever waits for it.
+    """One test, in the thread that calls LoadGen.
 
     Queries are answered where LoadGen asks, one at a time in the order of arrival. In the server scenario
     LoadGen then asks late, but it counts from the arrival that it had scheduled: time in the queue is in.
@@ -275,8 +313,7 @@ class _Test:
     def result(self) -> _Logs:
         """Wait for the end of the test. Raises what `run` raised."""
         try:
-            # a daemon, or the end of the process would wait for the end of the test
-            threading.Thread(target=self._start, name="LoadGen", daemon=True).start()
+            _turns.ask(self)
             self._ended.wait()
         except BaseException:
             self._given_up = True
@@ -294,16 +331,10 @@ class _Test:
             time.sleep(0.005)
         return self._ended.is_set()
 
-    def _start(self) -> None:
-        global _running
+    def take_turn(self) -> None:
         try:
-            with _turn:
-                _running = self
-                try:
-                    if not (self._given_up or _leaving):
-                        self._logs = self._test()
-                finally:
-                    _running = None
+            if not (self._given_up or _leaving):
+                self._logs = self._test()
         except BaseException as error:
             self._error = self._error or error
         finally:
@@ -359,7 +390,7 @@ def _leave() -> None:
     """
     global _leaving
     _leaving = True
-    test = _running
+    test = _turns.running
     if test is None or test.leave():
         return
     libc = ctypes.CDLL(None)  # glibc: LoadGen is built for no other
