@@ -40,22 +40,16 @@ def excerpt(value: Any, most: int = 60) -> str:
 
 def _pieces(value: Any, most: int) -> Iterator[str]:
     """What `repr(value)` is put together from; of a string, the first `most` characters at least."""
-    if isinstance(value, dict):
-        before = "{"
-        for key, item in value.items():
-            yield before
-            yield from _pieces(key, most)
-            yield ": "
+    if isinstance(value, dict | list):
+        start, end = "{}" if isinstance(value, dict) else "[]"
+        yield start
+        for index, item in enumerate(value):
+            yield ", " if index else ""
             yield from _pieces(item, most)
-            before = ", "
-        yield "}" if value else "{}"
-    elif isinstance(value, list):
-        before = "["
-        for item in value:
-            yield before
-            yield from _pieces(item, most)
-            before = ", "
-        yield "]" if value else "[]"
+            if isinstance(value, dict):
+                yield ": "
+                yield from _pieces(value[item], most)
+        yield end
     else:
         yield repr(value[:most] if isinstance(value, str) else value)
 

@@ -20,6 +20,7 @@ import pytest
 
 from infer.errors import InputError, OverloadedError
 from infer.machine import this_machine
+from infer.server.memory import own_bytes
 from infer.server.models import Models, UnavailableError, UnknownModelError, model_name
 from infer.server.options import ServerOptions
 from tests.command import infer_command
@@ -210,8 +211,39 @@ def test_a_lazy_model_fails_for_its_callers_only(tmp_path: Path) -> None:
         assert "they do not belong together" in line["message"]
 
 
-def test_models_share_a_memory_budget(tmp_path: Path) -> None:
+def test_a_model_counts_for_what_loading_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others make room afterwards; one that takes more than the budget is loaded all the same, alone."""
+    own = iter(np.cumsum([0, 600, 0, 600, 0, 1_200_000, 0, 1_200_000]))
+    monkeypatch.setattr("infer.server.models.own_bytes", lambda: int(next(own)))
+    models = Models(
+        [make_artifact(tmp_path / f"{name}.infer") for name in "abc"],
+        ServerOptions(memory_budget_bytes=1_000_000),
+    )
+    a, b, c = models
+    for model in (a, b, c):
+        models.hold(model).leave()
+        assert model.state == "READY"
+    assert c.memory_bytes == 1_200_000
+    assert (a.state, b.state) == ("UNLOADED", "UNLOADED")
+    assert "take 200000 bytes more than the memory budget, 'c' 1200000 of all" in caplog.text
+    c.unload(idle_only=True)
+    models.hold(c).leave()
+    assert c.state == "READY"
+    models.close()
+
+
+def test_memory_of_its_own_is_what_is_no_files() -> None:
+    before = own_bytes()
+    held = np.ones(8 * 2**20, np.uint8)
+    assert own_bytes() - before >= 7 * 2**20
+    del held
+
+
+def test_models_share_a_memory_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that was not asked for the longest makes room, unless it is in use."""
+    monkeypatch.setattr("infer.server.models.own_bytes", lambda: 0)
     paths = [make_artifact(tmp_path / f"{name}.infer") for name in "abc"]
     size = Models(paths[:1], ServerOptions()).get("a").weights_bytes
     models = Models(paths, ServerOptions(memory_budget_bytes=2 * size))

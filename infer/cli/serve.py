@@ -144,7 +144,7 @@ def _sizes_of_dims(text: str) -> Mapping[str, int]:
     "--memory-budget",
     metavar="SIZE",
     callback=_bytes,
-    help="Load models when asked for, and close others so that their weights have no more than this.",
+    help="Load models when asked for, and close others so that they take no more than this.",
 )
 @click.option(
     "--max-feed",

@@ -29,7 +29,13 @@ from infer.plan import Plan
 from infer.session import Session, open_session
 from infer.signature import Array
 
-_PROGRAM = "from infer.optimizer.apart import answer; answer()"
+_PROGRAM = """
+import os
+replies = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what libraries print is no reply
+from infer.optimizer.apart import answer
+answer(replies)
+"""
 _WARM_UP_S, _LAST_WORDS_S = 1.0, 5.0
 
 
@@ -149,10 +155,9 @@ class _Process:
         return BackendError(f"{self._planned.name} failed in a process of its own: {said[-500:]}")
 
 
-def answer() -> None:
+def answer(replies: IO[bytes]) -> None:
     """What such a process does: it opens what it is sent, and then asks it as often as it is told."""
-    requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no reply
+    requests = sys.stdin.buffer
     try:
         planned, timed = pickle.load(requests)
         with ExitStack() as stack:

@@ -59,6 +59,9 @@ Progress = Callable[[str], None]
 
 FUSED = "fp32-fused"
 
+_FOR_GRAPHS = 0.8
+"""The share of the time after which no other graph is tried: how the best is run can be worth as much."""
+
 
 def optimize(
     artifact: Artifact, output: Path, options: OptimizeOptions, progress: Progress = lambda _: None
@@ -205,7 +208,7 @@ class _Search:
     def __init__(self, trial: Trial, targets: dict[str, Target]) -> None:
         self._trial, self._targets = trial, targets
         self._options = trial.options
-        self._until = time.monotonic() + trial.options.time_s
+        self._begun = self._until = time.monotonic()
         self._passes: dict[str, dict[str, Pass]] = {name: {} for name in targets}
         self._dtypes: dict[str, str] = {}
         self._ways: dict[tuple[str, ...], str] = {}
@@ -234,23 +237,32 @@ class _Search:
         if any(budget.of_task for budget in self._options.budgets):
             self._trial.judge  # noqa: B018  it says now if there is no such metric
         try:
-            try:
-                for target in self._targets.values():
-                    self._try_backend(target)
-                    self._try_passes(target)
-                if any(budget.metric != EQUAL for budget in self._options.budgets):
-                    for target in self._targets.values():
-                        self._try_dtypes(target)
-                    for target in self._fastest_first():
-                        self._try_recipes(target)
-                self._tuning.do_all()
-                self._try_other_rows()
-            except _OutOfTimeError:
-                unfinished = OUT_OF_TIME
+            for step, share in ((self._try_graphs, _FOR_GRAPHS), (self._try_settings, 1.0)):
+                self._until = self._begun + share * self._options.time_s
+                try:
+                    step()
+                except _OutOfTimeError:
+                    unfinished = OUT_OF_TIME
             self._compare_with_reference()
         except KeyboardInterrupt:
             return INTERRUPTED
         return unfinished
+
+    def _try_graphs(self) -> None:
+        """Other graphs and backends."""
+        for target in self._targets.values():
+            self._try_backend(target)
+            self._try_passes(target)
+        if any(budget.metric != EQUAL for budget in self._options.budgets):
+            for target in self._targets.values():
+                self._try_dtypes(target)
+            for target in self._fastest_first():
+                self._try_recipes(target)
+
+    def _try_settings(self) -> None:
+        """How the best of them is run, with few rows and with many."""
+        self._tuning.do_all()
+        self._try_other_rows()
 
     def _try_backend(self, target: Target) -> None:
         """The reference's graph as it is, on another backend."""

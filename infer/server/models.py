@@ -18,6 +18,7 @@ from infer.machine import this_machine
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.plan import Plan
 from infer.planner import make_plan
+from infer.server.memory import own_bytes
 from infer.server.options import ServerOptions
 from infer.session import open_artifact, open_session
 
@@ -65,11 +66,17 @@ class Model:
         self._last_use = 0.0
         self._loading = False
         self._failed_at: float | None = None
+        self._loaded_bytes = 0
 
     @property
     def weights_bytes(self) -> int:
         """What its weights take on the disk, and so at least in memory."""
         return self._bytes_of(self.artifact, self.plan)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes in memory: what loading and warming up took, once it was loaded."""
+        return max(self.weights_bytes, self._loaded_bytes)
 
     @property
     def answering(self) -> Plan:
@@ -108,7 +115,7 @@ class Model:
                 f"the model '{self.name}' could not be loaded; the server's log says why"
             )
         self._loading = True
-        start = time.monotonic()
+        start, before = time.monotonic(), own_bytes()
         try:
             session = open_session(self.artifact, self._plan_options, self._options)
             try:
@@ -124,7 +131,7 @@ class Model:
             ) from error
         finally:
             self._loading = False
-        self._failed_at = None
+        self._failed_at, self._loaded_bytes = None, own_bytes() - before
         with self._lock:
             self._current, self._last_use = Version(session), time.monotonic()
         _log.info(
@@ -144,7 +151,7 @@ class Model:
                 return "unchanged", None
             plan = make_plan(artifact.manifest, this_machine(), self._plan_options)
             make_room(self._bytes_of(artifact, plan))
-            old = self.hold()
+            old, before = self.hold(), own_bytes()
             try:
                 new = opened_beside(old.session, artifact) if old else None
             finally:
@@ -156,6 +163,7 @@ class Model:
         with self._lock:
             old, self._current = self._current, Version(new) if new else None
             self.artifact, self.plan, self._failed_at = artifact, plan, None
+            self._loaded_bytes = own_bytes() - before if new else 0
         _log.info("model %s version %s is now %s", self.name, self.version, artifact.location)
         return "swapped", old
 
@@ -277,6 +285,8 @@ class Models:
                 if self._closed:
                     break
                 outcome, old = model.reload(partial(self._find_room, model))
+                if outcome == "swapped":
+                    self._settle(model)
             found.append((model, outcome))
             if old is not None:  # others may load, and the server may stop, while its last calls end
                 thread = threading.Thread(target=old.retire, name="infer-retire")
@@ -298,8 +308,9 @@ class Models:
             if self._closed:
                 raise UnavailableError("the server is stopping; ask another one")
             if model.state != "READY":
-                self._make_room(model, model.weights_bytes)
+                self._make_room(model, model.memory_bytes)
                 model.load()
+                self._settle(model)
 
     def _find_room(self, model: Model, weights_bytes: int) -> None:
         """For another release of `model`, which is loaded beside it if it is loaded."""
@@ -320,24 +331,41 @@ class Models:
                 f" {self._budget_bytes}"
             )
 
-    def _make_room(self, model: Model, weights_bytes: int) -> None:
+    def _make_room(self, model: Model, more_bytes: int) -> None:
         """Close others, until there is room for so much. Raises `OverloadedError`."""
-        budget_bytes = self._budget_bytes
-        if budget_bytes is None:
-            return
-
-        def full() -> bool:
-            taken = sum(m.weights_bytes for m in self if m.state == "READY")
-            return taken + weights_bytes > budget_bytes
-
-        loaded = sorted((other for other in self if other.state == "READY"), key=lambda m: m.last_use)
-        for other in loaded:
-            if full() and other is not model and other.unload(idle_only=True):
-                _log.info("model %s version %s makes room for %s", other.name, other.version, model.name)
-        if full():
+        if self._close_others(model, more_bytes) > 0:
             raise OverloadedError(
                 f"there is no room for the model '{model.name}' beside those in use; try again later"
             )
+
+    def _settle(self, model: Model) -> None:
+        """Close others if `model` took more than was expected of it."""
+        if (over := self._close_others(model)) > 0:
+            _log.warning(
+                "the models that are loaded take %d bytes more than the memory budget, '%s' %d of all",
+                over,
+                model.name,
+                model.memory_bytes,
+            )
+
+    def _close_others(self, model: Model, more_bytes: int = 0) -> int:
+        """Close idle ones, those that were not asked for the longest first, until what is loaded and so
+        much more is within the budget; how many bytes it is over it then."""
+        budget_bytes = self._budget_bytes
+        if budget_bytes is None:
+            return 0
+        # one that takes more than the budget may be loaded, alone
+        more_bytes = min(more_bytes, budget_bytes)
+
+        def over() -> int:
+            taken = sum(m.memory_bytes for m in self if m.state == "READY")
+            return max(0, taken + more_bytes - budget_bytes)
+
+        loaded = sorted((other for other in self if other.state == "READY"), key=lambda m: m.last_use)
+        for other in loaded:
+            if over() and other is not model and other.unload(idle_only=True):
+                _log.info("model %s version %s makes room for %s", other.name, other.version, model.name)
+        return over()
 
 
 def named(argument: Path) -> tuple[str, Path]:

@@ -73,7 +73,8 @@ class ServerOptions:
 
     memory_budget_bytes: int | None = None
     """Models are loaded when asked for, and the one that was not asked for the longest is closed, so that
-    the weights of those that are loaded have no more than this, in each worker; default: no limit."""
+    those that are loaded have no more than this, in each worker; default: no limit. A model counts for its
+    weights, and once it was loaded for what loading and warming up took, if that is more."""
 
     max_feed_bytes: int | None = None
     """The most that the arrays of one run may have, such as pictures once they are decoded; default: no

@@ -23,7 +23,7 @@ from infer.backends.openvino import OpenvinoBackend
 from infer.errors import BackendError, InputError, MissingPackageError
 from infer.machine import this_machine
 from infer.measure.statistics import Estimate
-from infer.optimizer import INTERRUPTED, parse_budget
+from infer.optimizer import INTERRUPTED, OUT_OF_TIME, parse_budget
 from infer.optimizer import making as making_module
 from infer.optimizer import search as search_module
 from infer.optimizer import timing as timing_module
@@ -34,7 +34,7 @@ from infer.optimizer.outcome import Settings
 from infer.optimizer.targets import Target
 from infer.optimizer.tuning import SWITCHES
 from tests.command import infer_command
-from tests.optimizer.planted import WIDTH, Plant, optimized, rough, why
+from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, why
 
 
 def test_fewer_threads_are_kept_where_they_are_faster(
@@ -53,6 +53,30 @@ def test_fewer_threads_are_kept_where_they_are_faster(
     assert why(found) == {"threads-1": (True, "faster")}
     with infer.load(tmp_path / "out.infer") as loaded:
         assert loaded.plan.num_threads == 1
+
+
+def test_settings_are_tried_although_time_for_graphs_is_over(
+    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And again for the graph that is the best when the search goes on."""
+    from infer import session
+
+    two = replace(this_machine(), cores=2)
+    for module in (session, search_module):
+        monkeypatch.setattr(module, "this_machine", lambda: two)
+    monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
+    plant({"good": harmless}, speeds={"good": 0.8, "reference, threads-1": 0.7, "good, threads-1": 1.3})
+    with monkeypatch.context() as patched:
+        patched.setattr("infer.optimizer.search._FOR_GRAPHS", 0.0)
+        found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
+    assert (why(found), found.unfinished) == ({"threads-1": (True, "faster")}, OUT_OF_TIME)
+    assert found.outcome.settings == Settings(1)
+    found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
+    assert (why(found), found.unfinished) == (
+        {"good": (True, "faster"), "threads-1": (False, "slower")},
+        "",
+    )
+    assert found.outcome.settings == Settings(2)
 
 
 def test_settings_are_kept_where_they_are_faster(
