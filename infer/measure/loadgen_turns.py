@@ -131,6 +131,7 @@ class LoadGenTest:
         return self._ended.is_set()
 
     def take_turn(self) -> None:
+        """Run it in the thread that calls LoadGen, unless it was given up while it waited."""
         try:
             if not (self._given_up or _leaving):
                 self._logs = self._test()
