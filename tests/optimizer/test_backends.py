@@ -37,17 +37,19 @@ from tests.command import infer_command
 from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, rough, why
 
 
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are."""
+    two = replace(this_machine(), cores=2)
+    for module in ("session", "optimizer.search", "optimizer.timing", "optimizer.writing"):
+        monkeypatch.setattr(f"infer.{module}.this_machine", lambda: two)
+
+
+@pytest.mark.usefixtures("two_cores")
 def test_fewer_threads_are_kept_where_they_are_faster(
-    classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+    classifier: Path, tmp_path: Path, plant: Plant
 ) -> None:
     """They become part of the plan for this machine."""
-    from infer import session
-    from infer.machine import this_machine
-
-    two = replace(this_machine(), cores=2)
-    for module in (session, search_module):
-        monkeypatch.setattr(module, "this_machine", lambda: two)
-    monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
     plant({}, speeds={"reference, threads-1": 0.7})
     found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
     assert why(found) == {"threads-1": (True, "faster")}
@@ -55,16 +57,11 @@ def test_fewer_threads_are_kept_where_they_are_faster(
         assert loaded.plan.num_threads == 1
 
 
+@pytest.mark.usefixtures("two_cores")
 def test_settings_are_tried_although_time_for_graphs_is_over(
     classifier: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And again for the graph that is the best when the search goes on."""
-    from infer import session
-
-    two = replace(this_machine(), cores=2)
-    for module in (session, search_module):
-        monkeypatch.setattr(module, "this_machine", lambda: two)
-    monkeypatch.setattr("infer.optimizer.writing.this_machine", lambda: two)
     plant({"good": harmless}, speeds={"good": 0.8, "reference, threads-1": 0.7, "good, threads-1": 1.3})
     with monkeypatch.context() as patched:
         patched.setattr("infer.optimizer.search._FOR_GRAPHS", 0.0)
@@ -135,14 +132,6 @@ def test_huge_pages_are_kept_where_they_are_faster(
     with infer.load(tmp_path / "out.infer", warm_up=False) as session:
         assert not session.plan.huge_pages
         assert any("no huge pages: this system" in reason for reason in session.plan.reasons) == kept
-
-
-@pytest.fixture
-def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are."""
-    two = replace(this_machine(), cores=2)
-    for module in ("session", "optimizer.search", "optimizer.timing", "optimizer.writing"):
-        monkeypatch.setattr(f"infer.{module}.this_machine", lambda: two)
 
 
 @pytest.mark.parametrize(
