@@ -208,6 +208,23 @@ def test_releases_share_the_memory_budget(
     models.close()
 
 
+def test_a_release_is_not_refused_for_what_loading_the_one_before_took(
+    releases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a server with one model that would be for good."""
+    own = iter(range(0, 10**9, 10**6))
+    monkeypatch.setattr("infer.server.models.own_bytes", lambda: next(own))
+    lead(link := tmp_path / "a", releases / "7.infer")
+    size = next(iter(Models([releases / "7.infer"], ServerOptions()))).weights_bytes
+    models = Models([Path(f"a={link}")], ServerOptions(memory_budget_bytes=2 * size))
+    (a,) = models
+    models.hold(a).leave()
+    assert a.memory_bytes == 10**6 > 2 * size
+    lead(link, releases / "8.infer")
+    assert models.reload() == [(a, "swapped")]
+    models.close()
+
+
 def test_a_model_has_the_name_that_it_is_given(tmp_path: Path) -> None:
     """NAME=PATH; a path that is there is one, whatever is in it."""
     odd = tmp_path / "a=b.infer"

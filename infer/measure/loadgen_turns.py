@@ -61,7 +61,7 @@ class _Turns:
     def ask(self, test: LoadGenTest) -> None:
         """Let the test be run when those before it have ended."""
         with self._lock:
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 # a daemon, or the end of the process would wait for the end of the test
                 self._thread = threading.Thread(target=self._work, name="LoadGen", daemon=True)
                 self._thread.start()

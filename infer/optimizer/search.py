@@ -261,6 +261,15 @@ class _Search:
 
     def _try_settings(self) -> None:
         """How the best of them is run, with few rows and with many."""
+        best, rows = self._best.name, other_rows(self._trial)
+        about_all = {WHOLE} if rows is None else {WHOLE, rows_said(rows)}
+        # of a search that goes on: what was found about another best, and is not judged but timed alone
+        self._trial.workshop.forget(
+            lambda each: (
+                each.name in about_all
+                or (not each.figures and each.ratio is not None and each.against != best)
+            )
+        )
         self._tuning.do_all()
         self._try_other_rows()
 

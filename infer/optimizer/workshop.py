@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -86,6 +86,11 @@ class Workshop:
         self.verdicts = [each for each in self.verdicts if each.name != verdict.name] + [verdict]
         self._save()
         return verdict
+
+    def forget(self, stale: Callable[[Verdict], bool]) -> None:
+        """Drop verdicts that hold no longer."""
+        self.verdicts = [verdict for verdict in self.verdicts if not stale(verdict)]
+        self._save()
 
     def leave(self, output: Path) -> None:
         """Keep all of it for another time, which may replace what was written to `output` now."""

@@ -308,7 +308,8 @@ class Models:
             if self._closed:
                 raise UnavailableError("the server is stopping; ask another one")
             if model.state != "READY":
-                self._make_room(model, model.memory_bytes)
+                self._close_others(model, model.memory_bytes)
+                self._make_room(model, model.weights_bytes)
                 model.load()
                 self._settle(model)
 
@@ -331,9 +332,12 @@ class Models:
                 f" {self._budget_bytes}"
             )
 
-    def _make_room(self, model: Model, more_bytes: int) -> None:
-        """Close others, until there is room for so much. Raises `OverloadedError`."""
-        if self._close_others(model, more_bytes) > 0:
+    def _make_room(self, model: Model, weights_bytes: int) -> None:
+        """Close others, until there is room for so much. Raises `OverloadedError` if weights alone are too
+        much: what loading took tells what to close, but is too rough to refuse a model for."""
+        self._close_others(model, weights_bytes)
+        taken = sum(each.weights_bytes for each in self if each.state == "READY")
+        if self._budget_bytes is not None and taken + weights_bytes > self._budget_bytes:
             raise OverloadedError(
                 f"there is no room for the model '{model.name}' beside those in use; try again later"
             )
@@ -354,8 +358,6 @@ class Models:
         budget_bytes = self._budget_bytes
         if budget_bytes is None:
             return 0
-        # one that takes more than the budget may be loaded, alone
-        more_bytes = min(more_bytes, budget_bytes)
 
         def over() -> int:
             taken = sum(m.memory_bytes for m in self if m.state == "READY")

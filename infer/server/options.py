@@ -74,7 +74,9 @@ class ServerOptions:
     memory_budget_bytes: int | None = None
     """Models are loaded when asked for, and the one that was not asked for the longest is closed, so that
     those that are loaded have no more than this, in each worker; default: no limit. A model counts for its
-    weights, and once it was loaded for what loading and warming up took, if that is more."""
+    weights, and once it was loaded for what loading and warming up took, if that is more. What is in use is
+    not closed, and what takes more than its weights is not refused for that: the log says when models take
+    more than the budget."""
 
     max_feed_bytes: int | None = None
     """The most that the arrays of one run may have, such as pictures once they are decoded; default: no

@@ -68,6 +68,15 @@ def test_settings_are_tried_although_time_for_graphs_is_over(
         found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
     assert (why(found), found.unfinished) == ({"threads-1": (True, "faster")}, OUT_OF_TIME)
     assert found.outcome.settings == Settings(1)
+
+    def over(_: Any) -> None:
+        raise search_module._OutOfTimeError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tuning_module.Tuning, "do_all", over)
+        found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
+    assert (why(found), found.unfinished) == ({"good": (True, "faster")}, OUT_OF_TIME)
+    assert found.outcome.settings == Settings(2)
     found = optimized(classifier, tmp_path / "out.infer", num_threads=None)
     assert (why(found), found.unfinished) == (
         {"good": (True, "faster"), "threads-1": (False, "slower")},
