@@ -263,12 +263,9 @@ class _Search:
         """How the best of them is run, with few rows and with many."""
         best, rows = self._best.name, other_rows(self._trial)
         about_all = {WHOLE} if rows is None else {WHOLE, rows_said(rows)}
-        # of a search that goes on: what was found about another best, and is not judged but timed alone
+        # of a search that goes on: what was found about another best; settings are not judged, graphs are
         self._trial.workshop.forget(
-            lambda each: (
-                each.name in about_all
-                or (not each.figures and each.ratio is not None and each.against != best)
-            )
+            lambda each: each.name in about_all or (not each.figures and each.against not in ("", best))
         )
         self._tuning.do_all()
         self._try_other_rows()

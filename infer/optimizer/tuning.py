@@ -82,7 +82,7 @@ class Tuning:
             count *= 2
         if self.best.backend == "onnxruntime" and most > 1 and self.trial.options.num_threads is None:
             self._try("a-thread-each", replace(self._at_once(most), num_threads=1))
-        settings, two = self.outcome.settings, self._known("streams-2")
+        settings, two = self.outcome.settings, self.trial.workshop.known("streams-2")
         no_gain = two is not None and two.ratio is not None and verdict(two.ratio) in ("slower", "alike")
         if settings.streams is None and not settings.spinning and no_gain:
             # a plan without spinning would have several by itself
@@ -94,7 +94,7 @@ class Tuning:
     def _try(self, name: str, settings: Settings, rows: int | None = None) -> bool:
         """Whether the best is faster so, without a loss with so many rows that it is not worth, and is run
         so from now on."""
-        found = self._known(name)
+        found = self.trial.workshop.known(name)
         if found is None:
             self.check_time()
             best = self.best
@@ -117,12 +117,6 @@ class Tuning:
         if found.kept:
             self.outcome.settings = settings
         return found.kept
-
-    def _known(self, name: str) -> Verdict | None:
-        """The verdict that was reached before, if it was about the best: a search that goes on may have
-        found another one since."""
-        found = self.trial.workshop.known(name)
-        return found if found is not None and found.against == self.best.name else None
 
     def _lost(self, contender: Contender, ratio: Estimate, rows: int) -> str:
         """What is lost with so many rows, if what is gained is not worth it; "" also if it is so much that
