@@ -174,12 +174,19 @@ def alike(a: Array, b: Array) -> float:
         return 1.0
     if a.dtype.kind != "f" or b.dtype.kind != "f":
         return float(np.mean(a == b))
+    both = comparable_values(a, b)
+    if both is None:
+        return -1.0
+    return cosine(*both) if both[0].size else 1.0
+
+
+def comparable_values(a: Array, b: Array) -> tuple[Array, Array] | None:
+    """What is finite in two arrays of floats of one shape, flat; None if that is not at the same places."""
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True) or not np.isfinite(b[finite]).all():
-        return -1.0
+        return None
     # masks may be filled with the dtype's lowest value, beside which all else would count for nothing
     lowest = 0.5 * float(np.finfo(a.dtype).max)
     a, b = a[finite].astype(np.float64), b[finite].astype(np.float64)
     filled = (np.minimum(np.abs(a), np.abs(b)) >= lowest) & (np.sign(a) == np.sign(b))
-    a, b = a[~filled], b[~filled]
-    return cosine(a, b) if a.size else 1.0
+    return a[~filled], b[~filled]

@@ -91,13 +91,15 @@ def _planned(
     huge_pages = _huge_pages(tuned, options, reasons)
     streams = _streams(tuned, backend, device, machine, options, threads, spinning, reasons)
     prepared = compiled = None
-    if tuned and (tuned.prepared or tuned.compiled) and options.graph_optimization == "all":
-        here = f"{backend.name} {backend.version}"
-        if tuned.runtime != here:
-            reasons.append(
-                f"not prepared for {here}, but for {tuned.runtime}: loads sooner after: infer optimize"
-            )
-        elif tuned.prepared:
+    here = f"{backend.name} {backend.version}"
+    if tuned and tuned.runtime not in ("", here):
+        reasons.append(
+            f"measured with {tuned.runtime}, and not with {here}: measure again with infer optimize"
+        )
+        if tuned.prepared or tuned.compiled:
+            reasons.append(f"not prepared for {here}, but for {tuned.runtime}: loads sooner after that")
+    elif tuned and options.graph_optimization == "all":
+        if tuned.prepared:
             prepared = tuned.prepared.graph
             reasons.append(f"{prepared}: loads in ×{tuned.prepared.load_ratio:.2f} of the time")
         elif tuned.compiled and streams == (tuned.streams or 1):  # as what is kept was compiled

@@ -75,6 +75,11 @@ class Signature:
         """Names of the symbolic dims of the inputs, in order of first appearance."""
         return tuple(dict.fromkeys(d for spec in self.inputs for d in spec.dims if isinstance(d, str)))
 
+    def nearest(self, dim: str, size: int) -> int:
+        """This size, or where the limits of `dim` do not hold it, the nearest that they do."""
+        limit = self.limits.get(dim, Range())
+        return max(limit.least, size if limit.most is None else min(size, limit.most))
+
     def allows(self, dim: str, size: int) -> bool:
         """Whether the limits of `dim`, if it has any, hold this size."""
         return dim not in self.limits or size in self.limits[dim]

@@ -10,7 +10,7 @@ import pytest
 
 from infer.errors import InputError
 from infer.optimizer import parse_budget
-from infer.optimizer.budget import Budget, broken_beside, broken_unlike, figures
+from infer.optimizer.budget import Budget, broken_beside, broken_unlike, farness, figures, length
 from infer.optimizer.sensitivity import kept_in_float
 
 
@@ -75,7 +75,7 @@ def test_cosines_are_the_worst_outputs() -> None:
     assert found["equal"] == 0
     assert found["cosine"] == pytest.approx((1 + np.sqrt(0.5)) / 2)
     assert found["min-cosine"] == pytest.approx(np.sqrt(0.5))
-    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1}
+    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1}
     assert figures(a, [{**a[0], "x": np.array([np.nan, 0], np.float32)}, a[1]])["min-cosine"] == -1
 
 
@@ -86,11 +86,11 @@ def test_what_is_no_float_counts_by_its_share() -> None:
     for right, wrong in (([1, 2], [1, 3]), ([True, True], [True, False]), (["a", "b"], ["a", "c"])):
         a, b = np.array(right), np.array(wrong)
         found = figures([{"x": x, "y": a}] * 2, [{"x": x, "y": b}, {"x": x, "y": a}])
-        assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.5}
-        assert figures([{"y": a}], [{"y": a}]) == {"equal": 1, "cosine": 1, "min-cosine": 1}
+        assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.5, "length": 1}
+        assert figures([{"y": a}], [{"y": a}]) == {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1}
     labels = [{"y": np.array([i])} for i in (0, 1, 2, 3)]
     found = figures(labels, [*labels[:3], {"y": np.array([0])}])
-    assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.75}
+    assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.75, "length": 1}
 
 
 def test_places_that_are_not_finite_must_be_the_same() -> None:
@@ -109,6 +109,62 @@ def test_places_that_are_not_finite_must_be_the_same() -> None:
     for a, b in ((nan, inf), (inf, -inf), (nan, 1), (1, nan), (1, inf), (-inf, 1)):
         assert cosine([a, 1, 0], [b, 1, 0]) == -1
     assert cosine([low, 1, 0], [1, 1, 0]) < 0
+
+
+@pytest.mark.parametrize(
+    ("factor", "least", "held"),
+    [(1.0, 0.999, True), (1.04, 0.999, True), (1.05, 0.999, False), (0.95, 0.999, False), (2.0, 0.9, False),
+     (1.4, 0.9, True), (0.0, 0.9, False), (1.01, 0.9999, True), (1.02, 0.9999, False)],
+)  # fmt: skip
+def test_a_cosine_does_not_hide_how_large_answers_are(factor: float, least: float, held: bool) -> None:
+    """Logits that are all doubled have a cosine of 1. They may be off by as much as two vectors of that
+    cosine are; the output that is farthest off counts."""
+    rng = np.random.default_rng(0)
+    expected = [{name: rng.standard_normal(8).astype(np.float32) for name in "ab"} for _ in range(4)]
+    found = [{"a": each["a"], "b": factor * each["b"]} for each in expected]
+    numbers = figures(expected, found)
+    assert numbers["length"] == pytest.approx(factor)
+    for metric in ("cosine", "min-cosine"):
+        why = Budget(metric, least=least).broken(numbers, {})
+        assert (why is None) == held
+        assert held or not factor or why == f"answers are ×{factor:.3g} as large"
+
+
+def test_numbers_are_looked_at_from_their_mean() -> None:
+    """A regressor whose answers are 100 ± 3, and one that always says 100, have a cosine of 0.9996 as seen
+    from 0; one whose answers lie twice as far from 100 has a cosine of 1."""
+    rng = np.random.default_rng(0)
+    numbers = [{"y": np.array([each], np.float32)} for each in 100 + 3 * rng.standard_normal(50)]
+    mean = np.mean([each["y"] for each in numbers])
+    least = Budget("cosine", least=0.999)
+    assert least.broken(figures(numbers, [{"y": mean + 0 * each["y"]} for each in numbers]), {}) is not None
+    assert least.broken(figures(numbers, [{"y": each["y"] + 3} for each in numbers]), {}) is not None
+    twice = figures(numbers, [{"y": mean + 2 * (each["y"] - mean)} for each in numbers])
+    assert (twice["cosine"], twice["length"]) == (pytest.approx(1), pytest.approx(2, rel=1e-4))
+    near = figures(numbers, [{"y": each["y"] + rng.normal(0, 0.05)} for each in numbers])
+    assert least.broken(near, {}) is None
+    assert 0.999 < near["cosine"] < 0.9999
+    same = [{"y": np.array([7.0], np.float32)}] * 50  # all alike have no mean to look from
+    assert figures(same, [{"y": each["y"] * np.float32(1.00001)} for each in same])["cosine"] > 0.999
+
+
+def test_lengths_are_finite_numbers() -> None:
+    """Also of what is all zeros, infinite or as large as numbers get: they are written as JSON."""
+    zeros, ones = np.zeros(4, np.float32), np.ones(4, np.float32)
+    huge, odd = np.full(4, 3e38, np.float32), np.array([np.inf, np.nan, 2, 1], np.float32)
+    for a, b, expected in [(zeros, zeros, 1), (zeros, ones, 1e6), (ones, zeros, 0), (huge, huge / 2, 0.5),
+                           (odd, odd, 1), (odd, ones, 1), (ones[:0], ones[:0], 1)]:  # fmt: skip
+        assert length([(a, b)]) == pytest.approx(expected)
+    assert length([(np.full(4, 1e300), np.full(4, 2e300))]) == pytest.approx(2)
+
+
+def test_the_farthest_answer_is_told() -> None:
+    """By its distance over its length; other shapes and NaN are as far as can be, labels by their share."""
+    a = {"x": np.array([3.0, 4.0], np.float32), "label": np.array([1, 2])}
+    assert farness(a, a) == 0
+    assert farness(a, {**a, "x": a["x"] + np.float32([0, 1])}) == pytest.approx(0.2)
+    assert farness(a, {**a, "label": np.array([1, 3])}) == 0.5
+    assert farness(a, {**a, "x": a["x"][:1]}) == farness(a, {**a, "x": a["x"] * np.nan}) == np.inf
 
 
 def test_answers_of_another_shape_are_as_far_as_can_be() -> None:

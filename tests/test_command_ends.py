@@ -64,9 +64,12 @@ def test_a_folder_that_cannot_be_written_is_named(here: Path, line: str) -> None
     check(infer_command(*line.split()), 1, f"cannot write '{line.split()[-1]}'")
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signals, code: int) -> None:
-    """Ctrl-C or SIGTERM while the model is being asked: the shell's code, no artifact, no draft."""
+    """Ctrl-C, SIGTERM or the end of the terminal while the model is being asked: the shell's code, no
+    artifact, no draft."""
     (here / "slow.py").write_text(
         "import time, pathlib, torch\n"
         "class Slow(torch.nn.Module):\n"

@@ -212,6 +212,15 @@ def test_what_cannot_be_compared_is_counted(tmp_path: Path) -> None:
     assert "unknown type" in done.out or "sequences" in done.out
 
 
+def test_a_file_of_no_feeds_is_not_taken_for_none(tmp_path: Path) -> None:
+    """The example would be compared instead of what was given."""
+    onnx.save(parse("g (float[B, 8] x) => (float[B, 8] y) { y = Relu(x) }"), tmp_path / "a.onnx")
+    np.savez(tmp_path / "x.npz")
+    done = infer_command("compare", tmp_path / "a.onnx", tmp_path / "a.onnx", "--feeds", tmp_path / "x.npz")
+    assert done.code == 1
+    assert "'x'" in done.err
+
+
 def test_values_whose_type_a_file_leaves_out_are_compared(tmp_path: Path) -> None:
     """A plain file need not say the types of what is inside."""
     for name, spoiled in (("a", None), ("b", 1)):

@@ -153,6 +153,7 @@ def test_what_was_prepared_is_used_with_the_release_it_was_made_with(kinds: list
     plan = make_plan(replace(manifest, tuned=(old,)), MACHINE, PlanOptions())
     assert (plan.variant, plan.prepared) == ("int8", None)
     assert any("not prepared for pretend 1.2, but for pretend 1.1" in reason for reason in plan.reasons)
+    assert any("measured with pretend 1.1, and not with pretend 1.2" in reason for reason in plan.reasons)
 
 
 def test_what_was_compiled_before_is_used_with_the_release_that_compiled_it(kinds: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -416,30 +417,111 @@ def test_a_clip_that_ends_below_the_common_range_stays(tmp_path: Path) -> None:
         ("y = Mul(a, a)", 1),
         ("y = Mul(a, d)", 1),
         ("z = Mul(a, e) f = Constant<value = int64[4] {-1, 4, 6, 6}>() y = Reshape(z, f)", 1),
+        ("y = BatchNormalization<epsilon = 0.1>(a, g, h, u, v)", 0),
+        ("n = BatchNormalization(a, g, h, u, v) y = Mul(n, s)", 0),
+        ("n = Relu(a) y = BatchNormalization(n, g, h, u, v)", 1),
+        ("n = BatchNormalization(a, g, h, u, v) y = Add(n, a)", 1),
     ],
 )
-def test_scales_behind_a_convolution_become_its_weights(scaling: str, left: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bias", [True, False])
+def test_scales_behind_a_convolution_become_its_weights(
+    scaling: str, left: int, bias: bool, tmp_path: Path
+) -> None:
     """One number, or one for each channel, on either side; not where the product is also used unscaled, nor
-    by numbers of another kind. The answer keeps its name."""
+    by numbers of another kind. So do batch norms. The answer keeps its name."""
 
     def model() -> ir.Model:
-        body = f"a = Conv<pads = [1,1,1,1]>(x, k, b) {scaling}"
+        body = f"a = Conv<pads = [1,1,1,1]>(x, k{', b' if bias else ''}) {scaling}"
         found = parse(f"g (float[B, 3, 6, 6] x) => (float[B, 4, 6, 6] y) {{ {body} }}", opset=21)
         rng = np.random.default_rng(1)
         shapes = {"k": (4, 3, 3, 3), "b": (4,), "s": (), "c": (1, 4, 1, 1), "w": (6,)}
-        shapes |= {"d": (2, 4, 1, 1), "e": (1, 1, 4, 1, 1)}
+        shapes |= {"d": (2, 4, 1, 1), "e": (1, 1, 4, 1, 1), "g": (4,), "h": (4,), "u": (4,), "v": (4,)}
         for name, shape in shapes.items():
             array = np.asarray(rng.standard_normal(shape), np.float32)
+            array = np.abs(array) + 0.1 if name == "v" else array
             found.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
         return loaded(found)
 
     before, after = model(), model()
     fold_scales(after)
-    assert sum(node.op_type == "Mul" for node in after.graph) == left
+    assert sum(node.op_type in ("Mul", "BatchNormalization") for node in after.graph) == left
     feeds = {"x": np.random.default_rng(2).standard_normal((2, 3, 6, 6)).astype(np.float32)}
     expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
     found = answers(after, tmp_path / "b.onnx", feeds)["y"]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("activation", "ran_as"),
+    [
+        ("s = Sigmoid(a) b = Mul(a, s)", ["QLinearMul", "QLinearSigmoid"]),
+        ("b = LeakyRelu<alpha = 0.1>(a)", ["QLinearLeakyRelu"]),
+        ("b = HardSwish(a)", []),
+        ("b = Elu(a)", ["Elu"]),
+    ],
+)
+def test_a_convolution_before_an_activation_in_float_has_eight_bits(
+    activation: str, ran_as: list[str], tmp_path: Path
+) -> None:
+    """As in EfficientNet and MobileNetV3: ONNX Runtime computes products of integers only if what comes out
+    has eight bits, too."""
+    body = f"a = Conv<pads = [1,1,1,1]>(x, w1) {activation} c = Conv(b, w2) y = Relu(c)"
+    before, after = (of_pictures(body, {"w1": (4, 3, 3, 3), "w2": (4, 4, 1, 1)}, {}) for _ in range(2))
+    static.quantize_statically(
+        after, lambda names: observe(after, names, pictures(8, 0)), "extremes", pair_bounded=False
+    )
+    for feeds in pictures(4, 1):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"].ravel()
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"].ravel()
+        assert expected @ found > 0.998 * np.linalg.norm(expected) * np.linalg.norm(found)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(tmp_path / "b.onnx"), options)
+    ran = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert ran.count("QLinearConv") == 1
+    assert set(ran_as) <= set(ran)
+    assert sum(ran.count(each) for each in ("Conv", "FusedConv")) == 1  # the last one gives the answer
+
+
+@pytest.mark.parametrize("size", [1e-9, 0.0])
+def test_a_bias_beside_tiny_weights_is_kept(size: float, tmp_path: Path) -> None:
+    """As of channels that a batch norm turned off: steps as small as their weights would be more than an
+    integer holds."""
+    before, after = (
+        of_pictures("a = Conv<pads = [1,1,1,1]>(x, w1, b1) b = Relu(a) y = Conv(b, w2)",
+                    {"w1": (4, 3, 3, 3), "b1": (4,), "w2": (4, 4, 1, 1)}, {}) for _ in range(2)
+    )  # fmt: skip
+    for model in (before, after):
+        initializers = model.graph.initializers
+        weights, bias = (constant(initializers[name]) for name in ("w1", "b1"))
+        assert weights is not None
+        assert bias is not None
+        weights, bias = weights.copy(), bias.copy()
+        weights[2] *= size
+        bias[2] = 7.3
+        for name, array in (("w1", weights), ("b1", bias)):
+            initializers[name].const_value = ir.tensor(array, name=name)
+    static.quantize_statically(
+        after, lambda names: observe(after, names, pictures(8, 0)), "extremes", pair_bounded=False
+    )
+    for feeds in pictures(4, 1):
+        expected = answers(before, tmp_path / "a.onnx", feeds)["y"]
+        found = answers(after, tmp_path / "b.onnx", feeds)["y"]
+        assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+
+def test_a_clip_with_a_computed_end_stays(tmp_path: Path) -> None:
+    """It may clip below what calibration saw."""
+    body = (
+        "a = Conv<pads = [1,1,1,1]>(x, w1) low = Constant<value = float {0.0}>()"
+        " top = ReduceMean<keepdims = 0>(x) high = Abs(top) b = Clip(a, low, high) y = Conv(b, w2)"
+    )
+    after = of_pictures(body, {"w1": (4, 3, 3, 3), "w2": (4, 4, 1, 1)}, {})
+    static.quantize_statically(
+        after, lambda names: observe(after, names, pictures(8, 0)), "extremes", pair_bounded=False
+    )
+    assert operators(after).count("Clip") == 1
 
 
 def test_static_answers_do_not_depend_on_neighbours(tmp_path: Path) -> None:
@@ -576,12 +658,13 @@ def _told(seen: dict[str, Observed], _: Sequence[str]) -> dict[str, Observed]:
 def test_what_rounding_takes_in_the_mean_is_given_back(tmp_path: Path) -> None:
     """With inputs that are all positive, rounded weights shift every output; with the bias corrected, the
     mean of each output over the calibration inputs is nearer to the original's: with groups and without,
-    and where the bias is added behind a product of matrices."""
+    where there was no bias, and where the bias is added behind a product of matrices."""
     of_pictures = "g (float[N, 8, 6, 6] x) => (float[N, 16, 6, 6] y)"
     of_texts = "g (float[N, 6, 6, 8] x) => (float[N, 6, 6, 16] y)"
     for groups, text in (
         (1, f"{of_pictures} {{ y = Conv<group = 1>(x, w, b) }}"),
         (4, f"{of_pictures} {{ y = Conv<group = 4>(x, w, b) }}"),
+        (1, f"{of_pictures} {{ y = Conv(x, w) }}"),
         (0, f"{of_texts} {{ product = MatMul(x, w) y = Add(b, product) }}"),
     ):
         proto = parse(text, opset=20, ir_version=9)

@@ -95,14 +95,14 @@ def command(
                 raise click.UsageError(f"--weights is for a source in PyTorch; '{first}' has its own")
             ours = _variant(open_artifact(Path(first)), first_variant, 0)
             progress("comparing values")
-            inputs = given or example_feeds(ours.artifact)
+            inputs = example_feeds(ours.artifact) if given is None else given
             by_value, as_run = _by_value(ours, theirs, inputs, _scaled(TOLERANCES, tolerance), repro)
             counted = [f"{by_value.compared} values compared", *by_value.notes]
             found, steps = by_value, by_value.steps
         else:
             if first_variant is not None:
                 raise click.UsageError(f"--first-variant is for an artifact, and '{first}' is none")
-            inputs = given or failing_feeds(theirs.artifact)
+            inputs = failing_feeds(theirs.artifact) if given is None else given
             by_module, as_run = _by_module(first, weights, theirs, inputs, tolerance, repro, progress)
             found, counted, steps = by_module, _counted(by_module), ()
     if as_json:

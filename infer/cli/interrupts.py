@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, from the first moment on.
+"""Ctrl-C, SIGTERM and the end of the terminal, from the first moment on.
 
 While modules are imported, this one first, Ctrl-C ends the program at once: there is nothing to clear
 away, and an exception would pass through code that is not ours. While a command runs, both are exceptions,
@@ -25,7 +25,7 @@ raised into one of their own, such as an ImportError."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, which ends things as Ctrl-C does: what was found so far is kept."""
+    """SIGTERM or SIGHUP came, which end things as Ctrl-C does: what was found so far is kept."""
 
 
 def _while_importing() -> bool:
@@ -52,6 +52,10 @@ def while_running() -> None:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for what it starts with &
         signal.signal(signal.SIGINT, _raise)
     signal.signal(signal.SIGTERM, _raise)
+    if (
+        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # as nohup has it
+        signal.signal(signal.SIGHUP, _raise)
     signal.signal(signal.SIGALRM, lambda *_: _raise(came, None))
     sys.unraisablehook = _again
 

@@ -7,10 +7,14 @@ accuracy-0.5%       a metric of `infer eval`, which may fall by half a point
 rmse+1%             an error, which may grow by a hundredth of what it is
 
 What are no floats, such as labels, have no cosine: the share of elements that are equal takes its place.
+
+A cosine does not see how large answers are: logits that are all doubled have one of 1. So where a cosine is
+asked for, answers must be as long as the reference's, too, to within what that cosine lets them be turned.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +23,17 @@ import numpy as np
 
 from infer.errors import InputError
 from infer.evaluation import is_unbounded, lower_is_better
-from infer.parity import TOLERANCES, Tolerance, alike, compare
+from infer.parity import TOLERANCES, Tolerance, alike, comparable_values, compare
 from infer.signature import Array
 
 EQUAL = "equal"
 COSINES = ("cosine", "min-cosine")
 BATCH_COSINE = "batch-cosine"
 """The mean cosine of rows in the batch where it is lowest."""
+
+LENGTH = "length"
+"""How long all answers together are, as vectors, over the reference's: of the output where it is farthest
+from 1."""
 
 FARTHER = 2.0
 """A few answers may be so much farther from the reference's (1 - cosine) than many were."""
@@ -35,6 +43,12 @@ CLOSEST = 1e-6
 
 _BESIDE = 0.01
 """With a metric for a budget, nobody asked how near answers are; rows in a batch may be so far off."""
+
+_ENDLESS = 1e6
+"""What is not 0 is so many times as long as what is."""
+
+_SEVERAL = 8
+"""So many single numbers have a mean from which to look at them."""
 
 Answers = Sequence[Mapping[str, Array]]
 """Outputs by name, for one feed after another."""
@@ -67,7 +81,12 @@ class Budget:
         if self.metric == EQUAL:
             return None if value else "its answers differ"
         if self.metric in COSINES:
-            return None if value >= self.least else f"{self.metric} {value:.5f} < {self.least:g}"
+            if value < self.least:
+                return f"{self.metric} {value:.5f} < {self.least:g}"
+            # so far apart are two vectors of one length with the cosine that is asked for
+            room = math.sqrt(2 * max(1 - self.least, CLOSEST))
+            length = found[LENGTH]
+            return None if abs(length - 1) <= room else f"answers are ×{length:.3g} as large"
         before = reference[self.metric]
         of_share = 0 <= before <= 1 and not is_unbounded(self.metric)
         limit = before + self.change / 100 * (1.0 if of_share else abs(before))
@@ -96,17 +115,22 @@ def parse_budget(text: str) -> Budget:
 def figures(
     expected: Answers, found: Answers, tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> dict[str, float]:
-    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine", see `cosines`."""
+    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine", see `cosines`, and `LENGTH`."""
     equal = all(
         difference.within
         for before, after in zip(expected, found, strict=True)
         for difference in compare(before, after, tolerances)
     )
-    cosines = cosines_of(expected, found)
+    pairs: dict[str, list[tuple[Array, Array]]] = {}
+    for before, after in zip(expected, found, strict=True):
+        for name, array in before.items():
+            pairs.setdefault(name, []).append((array, after[name]))
+    near = [cosines(each) for each in pairs.values()]
     return {
         EQUAL: float(equal),
-        "cosine": min((float(c.mean()) for c in cosines.values()), default=1.0),
-        "min-cosine": min((float(c.min()) for c in cosines.values()), default=1.0),
+        "cosine": min((float(c.mean()) for c in near), default=1.0),
+        "min-cosine": min((float(c.min()) for c in near), default=1.0),
+        LENGTH: max(map(length, pairs.values()), key=lambda each: abs(each - 1), default=1.0),
     }
 
 
@@ -149,23 +173,54 @@ def broken_beside(
     return None
 
 
-def cosines_of(expected: Answers, found: Answers) -> dict[str, Array]:
-    """For each output, the cosine of every feed's answer, as `cosines` gives it."""
-    pairs: dict[str, list[tuple[Array, Array]]] = {}
-    for before, after in zip(expected, found, strict=True):
-        for name, array in before.items():
-            pairs.setdefault(name, []).append((array, after[name]))
-    return {name: cosines(each) for name, each in pairs.items()}
+def farness(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    """How far an answer is off, over the length of the reference's, where it is farthest."""
+    return max((_distance(array, found[name]) for name, array in expected.items()), default=0.0)
+
+
+def _distance(a: Array, b: Array) -> float:
+    if a.shape != b.shape:
+        return math.inf
+    if a.dtype.kind != "f" or b.dtype.kind != "f":
+        return float(np.mean(a != b)) if a.size else 0.0
+    both = comparable_values(a, b)
+    if both is None:
+        return math.inf
+    difference, length = float(np.linalg.norm(both[1] - both[0])), float(np.linalg.norm(both[0]))
+    return difference / length if length else difference
 
 
 def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
     """Of each pair of arrays; of single elements, of all of them as one pair, since the cosine of two
     numbers is 1 or -1 whatever they are. What has none is judged as `infer.parity.alike` does it.
     """
+    return np.array([alike(a, b) for a, b in _vectors(pairs)])
+
+
+def length(pairs: Sequence[tuple[Array, Array]]) -> float:
+    """How long the second of all pairs are together, as one vector, over the first; 1 where there are no
+    floats, or where these cannot be compared, which their cosine says."""
+    both = [
+        comparable_values(a, b) for a, b in _vectors(pairs) if a.shape == b.shape and a.dtype.kind == "f"
+    ]
+    values = [pair for pair in both if pair is not None and pair[0].size]
+    scale = max((float(np.abs(side).max()) for pair in values for side in pair), default=0.0) or 1.0
+    before, after = (math.fsum(float(np.square(pair[s] / scale).sum()) for pair in values) for s in (0, 1))
+    if before == after:
+        return 1.0
+    return min(math.sqrt(after / before), _ENDLESS) if before else _ENDLESS
+
+
+def _vectors(pairs: Sequence[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+    """The pairs, with all single elements as one of them; several floats, from their mean in the first:
+    numbers of about 100 are all alike beside 0, and need not be for whoever asks."""
     single = [a.shape == b.shape and a.size == 1 for a, b in pairs]
     joined = [pair for pair, one in zip(pairs, single, strict=True) if one]
-    rest = [pair for pair, one in zip(pairs, single, strict=True) if not one]
+    found = [pair for pair, one in zip(pairs, single, strict=True) if not one]
     if joined:
         first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
-        rest.append((first, second))
-    return np.array([alike(a, b) for a, b in rest])
+        finite = first[np.isfinite(first)].astype(np.float64) if first.dtype.kind == "f" else first[:0]
+        if len(finite) >= _SEVERAL and np.ptp(finite) > CLOSEST * np.abs(finite).max():
+            first, second = first - finite.mean(), second - finite.mean()
+        found.append((first, second))
+    return found

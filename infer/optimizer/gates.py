@@ -18,7 +18,15 @@ from infer.measure.queries import Call
 from infer.measure.rounds import MIN_ROUNDS, WARM_UP_S, take_turns
 from infer.measure.statistics import Estimate, paired_ratio
 from infer.optimizer.batches import different_rows
-from infer.optimizer.budget import BATCH_COSINE, EQUAL, Budget, broken_beside, broken_unlike, figures
+from infer.optimizer.budget import (
+    BATCH_COSINE,
+    EQUAL,
+    Budget,
+    broken_beside,
+    broken_unlike,
+    farness,
+    figures,
+)
 from infer.optimizer.material import Material
 from infer.parity import Tolerance, compare
 from infer.session import Session
@@ -35,10 +43,12 @@ _SIZES = (2, 3)
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of the first gate."""
+    """What came of the first gate. `farthest` are the feeds whose answer is the farthest off, if a budget
+    is broken."""
 
     figures: dict[str, float]
     broken: str | None
+    farthest: Feeds | None = None
 
 
 @dataclass(frozen=True)
@@ -101,13 +111,14 @@ class Judge:
         """Answer all that is judged. Raises `InferError` if the session fails."""
         answers = [session.run(feeds) for feeds in self.material.judged]
         golden = [session.run(feeds) for feeds in self.golden]
+        together = [session.run(batch.feeds) for batch in self._batches]
         found = alone = figures(self._answers, answers, self.tolerances)
         broken = []
         if self._batches:
-            beside, same, floats = self._beside(session)
+            beside, same, floats = self._beside(session, together)
             found = {
+                **alone,
                 EQUAL: min(alone[EQUAL], beside[EQUAL]),
-                "cosine": alone["cosine"],
                 "min-cosine": min(alone["min-cosine"], beside["min-cosine"]),
                 BATCH_COSINE: beside["cosine"],
             }
@@ -128,14 +139,26 @@ class Judge:
         if self._metrics:
             found = found | self._measured(session)
         held = [reason for budget in budgets if (reason := budget.broken(found, self._metrics))]
-        return Judged(found, "; ".join([*held, *broken]) or None)
+        if not held and not broken:
+            return Judged(found, None)
+        asked = [
+            *zip(self.material.judged, self._answers, answers, strict=True),
+            *zip(self.golden, self._golden_answers, golden, strict=True),
+            *(
+                (batch.feeds, batch.answer, each)
+                for batch, each in zip(self._batches, together, strict=True)
+            ),
+        ]
+        farthest, _, _ = max(asked, key=lambda each: farness(each[1], each[2]))
+        return Judged(found, "; ".join([*held, *broken]), farthest)
 
     def neighbours(self, session: Session) -> float | None:
         """How far the first row's answer moves beside one of the others, relative to its largest value; of
         what is no float, the share of elements that change. None if it cannot be measured: no row can be
         asked alone and beside another one, or no output has rows."""
         rows = self._rows
-        if rows is None or len(rows.feeds) < 2 or not (self._may_have(1) and self._may_have(2)):
+        two = any(batch.count == 2 for batch in self._batches)
+        if rows is None or len(rows.feeds) < 2 or not (self._may_have(1) and two):
             return None
         alone = session.run(rows.feeds[0])
         worst = None
@@ -150,13 +173,15 @@ class Judge:
         assert self.material.dataset is not None
         return evaluate_task(session.task, self.material.dataset, self.progress).metrics
 
-    def _beside(self, session: Session) -> tuple[dict[str, float], float, float]:
-        """The figures of the batches, the lowest ones, and the cosine of their rows alone: of all outputs,
-        and of those that are floats, since of a few labels a single one counts for much."""
+    def _beside(
+        self, session: Session, answers: Sequence[Mapping[str, Array]]
+    ) -> tuple[dict[str, float], float, float]:
+        """The figures of the answers to the batches, the lowest ones, and the cosine of their rows alone:
+        of all outputs, and of those that are floats, since of a few labels a single one counts for much."""
         found: list[dict[str, float]] = []
         rows = self._rows
-        for batch in self._batches:
-            expected, answer = batch.answer, session.run(batch.feeds)
+        for batch, answer in zip(self._batches, answers, strict=True):
+            expected = batch.answer
             equal = figures([expected], [answer], self.tolerances)[EQUAL]
             if batch.padded:  # half a text is no text: a label may be another one
                 expected = _floats(expected)
@@ -184,10 +209,9 @@ class Judge:
             if not self._may_have(size):
                 continue
             found = None if self._rows is None else self._answered(self._together(size), size)
-            if found is None:
-                feeds = resized(signature, self.material.judged[0], {dim: size})
-                found = _Batch(feeds, self.reference.run(feeds), size)
-            yield found
+            found = found or self._answered(resized(signature, self.material.judged[0], {dim: size}), size)
+            if found is not None:  # a graph may leave its batch open, and yet answer at one size alone
+                yield found
 
     def _may_have(self, count: int) -> bool:
         """Whether the model takes so many rows."""
@@ -313,9 +337,9 @@ def time_ratio(
     """How many times as long `contender` takes as `against` for all of `timed`, asked in turns; where one
     has several streams, for all of it as often as each caller of either has the same share.
 
-    They are asked for so many seconds, in at least so many rounds. Both are opened `starts` times: a
-    session keeps the speed that it began with, and two of one and the same graph were seen 6 % apart. Fewer
-    times, but twice, if opening would take longer than timing.
+    They are asked for so many seconds, in at least so many rounds; `KeyboardInterrupt` ends that. Both are
+    opened `starts` times: a session keeps the speed that it began with, and two of one and the same graph
+    were seen 6 % apart. Fewer times, but twice, if opening would take longer than timing.
     """
     with ExitStack() as stack:
         start = time.perf_counter()
@@ -337,5 +361,7 @@ def time_ratio(
             least=least,
             warm_up_s=_WARM_UP_S if starts > 1 else WARM_UP_S,
         )
+    if measured.interrupted:  # the rounds until then are no look, and the search is to end
+        raise KeyboardInterrupt
     times = measured.times
     return paired_ratio(times["a"].medians, times["b"].medians, measured.starts)

@@ -41,7 +41,8 @@ _LENGTHS = (0.5, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class Material:
-    """Feeds of one input each. No feed of `calibration` is among `judged`, unless there are too few.
+    """Feeds of one input each, or of as few rows as the model takes. No feed of `calibration` is among
+    `judged`, unless there are too few.
 
     Attributes:
         timed: of several sizes, where judged feeds differ in size.
@@ -199,8 +200,8 @@ def _encoded(
     is padded: at most so many feeds, and if they are `judged`, no more than can be answered within
     `_ANSWERS`, but one.
 
-    Raises `InputError` for an input that the task refuses, or whose answer has no elements, or, if it is
-    judged, NaN and nothing else.
+    Raises `InputError` for an input that the task refuses, or whose answer has no elements, or NaN and
+    nothing else.
     """
     seen: list[Feeds] = []
     room = this_machine().memory_bytes * _ANSWERS if judged else math.inf
@@ -212,10 +213,10 @@ def _encoded(
         room -= sum(array.nbytes for array in answer.values())
         if not any(array.size for array in answer.values()):
             raise InputError("the reference's answer has no elements; take it out of the data")
-        if judged and all_nan(answer):
+        if all_nan(answer):
             raise InputError(
-                "the reference answers with NaN alone, so nothing can be judged by it; take it out of the"
-                " data, or mend the model"
+                f"the reference answers with NaN alone, so nothing can be"
+                f" {'judged' if judged else 'calibrated'} by it; take it out of the data, or mend the model"
             )
         return answer
 
@@ -230,6 +231,11 @@ def _encoded(
         if len(seen) >= most or room < 0:
             break
     return tuple(seen[:most])
+
+
+def _says_nothing(answer: Mapping[str, Array]) -> bool:
+    """Whether every answer would be as right."""
+    return all_nan(answer) or not any(array.size for array in answer.values())
 
 
 def all_nan(answer: Mapping[str, Array]) -> bool:
@@ -249,7 +255,7 @@ def _timed(signature: Signature, feeds: Sequence[Feeds], batch: int) -> tuple[Fe
         return tuple(chosen)
     dim = batch_dim(signature)
     assert dim is not None
-    return tuple(resized(signature, each, {dim: batch}) for each in chosen)
+    return tuple(resized(signature, each, {dim: signature.nearest(dim, batch)}) for each in chosen)
 
 
 def _synthetic(session: Session, batch: int) -> Material | None:
@@ -267,7 +273,7 @@ def _synthetic(session: Session, batch: int) -> Material | None:
         return replace(found, described=_weak(f"{len(found.judged)} made-up inputs"))
     dim = batch_dim(signature)
     example = example_feeds(session.artifact)
-    example = example if dim is None else resized(signature, example, {dim: 1})
+    example = example if dim is None else resized(signature, example, {dim: signature.nearest(dim, 1)})
     (asked,) = _timed(signature, (example,), batch)
     known = any(_shapes(asked) == _shapes(feeds) for feeds in found.timed)
     return replace(
@@ -297,7 +303,7 @@ def _like_golden(session: Session, batch: int) -> Material:
         found_ids = ids_of(ir.load(artifact.file(artifact.manifest.variants[0].graph)).graph)
         ids = {name: count for name, count in found_ids.items() if name in unknown}
     dim = batch_dim(signature)
-    one = golden if dim is None else resized(signature, golden, {dim: 1})
+    one = golden if dim is None else resized(signature, golden, {dim: signature.nearest(dim, 1)})
     rng = np.random.default_rng(0)
     found = []
     for number in range(_MADE * 2):
@@ -305,11 +311,11 @@ def _like_golden(session: Session, batch: int) -> Material:
             spec.name: _like(spec, one[spec.name], rng, ids.get(spec.name)) for spec in signature.inputs
         }
         found.append(_other_length(session, feeds, number, dim))
-    judged = tuple(feeds for feeds in found[_MADE:] if not all_nan(session.run(feeds)))
+    judged = tuple(feeds for feeds in found[_MADE:] if not _says_nothing(session.run(feeds)))
     if not judged:
         raise InputError(
-            "the model answers all feeds that were made up with NaN alone, so nothing can be judged by"
-            " them; give real ones with --data"
+            "the model answers all feeds that were made up with NaN alone, or with nothing at all as where"
+            " no object is found, so nothing can be judged by them; give real ones with --data"
         )
     return Material(
         calibration=tuple(found[:_MADE]),

@@ -46,8 +46,8 @@ from infer.optimizer.positions import needs_more_bits
 from infer.optimizer.recipes import LIKE, Given, Recipe, unfit
 from infer.optimizer.resuming import key_of, left_over
 from infer.optimizer.targets import INSTEAD, Target, saturates, targets_of
-from infer.optimizer.timing import Choice, much_slower
-from infer.optimizer.trial import Attempt, Trial
+from infer.optimizer.timing import Choice, much_slower, speed_said
+from infer.optimizer.trial import Attempt, Trial, too_slow
 from infer.optimizer.tuning import Tuning
 from infer.optimizer.verdict import Verdict
 from infer.optimizer.workshop import Workshop
@@ -92,9 +92,9 @@ def optimize(
         if not options.overwrite and not left_over(folder, output, key):
             check_target(output, overwrite=False)
         workshop = Workshop(folder, artifact, key)
-        trial = Trial(workshop, reference, found, options, progress)
-        search = _Search(trial, targets)
         try:
+            trial = Trial(workshop, reference, found, options, progress)
+            search = _Search(trial, targets)
             unfinished = search.run()
         except InferError:
             if not workshop.verdicts:
@@ -412,15 +412,15 @@ class _Search:
         trial.workshop.note(noted)
 
     def _compare_with_reference(self) -> None:
-        """The best, beside where it began; what is slower as a whole is not kept."""
+        """The best, beside where it began; what is not worth it as a whole is not kept."""
         before = Settings(self._trial.reference.plan.num_threads)
         if self.outcome.best is None and self.outcome.settings == before:
             return
         best = self._best
         ratio = self._ratio_to_reference(best)
-        if verdict(ratio) == "slower":
+        if why := self._not_worth_it(best, ratio):
             self._trial.workshop.note(
-                Verdict(WHOLE, False, f"{best.name} is slower", ratio=ratio, against=REFERENCE)
+                Verdict(WHOLE, False, f"{best.name} is {why}", ratio=ratio, against=REFERENCE)
             )
             if self.outcome.other is not None:
                 row = self._trial.workshop.known(rows_said(self.outcome.other.rows))
@@ -429,6 +429,14 @@ class _Search:
             self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
         else:
             self.outcome.ratio = ratio
+
+    def _not_worth_it(self, best: Verdict, ratio: Estimate) -> str:
+        """Why the reference is better than the best, or "". Each step was taken for a gain; what loses
+        nothing by all of them is kept unless they are a loss, what approximates only for a gain."""
+        if self._options.objective == "size":
+            return speed_said(ratio) if too_slow(ratio) else ""
+        found = verdict(ratio)
+        return speed_said(ratio) if found == "slower" or (found != "faster" and not best.exact) else ""
 
     def _ratio_to_reference(self, best: Verdict) -> Estimate:
         timing = self._trial.timing

@@ -143,7 +143,7 @@ class Trial:
                 # with some of its nodes in float, it would be slower still
                 why = f"{judged.broken}, and it is slower"
                 return replace(found, why=why, ratio=glance, against=best.name)
-            where = "" if model is None else self._where(model, exact=found.exact)
+            where = self._where(model, judged.farthest, exact=found.exact)
             return replace(found, why=f"{judged.broken}{where}", broken=True)
         ratio = self.timing.ratio(contender, best)
         kept, why = self._worth(ratio, found.size_bytes, best_bytes)
@@ -152,14 +152,15 @@ class Trial:
     def _worth(self, ratio: Estimate, size_bytes: int, best_bytes: int) -> tuple[bool, str]:
         if self.options.objective != "size":
             return verdict(ratio) == "faster", speed_said(ratio)
-        slower = ratio.low > 1 + _SLOWER
-        return not slower, f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
+        return not too_slow(ratio), f"{size_bytes / best_bytes:.0%} of the size, {speed_said(ratio)}"
 
-    def _where(self, model: ir.Model, *, exact: bool) -> str:
-        """Where a graph that should be equal first is not, or where one that approximates loses the most,
-        if that can be told from its inside."""
+    def _where(self, model: ir.Model | None, feeds: Feeds | None, *, exact: bool) -> str:
+        """Where a graph that should be equal first is not with these feeds, or where one that approximates
+        loses the most, if that can be told from its inside."""
+        if model is None or feeds is None:
+            return ""
         try:
-            told = diverges(self.workshop.load(), model, self.material.judged[0], self._tolerances)
+            told = diverges(self.workshop.load(), model, feeds, self._tolerances)
         except (InferError, MemoryError):  # all values of both at once are more than their answers
             return ""
         if exact:
@@ -242,6 +243,11 @@ class Trial:
             return {}
         finally:
             self.workshop.discard(graph)
+
+
+def too_slow(ratio: Estimate) -> bool:
+    """Whether what is smaller is slower, surely and by more than is let through."""
+    return ratio.low > 1 + _SLOWER
 
 
 def told(error: Exception) -> str:

@@ -36,6 +36,7 @@ class Workshop:
     def __init__(self, folder: Path, artifact: Artifact, key: str) -> None:
         self.folder = folder
         self._key = key
+        self._written = ""
         self.verdicts: list[Verdict] = self._left_over()
         self.resumed = bool(self.verdicts)
         if not self.resumed:
@@ -57,7 +58,7 @@ class Workshop:
             if not isinstance(data, dict) or data.get("key") != self._key:
                 return []
             found = [schema.decode(Verdict, each, "verdict") for each in data["verdicts"]]
-            begun = data["begun"]
+            begun, self._written = data["begun"], data["written"]
         except (OSError, KeyError, TypeError, schema.SchemaError):
             return []
         if begun:
@@ -94,12 +95,13 @@ class Workshop:
 
     def leave(self, output: Path) -> None:
         """Keep all of it for another time, which may replace what was written to `output` now."""
-        self._save(written=digest_of(output))
+        self._written = digest_of(output)
+        self._save()
 
-    def _save(self, *, begun: str = "", written: str = "") -> None:
+    def _save(self, *, begun: str = "") -> None:
         with file_draft(self.folder / STATE) as draft:
             verdicts = [schema.encode(each) for each in self.verdicts]
-            data = {"key": self._key, "verdicts": verdicts, "begun": begun, "written": written}
+            data = {"key": self._key, "verdicts": verdicts, "begun": begun, "written": self._written}
             draft.write_text(json.dumps(data), encoding="utf-8")
 
     def load(self) -> ir.Model:

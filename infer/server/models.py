@@ -12,13 +12,13 @@ from functools import partial
 from pathlib import Path
 
 from infer.artifact import Artifact
-from infer.errors import InferError, InputError, OverloadedError
+from infer.errors import InferError, InputError
 from infer.live import Version, opened_beside
 from infer.machine import this_machine
 from infer.options import BatchOptions, PlanOptions, SessionOptions, ShadowOptions
 from infer.plan import Plan
 from infer.planner import make_plan
-from infer.server.memory import own_bytes
+from infer.server.memory import MemoryBudget, own_bytes
 from infer.server.options import ServerOptions
 from infer.session import open_artifact, open_session
 
@@ -214,8 +214,8 @@ class Models:
             max_feed_bytes=options.max_feed_bytes,
             warm_up=options.warm_up or True,
         )
-        self._budget_bytes = options.memory_budget_bytes
-        self.lazy = options.lazy or self._budget_bytes is not None
+        self._budget = MemoryBudget(options.memory_budget_bytes)
+        self.lazy = options.lazy or options.memory_budget_bytes is not None
         self._loading = threading.Lock()
         self._closed = False
         self._retiring: list[threading.Thread] = []
@@ -225,7 +225,7 @@ class Models:
             versions = self._versions.setdefault(name, {})
             version = str(len(versions) + 1)
             model = Model(name, version, path, plan_options, session_options)
-            self._check_size(str(path), model.weights_bytes)
+            self._budget.check(str(path), model.weights_bytes)
             versions[version] = model
         for sizes in options.warm_up:
             self._check_dims(sizes)
@@ -286,7 +286,7 @@ class Models:
                     break
                 outcome, old = model.reload(partial(self._find_room, model))
                 if outcome == "swapped":
-                    self._settle(model)
+                    self._budget.settle(model, self)
             found.append((model, outcome))
             if old is not None:  # others may load, and the server may stop, while its last calls end
                 thread = threading.Thread(target=old.retire, name="infer-retire")
@@ -308,66 +308,21 @@ class Models:
             if self._closed:
                 raise UnavailableError("the server is stopping; ask another one")
             if model.state != "READY":
-                self._close_others(model, model.memory_bytes)
-                self._make_room(model, model.weights_bytes)
+                self._budget.make_room(model, self, model.weights_bytes, model.memory_bytes)
                 model.load()
-                self._settle(model)
+                self._budget.settle(model, self)
 
     def _find_room(self, model: Model, weights_bytes: int) -> None:
         """For another release of `model`, which is loaded beside it if it is loaded."""
-        self._check_size(model.name, weights_bytes)
+        self._budget.check(model.name, weights_bytes)
         if model.state == "READY":
-            self._make_room(model, weights_bytes)
+            self._budget.make_room(model, self, weights_bytes, weights_bytes)
 
     def _check_dims(self, sizes: Mapping[str, int]) -> None:
         dims = {model.name: model.artifact.manifest.signature.dims for model in self}
         if not any(sizes.keys() <= set(each) for each in dims.values()):
             there = "; ".join(f"'{name}' has {', '.join(each) or 'none'}" for name, each in dims.items())
             raise InputError(f"no model has the dims {', '.join(sizes)}, to be warmed up so: {there}")
-
-    def _check_size(self, name: str, weights_bytes: int) -> None:
-        if self._budget_bytes is not None and weights_bytes > self._budget_bytes:
-            raise InputError(
-                f"the weights of '{name}' have {weights_bytes} bytes, more than the memory budget of"
-                f" {self._budget_bytes}"
-            )
-
-    def _make_room(self, model: Model, weights_bytes: int) -> None:
-        """Close others, until there is room for so much. Raises `OverloadedError` if weights alone are too
-        much: what loading took tells what to close, but is too rough to refuse a model for."""
-        self._close_others(model, weights_bytes)
-        taken = sum(each.weights_bytes for each in self if each.state == "READY")
-        if self._budget_bytes is not None and taken + weights_bytes > self._budget_bytes:
-            raise OverloadedError(
-                f"there is no room for the model '{model.name}' beside those in use; try again later"
-            )
-
-    def _settle(self, model: Model) -> None:
-        """Close others if `model` took more than was expected of it."""
-        if (over := self._close_others(model)) > 0:
-            _log.warning(
-                "the models that are loaded take %d bytes more than the memory budget, '%s' %d of all",
-                over,
-                model.name,
-                model.memory_bytes,
-            )
-
-    def _close_others(self, model: Model, more_bytes: int = 0) -> int:
-        """Close idle ones, those that were not asked for the longest first, until what is loaded and so
-        much more is within the budget; how many bytes it is over it then."""
-        budget_bytes = self._budget_bytes
-        if budget_bytes is None:
-            return 0
-
-        def over() -> int:
-            taken = sum(m.memory_bytes for m in self if m.state == "READY")
-            return max(0, taken + more_bytes - budget_bytes)
-
-        loaded = sorted((other for other in self if other.state == "READY"), key=lambda m: m.last_use)
-        for other in loaded:
-            if over() and other is not model and other.unload(idle_only=True):
-                _log.info("model %s version %s makes room for %s", other.name, other.version, model.name)
-        return over()
 
 
 def named(argument: Path) -> tuple[str, Path]:

@@ -251,6 +251,26 @@ def test_threads_of_several_runs_are_not_those_of_one(
             assert session.plan.cores == (1 if expected == (1, 1) else 2)
 
 
+def test_ctrl_c_ends_a_look_and_the_search(classifier: Path, tmp_path: Path) -> None:
+    """Rounds that were finished are no look: what was measured until then might keep anything."""
+
+    class Asked:
+        plan = SimpleNamespace(streams=1)
+        count = 0
+
+        def run(self, feeds: dict[str, np.ndarray]) -> None:
+            self.count += 1
+            time.sleep(0.001)
+            if self.count == 400:
+                raise KeyboardInterrupt
+
+    sessions = [Asked(), Asked()]
+    contenders = [Contender("c", lambda each=each: nullcontext(each)) for each in sessions]
+    with pytest.raises(KeyboardInterrupt):
+        time_ratio(*contenders, [{"x": np.zeros(1)}], 2.0, lambda said: None, 2)
+    assert sessions[0].count >= 400 or sessions[1].count >= 400
+
+
 @pytest.mark.parametrize(("streams", "against"), [(1, 1), (2, 1), (3, 2)])
 @pytest.mark.parametrize("count", [1, 3])
 def test_streams_are_timed_by_as_many_callers(streams: int, against: int, count: int) -> None:

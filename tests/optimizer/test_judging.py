@@ -15,7 +15,9 @@ from infer.artifact import Artifact
 from infer.errors import ArtifactError
 from infer.optimizer import parse_budget, writing
 from infer.optimizer.batches import different_rows
-from infer.optimizer.material import MEASURED
+from infer.optimizer.budget import Budget
+from infer.optimizer.gates import Judge
+from infer.optimizer.material import MEASURED, material
 from infer.optimizer.passes import PassResult
 from infer.optimizer.recipes import Recipe
 from infer.optimizer.rewriting import weight
@@ -112,6 +114,48 @@ def test_rows_of_other_lengths_are_brought_together(
     plant({"first": first_for_all}, speeds={"first": 0.1})
     (verdict,) = optimized(lengths, tmp_path / "o.infer", data=of_lengths(count)).verdicts
     assert verdict.why.startswith("its answers differ")
+
+
+def test_a_batch_that_the_reference_fails_at_is_not_asked(tmp_path: Path, plant: Plant) -> None:
+    """A graph may leave its batch open, and answer at one row alone."""
+    proto = parse(
+        "g (float[N, 4] x) => (float[4] y) {"
+        " s = Constant<value = int64[1] {4}>() a = Reshape(x, s) y = Mul(a, w) }",
+        opset=21,
+        ir_version=10,
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(4, dtype=np.float32), "w"))
+    onnx.save(proto, tmp_path / "one.onnx")
+
+    def renamed(model: ir.Model) -> PassResult:
+        return PassResult(1, 1)
+
+    plant({"good": renamed}, speeds={"good": 0.5})
+    found = optimized(tmp_path / "one.onnx", tmp_path / "o.infer")
+    assert why(found) == {"good": (True, "faster")}
+
+
+def test_the_feeds_that_are_farthest_off_are_told(lengths: Path) -> None:
+    """Where one of them, or a batch alone, is wrong: the bisector looks there."""
+    data = of_lengths(6)
+    with open_session(open_artifact(lengths)) as session:
+        judge = Judge(session, material(session, data), (), TOLERANCES, lambda said: None)
+        judged = judge.material.judged
+        assert judge.judge(session, (Budget(),)).farthest is None
+
+        class Wrong:
+            def __init__(self, wrong: Callable[[Array], bool]) -> None:
+                self.wrong = wrong
+
+            def run(self, feeds: dict[str, Array]) -> dict[str, Array]:
+                return {"y": session.run(feeds)["y"] + np.float32(self.wrong(feeds["x"]))}
+
+        for one in judged:
+            found = judge.judge(Wrong(lambda x, one=one: x.shape == one["x"].shape), (Budget(),))  # type: ignore[arg-type]
+            assert found.farthest is one
+        found = judge.judge(Wrong(lambda x: len(x) == 3), (Budget(),))  # type: ignore[arg-type]
+        assert found.farthest is not None
+        assert len(found.farthest["x"]) == 3
 
 
 def test_a_few_batches_are_not_outvoted_by_many_rows(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ from infer.optimizer.tables import ids_of
 from infer.session import open_artifact, open_session
 from tests.optimizer.planted import Plant, optimized, rough
 from tests.text_models import bert_folder
-from tests.tiny import parse
+from tests.tiny import edit_manifest, parse
 
 COLOURS = ("crimson", "teal", "gold")
 
@@ -227,6 +228,48 @@ def test_an_input_that_the_reference_answers_with_nan_is_named(classifier: Path,
     assert all_nan({"a": nan, "b": np.array([1])})
     assert not all_nan({"a": nan, "b": one})
     assert not all_nan({"b": np.array([1])})
+
+
+def test_made_up_feeds_that_find_nothing_judge_nothing(tmp_path: Path) -> None:
+    """A detector that sees no object in noise gives no boxes, and every variant would be equal to it."""
+    proto = parse(
+        "g (float[N, 4] x) => (float[K] y) { far = Constant<value = float {1e9}>()"
+        " m = Greater(x, far) f = Reshape(m, all) y = Compress(x, f) }",
+        opset=21,
+        ir_version=10,
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1], np.int64), "all"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    with (
+        open_session(open_artifact(tmp_path / "m.onnx")) as session,
+        pytest.raises(InputError, match=r"with nothing at all.* give real ones with --data"),
+    ):
+        material(session, None)
+
+
+@pytest.mark.parametrize(("least", "most", "timed"), [(2, None, (2, 8)), (3, 4, (3, 4))])
+def test_a_batch_with_limits_is_fed_within_them(
+    tmp_path: Path, least: int, most: int | None, timed: tuple[int, int]
+) -> None:
+    """One row where the model takes no single one; eight where it takes four at most."""
+
+    class Rows(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.cumsum(1)
+
+    path = tmp_path / "m.infer"
+    converters.convert(Rows().eval(), path, example_inputs={"x": torch.rand(3, 5)})
+
+    def limit(data: Any) -> None:
+        data["limits"] = {data["inputs"][0]["dims"][0]: {"least": least, "most": most}}
+
+    edit_manifest(path, limit)
+    with open_session(open_artifact(path)) as session:
+        for batch, rows in zip((1, 8), timed, strict=True):
+            found = material(session, None, batch)
+            assert {len(feeds["x"]) for feeds in found.judged} == {least}
+            assert {len(feeds["x"]) for feeds in found.timed} == {rows}
+    assert optimized(path, tmp_path / "o.infer", objective="throughput").unfinished == ""
 
 
 def test_no_more_inputs_are_measured_than_take_seconds() -> None:

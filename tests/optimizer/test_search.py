@@ -99,6 +99,41 @@ def test_what_is_slower_as_a_whole_is_not_shipped(classifier: Path, tmp_path: Pa
     assert [v.name for v in Artifact.open(tmp_path / "out.infer").manifest.variants] == ["fp32"]
 
 
+@pytest.mark.parametrize(
+    ("exact", "whole", "shipped"), [(True, 1.0, True), (False, 1.0, False), (False, 0.9, True)]
+)
+def test_what_approximates_is_shipped_for_a_gain_alone(
+    exact: bool,
+    whole: float,
+    shipped: bool,
+    classifier: Path,
+    rows: Path,
+    tmp_path: Path,
+    plant: Plant,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each step was measured to be faster, and all of them beside the reference are as fast as that: equal
+    answers cost nothing, others would be given away."""
+    name = "one" if exact else "rough"
+    plant(*(({"one": harmless}, ()) if exact else ({}, (rough(),))), speeds={})
+    looks = iter(
+        [0.9, 0.9, whole, whole]
+    )  # a glance, a full look, and the whole, measured again if need be
+
+    def ratio(*_: Any) -> Estimate:
+        found = next(looks)
+        return Estimate(found, found - 0.02, found + 0.02)
+
+    monkeypatch.setattr(timing_module, "time_ratio", ratio)
+    budgets = () if exact else (parse_budget("cosine>=0.99"),)
+    found = optimized(classifier, tmp_path / "out.infer", data=rows, budgets=budgets)
+    assert why(found)[name] == (True, "faster")
+    assert (found.outcome.best is not None) == shipped
+    if not shipped:
+        kept, reason = why(found)["all together"]
+        assert (kept, reason.split()[:3]) == (False, ["rough", "is", "not"])
+
+
 def test_slower_graphs_are_measured_to_be_slower(classifier: Path, tmp_path: Path, plant: Plant) -> None:
     """With real clocks: sixty more products are dropped as slower, and a graph that has them loses them."""
     plant({"slow": detour})
@@ -572,6 +607,22 @@ def test_the_same_command_goes_on(classifier: Path, tmp_path: Path, plant: Plant
     assert done.code == 0, done.err
     assert Artifact.open(output).manifest.variants[-1].name == "fp32-fused"
     assert "exists; replace it with --force" in infer_command(*command).err
+
+
+def test_a_search_that_dies_goes_on_once_more(classifier: Path, tmp_path: Path, plant: Plant) -> None:
+    """What an earlier one wrote is still its own, although this one did not come to write anything."""
+    output = tmp_path / "out.infer"
+    plant({"good": harmless}, speeds={"good": 0.8})
+    assert optimized(classifier, output, time_s=0.0).unfinished == OUT_OF_TIME
+
+    def dies(model: ir.Model) -> PassResult:
+        raise SystemExit(3)  # as good as a crash: nothing is written
+
+    plant({"good": dies}, speeds={"good": 0.8})
+    with pytest.raises(SystemExit):
+        optimized(classifier, output)
+    plant({"good": harmless}, speeds={"good": 0.8})
+    assert why(optimized(classifier, output)) == {"good": (True, "faster")}
 
 
 def test_nothing_is_begun_after_the_time(classifier: Path, tmp_path: Path, plant: Plant) -> None:

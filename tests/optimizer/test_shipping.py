@@ -26,8 +26,11 @@ from tests.optimizer.planted import WIDTH, Plant, harmless, optimized, why
 from tests.tiny import edit_manifest
 
 
-def test_a_smaller_variant_is_kept_for_its_size(classifier: Path, tmp_path: Path, plant: Plant) -> None:
-    """If it is not slower than is noticed."""
+@pytest.mark.parametrize(("speed", "kept"), [(1.0, True), (1.02, True), (1.05, False)])
+def test_a_smaller_variant_is_kept_for_its_size(
+    speed: float, kept: bool, classifier: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """If it is not slower than is noticed, by itself and as a whole beside the reference."""
 
     def larger(model: ir.Model) -> PassResult:
         model.metadata_props["weight"] = "x" * 10_000
@@ -38,10 +41,12 @@ def test_a_smaller_variant_is_kept_for_its_size(classifier: Path, tmp_path: Path
             node.metadata_props.clear()
         return PassResult(1, 1)
 
-    plant({"larger": larger, "smaller": smaller}, speeds={"larger": 0.5, "smaller": 1.0})
-    found = why(optimized(classifier, tmp_path / "out.infer", objective="size"))
+    plant({"larger": larger, "smaller": smaller}, speeds={"larger": 0.5, "smaller": speed})
+    done = optimized(classifier, tmp_path / "out.infer", objective="size")
+    found = why(done)
     assert found["larger"] == (False, "it is not smaller")
-    assert found["smaller"][0]
+    assert found["smaller"][0] == kept
+    assert (done.best == "fp32-fused") == kept
 
 
 def test_a_tuned_artifact_is_tuned_again_from_its_reference(

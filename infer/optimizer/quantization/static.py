@@ -35,11 +35,17 @@ from infer.signature import Array
 _PASSED_ON = ("MaxPool", "GlobalAveragePool", "AveragePool", "Concat", "Flatten", "Reshape", "Transpose")
 """Operators that work on eight bits as they do on floats, where what comes in is quantized anyway."""
 
+_ACTIVATIONS = ("Sigmoid", "LeakyRelu")
+"""Activations that ONNX Runtime computes on eight bits, by a table, as parts of SiLU, say."""
+
 _MOVING = frozenset({"MaxPool", "Concat", "Flatten", "Reshape", "Transpose"})
 """Those of them that compute no new values."""
 
 _KINDS = frozenset({"Conv", "Gemm", "MatMul"})
 _CLIPPING = ("Relu", "Clip")
+
+_BIAS_STEPS = 2**30
+"""At most so many steps is a bias: half of what 32 bits hold leaves room for its correction."""
 
 Observing = Callable[[Sequence[str]], Mapping[str, Observed]]
 """What calibration saw of the tensors of these names."""
@@ -79,7 +85,7 @@ def quantize_statically(
             heavy.append(node)
     if not heavy:
         return result
-    chosen = _with_light(model, heavy) if between else heavy
+    chosen = _with_light(model, heavy, step_by_step) if between else heavy
     moving = set() if step_by_step else {node for node in chosen if node.op_type in _MOVING}
     tensors = _tensors(chosen, between, moving)
     inputs = [value for node in heavy if (value := node.inputs[0]) is not None]
@@ -97,6 +103,8 @@ def quantize_statically(
         for place, value in enumerate(node.inputs):
             if value in quantized:
                 node.replace_input_with(place, quantized[value])
+    if between and step_by_step:
+        _leave_in_eight_bits(set(chosen), quantized)
     _drop_clipping(quantized, ranges)
     tidy(model)
     return result
@@ -119,9 +127,12 @@ def _weighted(node: ir.Node) -> bool:
     return plain and not attributes.get_int("transA", 0)
 
 
-def _with_light(model: ir.Model, heavy: Sequence[ir.Node]) -> list[ir.Node]:
+def _with_light(model: ir.Model, heavy: Sequence[ir.Node], step_by_step: bool) -> list[ir.Node]:
     """The heavy nodes and those between them, in order: sums whose parts both come from quantized nodes,
-    and what passes quantized tensors on."""
+    and what passes quantized tensors on; `step_by_step`, products and activations, too, which others
+    compute in float between two convolutions at no cost."""
+    together = ("Add", "Mul") if step_by_step else ("Add",)
+    passed_on = (*_PASSED_ON, *_ACTIVATIONS) if step_by_step else _PASSED_ON
     chosen: list[ir.Node] = []
     inside = set(heavy)
     for node in model.graph:
@@ -132,11 +143,11 @@ def _with_light(model: ir.Model, heavy: Sequence[ir.Node]) -> list[ir.Node]:
             continue
         sources = [_through_clipping(value) for value in node.inputs if value is not None]
         from_inside = [source is not None and source in inside for source in sources]
-        is_sum = node.op_type == "Add" and len(from_inside) == 2 and all(from_inside)
-        passes_on = node.op_type in _PASSED_ON and bool(from_inside) and from_inside[0]
+        joins = node.op_type in together and len(from_inside) == 2 and all(from_inside)
+        passes_on = node.op_type in passed_on and bool(from_inside) and from_inside[0]
         if node.op_type == "Concat":
             passes_on = all(from_inside)
-        if is_sum or passes_on:
+        if joins or passes_on:
             inside.add(node)
             chosen.append(node)
     return chosen
@@ -155,7 +166,7 @@ def _tensors(chosen: Sequence[ir.Node], between: bool, moving: Collection[ir.Nod
     or Clip; not what the nodes that are `moving` give."""
     found: dict[ir.Value, None] = {}
     for node in chosen:
-        activations = node.inputs if node.op_type in ("Add", "Concat") else node.inputs[:1]
+        activations = node.inputs if node.op_type in ("Add", "Mul", "Concat") else node.inputs[:1]
         for value in activations:
             if value is not None and constant(value) is None:
                 found.update(dict.fromkeys(_sources(value, moving)))
@@ -167,6 +178,16 @@ def _tensors(chosen: Sequence[ir.Node], between: bool, moving: Collection[ir.Nod
         if not after.is_graph_output():
             found[after] = None
     return list(found)
+
+
+def _leave_in_eight_bits(chosen: Collection[ir.Node], quantized: Mapping[ir.Value, ir.Value]) -> None:
+    """What the nodes give has eight bits for all who take it, such as an activation in float: otherwise
+    there is no product of integers, but one in float with weights that are unpacked for each run."""
+    for value, there in quantized.items():
+        if _through_clipping(value) in chosen:
+            for user, place in list(value.uses()):
+                if user.op_type != "QuantizeLinear":
+                    user.replace_input_with(place, there)
 
 
 def _sources(value: ir.Value, moving: Collection[ir.Node]) -> list[ir.Value]:
@@ -220,7 +241,11 @@ def _quantize_weights(
     assert matrix is not None
     transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
     axis = 0 if node.op_type == "Conv" or transposed else 1  # of the outputs
-    quantized = quantize_weight(matrix, axis, pair_bounded=pair_bounded)
+    bias = _bias(node, matrix.shape[axis])
+    # biases are added to the products' sums, so they have the products' scale, of which they must not be
+    # more steps than an integer has
+    least = None if bias is None else np.abs(bias) / (float(activations.steps()[0]) * _BIAS_STEPS)
+    quantized = quantize_weight(matrix, axis, pair_bounded=pair_bounded, least=least)
     up = ir.node(
         "DequantizeLinear",
         [
@@ -238,11 +263,13 @@ def _quantize_weights(
     if node.op_type == "MatMul":
         _correct_sum(graph, node, _mean_of_products(node, lost, seen.feature_means))
         return
-    bias = constant(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    if bias is None or bias.ndim != 1:
+    if bias is None:
         return
     bias = bias + _mean_of_products(node, lost, seen.means)
-    # biases are added to the products' sums, so they have the products' scale
+    if len(node.inputs) < 3:
+        if not bias.any():
+            return
+        node.resize_inputs(3)
     scale = (np.float64(activations.steps()[0]) * quantized.scale).astype(np.float32)
     largest = np.iinfo(np.int32).max
     steps = np.clip(np.rint(bias.astype(np.float64) / scale), -largest, largest).astype(np.int32)
@@ -257,6 +284,16 @@ def _quantize_weights(
     )
     put(node, [up])
     node.replace_input_with(2, up.outputs[0])
+
+
+def _bias(node: ir.Node, channels: int) -> Array | None:
+    """What a Conv or Gemm adds to each output; None if it is not one number each, or for a MatMul."""
+    if node.op_type == "MatMul":
+        return None
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return np.zeros(channels, np.float32)
+    found = constant(node.inputs[2])
+    return found if found is not None and found.ndim == 1 else None
 
 
 def _correct_sum(graph: ir.Graph, node: ir.Node, correction: Array) -> None:
@@ -303,8 +340,9 @@ def _drop_clipping(
         if clipping.op_type == "Clip":
             low = constant(clipping.inputs[1]) if len(clipping.inputs) > 1 else None
             starts_at_zero = starts_at_zero and low is not None and float(low) == 0.0
-            high = constant(clipping.inputs[2]) if len(clipping.inputs) > 2 else None
-            if high is not None and float(high) < ranges[value].high:
+            upper = clipping.inputs[2] if len(clipping.inputs) > 2 else None
+            high = constant(upper)
+            if upper is not None and (high is None or float(high) < ranges[value].high):
                 continue
         if starts_at_zero:
             down.replace_input_with(0, clipping.inputs[0])

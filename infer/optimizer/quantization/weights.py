@@ -27,8 +27,11 @@ class Quantized:
     scale: Array
 
 
-def quantize_weight(weight: Array, axis: int, *, pair_bounded: bool) -> Quantized:
-    """Channels lie along `axis`. A channel of zeros gets the scale 1."""
+def quantize_weight(
+    weight: Array, axis: int, *, pair_bounded: bool, least: Array | None = None
+) -> Quantized:
+    """Channels lie along `axis`. No scale is less than its channel's in `least`; where that is 0 or not
+    given, a channel of zeros gets the scale 1."""
     rows = np.moveaxis(np.asarray(weight, np.float64), axis, 0).reshape(weight.shape[axis], -1)
     magnitudes = np.abs(rows)
     scale = magnitudes.max(axis=1) / _LARGEST
@@ -36,6 +39,8 @@ def quantize_weight(weight: Array, axis: int, *, pair_bounded: bool) -> Quantize
         two = np.partition(magnitudes, -2, axis=1)[:, -2:].sum(axis=1)
         # rounding moves each by up to half a step
         scale = np.maximum(scale, two / (_LARGEST_PAIR - 1))
+    if least is not None:
+        scale = np.maximum(scale, least)
     scale = np.where(scale > 0, scale, 1.0).astype(np.float32)
     shape = [1] * weight.ndim
     shape[axis] = -1
