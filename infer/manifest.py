@@ -71,8 +71,9 @@ class Evidence:
     Attributes:
         changes: pass or recipe → how often it rewrote what it found.
         budget: what answers were allowed to lose against the reference's.
-        figures: what they lost: "equal", "cosine", "min-cosine", "batch-cosine" (the mean of rows beside
-            others), and metrics of the task.
+        figures: what they lost: "equal", "cosine", "min-cosine", "length" (how large all of them are over
+            the reference's), "cosine-from-mean" (of single numbers), "batch-cosine" (the mean of rows
+            beside others), and metrics of the task.
         data: what they were compared on.
         neighbours: how far an answer moved with its neighbours in a batch, relative to its largest value;
             None if that could not be measured.

@@ -10,7 +10,15 @@ import pytest
 
 from infer.errors import InputError
 from infer.optimizer import parse_budget
-from infer.optimizer.budget import Budget, broken_beside, broken_unlike, farness, figures, length
+from infer.optimizer.budget import (
+    Budget,
+    broken_beside,
+    broken_lengths,
+    broken_unlike,
+    farness,
+    figures,
+    length,
+)
 from infer.optimizer.sensitivity import kept_in_float
 
 
@@ -75,22 +83,23 @@ def test_cosines_are_the_worst_outputs() -> None:
     assert found["equal"] == 0
     assert found["cosine"] == pytest.approx((1 + np.sqrt(0.5)) / 2)
     assert found["min-cosine"] == pytest.approx(np.sqrt(0.5))
-    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1}
+    assert figures(a, a) == {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1, "cosine-from-mean": 1}
     assert figures(a, [{**a[0], "x": np.array([np.nan, 0], np.float32)}, a[1]])["min-cosine"] == -1
 
 
 def test_what_is_no_float_counts_by_its_share() -> None:
     """Labels, truth values and texts have no cosine; beside floats, the worse of both counts. Of single
     labels the share is that of all feeds, so one of four that is wrong leaves 0.75."""
+    same = {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1, "cosine-from-mean": 1}
     x = np.array([3.0, 4.0], np.float32)
     for right, wrong in (([1, 2], [1, 3]), ([True, True], [True, False]), (["a", "b"], ["a", "c"])):
         a, b = np.array(right), np.array(wrong)
         found = figures([{"x": x, "y": a}] * 2, [{"x": x, "y": b}, {"x": x, "y": a}])
-        assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.5, "length": 1}
-        assert figures([{"y": a}], [{"y": a}]) == {"equal": 1, "cosine": 1, "min-cosine": 1, "length": 1}
+        assert found == {**same, "equal": 0, "cosine": 0.75, "min-cosine": 0.5}
+        assert figures([{"y": a}], [{"y": a}]) == same
     labels = [{"y": np.array([i])} for i in (0, 1, 2, 3)]
     found = figures(labels, [*labels[:3], {"y": np.array([0])}])
-    assert found == {"equal": 0, "cosine": 0.75, "min-cosine": 0.75, "length": 1}
+    assert found == {**same, "equal": 0, "cosine": 0.75, "min-cosine": 0.75}
 
 
 def test_places_that_are_not_finite_must_be_the_same() -> None:
@@ -140,12 +149,29 @@ def test_numbers_are_looked_at_from_their_mean() -> None:
     assert least.broken(figures(numbers, [{"y": mean + 0 * each["y"]} for each in numbers]), {}) is not None
     assert least.broken(figures(numbers, [{"y": each["y"] + 3} for each in numbers]), {}) is not None
     twice = figures(numbers, [{"y": mean + 2 * (each["y"] - mean)} for each in numbers])
-    assert (twice["cosine"], twice["length"]) == (pytest.approx(1), pytest.approx(2, rel=1e-4))
+    assert (twice["cosine-from-mean"], twice["length"]) == (pytest.approx(1), pytest.approx(2, rel=1e-4))
+    assert twice["cosine"] > 0.999
     near = figures(numbers, [{"y": each["y"] + rng.normal(0, 0.05)} for each in numbers])
     assert least.broken(near, {}) is None
-    assert 0.999 < near["cosine"] < 0.9999
-    same = [{"y": np.array([7.0], np.float32)}] * 50  # all alike have no mean to look from
-    assert figures(same, [{"y": each["y"] * np.float32(1.00001)} for each in same])["cosine"] > 0.999
+    assert 0.999 < near["cosine-from-mean"] < 0.9999
+    # what is nearly the same for all, as a model's answers to noise are, has no mean to look from
+    same = [{"y": np.array([each], np.float32)} for each in 0.5023 + 1e-5 * rng.standard_normal(50)]
+    assert least.broken(figures(same, [{"y": each["y"] + np.float32(1e-4)} for each in same]), {}) is None
+    few = numbers[:7]
+    assert figures(few, [{"y": mean + 0 * each["y"]} for each in few])["cosine-from-mean"] == 1
+
+
+@pytest.mark.parametrize(
+    ("beside", "same", "held"),
+    [(1.0, 1.0, True), (1.04, 1.0, True), (1.05, 1.0, False), (0.95, 1.0, False), (1.06, 1.04, True),
+     (1.09, 1.04, False), (2.0, 1.0, False)],
+)  # fmt: skip
+def test_rows_in_a_batch_are_as_large_as_alone(beside: float, same: float, held: bool) -> None:
+    """To within what the budget lets all be, or twice as far as they are off alone; nobody asked with a
+    metric for a budget, or where answers must be equal anyway."""
+    assert (broken_lengths([Budget("cosine", least=0.999)], beside, same) is None) == held
+    for other in (Budget(), parse_budget("accuracy-0.5%")):
+        assert broken_lengths([other], beside, same) is None
 
 
 def test_lengths_are_finite_numbers() -> None:

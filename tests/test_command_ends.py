@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import resource
 import signal
 import subprocess
@@ -96,6 +97,29 @@ def test_interrupting_a_conversion_leaves_nothing(here: Path, sent: signal.Signa
     assert "Traceback" not in err
     started.unlink()
     assert tree(here) == before
+
+
+def test_a_search_whose_terminal_is_closed_keeps_the_best(here: Path) -> None:
+    """It is told so by SIGHUP, and what it says then goes nowhere; what it was at is blamed for nothing."""
+    (here / "wide.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    return torch.nn.Sequential(*(torch.nn.Linear(256, 256) for _ in range(8))).eval()\n"
+    )
+    assert infer_command("convert", "wide.py:build", "--input", "input=2x256", "-o", "wide.infer").code == 0
+    command = [*PYTHON, "optimize", "wide.infer", "-o", "out.infer", "--budget", "cosine>=0.9"]
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(here)
+        os.execve(command[0], command, ENVIRONMENT)
+    said = b""
+    while b"timing" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 129)
+    assert (here / "out.infer" / "manifest.json").is_file()
+    state = json.loads((here / ".out.infer.optimizing" / "state.json").read_text())
+    assert (state["begun"], [v for v in state["verdicts"] if "fails" in v["why"]]) == ("", [])
 
 
 def test_ctrl_c_while_the_command_is_imported_gives_no_traceback(here: Path) -> None:

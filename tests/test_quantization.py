@@ -484,6 +484,20 @@ def test_a_convolution_before_an_activation_in_float_has_eight_bits(
     assert sum(ran.count(each) for each in ("Conv", "FusedConv")) == 1  # the last one gives the answer
 
 
+def test_a_product_gives_floats_to_what_takes_floats() -> None:
+    """ONNX Runtime computes it on integers all the same, and the bias behind it is not rounded before."""
+    body = (
+        "a = Conv<pads = [1,1,1,1]>(x, w1) b = Transpose<perm = [0,2,3,1]>(a) m = MatMul(b, w2)"
+        " n = Add(m, v) g = Elu(n) y = Transpose<perm = [0,3,1,2]>(g)"
+    )
+    after = of_pictures(body, {"w1": (4, 3, 3, 3), "w2": (4, 4), "v": (4,)}, {})
+    static.quantize_statically(
+        after, lambda names: observe(after, names, pictures(8, 0)), "extremes", pair_bounded=False
+    )
+    product = next(node for node in after.graph if node.op_type == "MatMul")
+    assert [user.op_type for user, _ in product.outputs[0].uses()] == ["Add"]
+
+
 @pytest.mark.parametrize("size", [1e-9, 0.0])
 def test_a_bias_beside_tiny_weights_is_kept(size: float, tmp_path: Path) -> None:
     """As of channels that a batch norm turned off: steps as small as their weights would be more than an

@@ -5,6 +5,7 @@ from __future__ import annotations
 from infer.cli import interrupts  # isort: skip  it acts before what takes time to import
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -97,6 +98,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
+        if interrupts.came and error.errno == errno.EIO:  # the terminal was closed: nobody is told
+            sys.exit(interrupts.status())
         where = f" '{error.filename}'" if error.filename else ""
         status = _fail(f"cannot read or write{where}: {error.strerror or error}.")
     except SystemExit as error:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     default="latency",
     show_default=True,
     help="What is to become better: the time of single rows; that of batches of 8, also several at once; or"
-    " the file's size, for which rows may take up to 2 % longer.",
+    " the file's size, for which rows may take about 2 % longer.",
 )
 @click.option(
     "--time",

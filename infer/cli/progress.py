@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import re
 import shutil
 import sys
@@ -31,6 +33,14 @@ class Progress:
     def __call__(self, sentence: str) -> None:
         if self._quiet:
             return
+        try:
+            self._tell(sentence)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            self._quiet = True  # the terminal was closed, and work goes on to its end
+
+    def _tell(self, sentence: str) -> None:
         elapsed_s = time.perf_counter() - self._start
         line = f"{elapsed_s:5.1f} s  {shown(sentence)}"
         if self._rewrite:
@@ -50,4 +60,5 @@ class Progress:
         traceback: TracebackType | None,
     ) -> None:
         if self._rewrite and not self._quiet:
-            click.echo("\r\x1b[K", err=True, nl=False, color=True)
+            with contextlib.suppress(OSError):  # as above
+                click.echo("\r\x1b[K", err=True, nl=False, color=True)

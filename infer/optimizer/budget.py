@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,9 @@ LENGTH = "length"
 """How long all answers together are, as vectors, over the reference's: of the output where it is farthest
 from 1."""
 
+FROM_MEAN = "cosine-from-mean"
+"""The cosine of single numbers, seen from their mean: of the output where it is lowest; 1 without any."""
+
 FARTHER = 2.0
 """A few answers may be so much farther from the reference's (1 - cosine) than many were."""
 
@@ -47,8 +50,8 @@ _BESIDE = 0.01
 _ENDLESS = 1e6
 """What is not 0 is so many times as long as what is."""
 
-_SEVERAL = 8
-"""So many single numbers have a mean from which to look at them."""
+_SEVERAL, _VARIED = 8, 1e-3
+"""So many single numbers have a mean from which to look at them, if they vary by this part of it."""
 
 Answers = Sequence[Mapping[str, Array]]
 """Outputs by name, for one feed after another."""
@@ -81,12 +84,11 @@ class Budget:
         if self.metric == EQUAL:
             return None if value else "its answers differ"
         if self.metric in COSINES:
-            if value < self.least:
-                return f"{self.metric} {value:.5f} < {self.least:g}"
-            # so far apart are two vectors of one length with the cosine that is asked for
-            room = math.sqrt(2 * max(1 - self.least, CLOSEST))
+            for name, cosine in ((self.metric, value), (FROM_MEAN, found[FROM_MEAN])):
+                if cosine < self.least:
+                    return f"{name} {cosine:.5f} < {self.least:g}"
             length = found[LENGTH]
-            return None if abs(length - 1) <= room else f"answers are ×{length:.3g} as large"
+            return None if abs(length - 1) <= _room(self.least) else f"answers are ×{length:.3g} as large"
         before = reference[self.metric]
         of_share = 0 <= before <= 1 and not is_unbounded(self.metric)
         limit = before + self.change / 100 * (1.0 if of_share else abs(before))
@@ -115,7 +117,8 @@ def parse_budget(text: str) -> Budget:
 def figures(
     expected: Answers, found: Answers, tolerances: Mapping[str, Tolerance] = TOLERANCES
 ) -> dict[str, float]:
-    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine", see `cosines`, and `LENGTH`."""
+    """How near answers are: "equal" (1 or 0), "cosine" and "min-cosine", see `cosines`, `FROM_MEAN` and
+    `LENGTH`."""
     equal = all(
         difference.within
         for before, after in zip(expected, found, strict=True)
@@ -130,7 +133,8 @@ def figures(
         EQUAL: float(equal),
         "cosine": min((float(c.mean()) for c in near), default=1.0),
         "min-cosine": min((float(c.min()) for c in near), default=1.0),
-        LENGTH: max(map(length, pairs.values()), key=lambda each: abs(each - 1), default=1.0),
+        FROM_MEAN: min((alike(*each) for each in map(_from_mean, pairs.values()) if each), default=1.0),
+        LENGTH: farthest_from_1(map(length, pairs.values())),
     }
 
 
@@ -173,6 +177,16 @@ def broken_beside(
     return None
 
 
+def broken_lengths(budgets: Sequence[Budget], beside: float, same: float) -> str | None:
+    """Why rows in a batch are too large or small, or None: as `broken_beside` for their `LENGTH`s."""
+    for budget in budgets:
+        if budget.metric not in COSINES:
+            continue
+        if abs(beside - 1) > max(_room(budget.least), FARTHER * abs(same - 1)):
+            return f"rows in a batch are ×{beside:.3g} as large"
+    return None
+
+
 def farness(expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
     """How far an answer is off, over the length of the reference's, where it is farthest."""
     return max((_distance(array, found[name]) for name, array in expected.items()), default=0.0)
@@ -194,15 +208,18 @@ def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
     """Of each pair of arrays; of single elements, of all of them as one pair, since the cosine of two
     numbers is 1 or -1 whatever they are. What has none is judged as `infer.parity.alike` does it.
     """
-    return np.array([alike(a, b) for a, b in _vectors(pairs)])
+    rest = [(a, b) for a, b in pairs if a.shape != b.shape or a.size != 1]
+    single = _single(pairs)
+    return np.array([alike(a, b) for a, b in (rest if single is None else [*rest, single])])
 
 
 def length(pairs: Sequence[tuple[Array, Array]]) -> float:
-    """How long the second of all pairs are together, as one vector, over the first; 1 where there are no
-    floats, or where these cannot be compared, which their cosine says."""
-    both = [
-        comparable_values(a, b) for a, b in _vectors(pairs) if a.shape == b.shape and a.dtype.kind == "f"
-    ]
+    """How long the second of all pairs are together, as one vector, over the first, from the mean where
+    there is one to look from; 1 where there are no floats, or where these cannot be compared, which their
+    cosine says."""
+    seen = _from_mean(pairs)
+    vectors = pairs if seen is None else [*(pair for pair in pairs if pair[0].size != 1), seen]
+    both = [comparable_values(a, b) for a, b in vectors if a.shape == b.shape and a.dtype.kind == "f"]
     values = [pair for pair in both if pair is not None and pair[0].size]
     scale = max((float(np.abs(side).max()) for pair in values for side in pair), default=0.0) or 1.0
     before, after = (math.fsum(float(np.square(pair[s] / scale).sum()) for pair in values) for s in (0, 1))
@@ -211,16 +228,33 @@ def length(pairs: Sequence[tuple[Array, Array]]) -> float:
     return min(math.sqrt(after / before), _ENDLESS) if before else _ENDLESS
 
 
-def _vectors(pairs: Sequence[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
-    """The pairs, with all single elements as one of them; several floats, from their mean in the first:
-    numbers of about 100 are all alike beside 0, and need not be for whoever asks."""
-    single = [a.shape == b.shape and a.size == 1 for a, b in pairs]
-    joined = [pair for pair, one in zip(pairs, single, strict=True) if one]
-    found = [pair for pair, one in zip(pairs, single, strict=True) if not one]
-    if joined:
-        first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
-        finite = first[np.isfinite(first)].astype(np.float64) if first.dtype.kind == "f" else first[:0]
-        if len(finite) >= _SEVERAL and np.ptp(finite) > CLOSEST * np.abs(finite).max():
-            first, second = first - finite.mean(), second - finite.mean()
-        found.append((first, second))
-    return found
+def farthest_from_1(lengths: Iterable[float]) -> float:
+    """1 if there are none."""
+    return max(lengths, key=lambda each: abs(each - 1), default=1.0)
+
+
+def _room(least: float) -> float:
+    """How far apart two vectors of length 1 are with this cosine."""
+    return math.sqrt(2 * max(1 - least, CLOSEST))
+
+
+def _single(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array] | None:
+    """All pairs of single elements as one, or None if there are none."""
+    joined = [pair for pair in pairs if pair[0].shape == pair[1].shape and pair[0].size == 1]
+    if not joined:
+        return None
+    first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
+    return first, second
+
+
+def _from_mean(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array] | None:
+    """Single numbers less their mean in the first of the pairs: those of about 100 are all alike beside 0,
+    and need not be for whoever asks. None if they are too few, or vary too little to be told apart."""
+    single = _single(pairs)
+    if single is None or single[0].dtype.kind != "f":
+        return None
+    first, second = single
+    finite = first[np.isfinite(first)].astype(np.float64)
+    if len(finite) < _SEVERAL or np.std(finite) <= _VARIED * np.abs(np.mean(finite)):
+        return None
+    return first - finite.mean(), second - finite.mean()

@@ -21,10 +21,13 @@ from infer.optimizer.batches import different_rows
 from infer.optimizer.budget import (
     BATCH_COSINE,
     EQUAL,
+    LENGTH,
     Budget,
     broken_beside,
+    broken_lengths,
     broken_unlike,
     farness,
+    farthest_from_1,
     figures,
 )
 from infer.optimizer.material import Material
@@ -124,7 +127,8 @@ class Judge:
             }
             reasons = (
                 broken_unlike(budgets, alone, floats),
-                broken_beside(budgets, alone, beside["cosine"], same),
+                broken_beside(budgets, alone, beside["cosine"], same["cosine"]),
+                broken_lengths(budgets, beside[LENGTH], same[LENGTH]),
             )
             broken = [reason for reason in reasons if reason]
         if self.golden:
@@ -175,9 +179,9 @@ class Judge:
 
     def _beside(
         self, session: Session, answers: Sequence[Mapping[str, Array]]
-    ) -> tuple[dict[str, float], float, float]:
-        """The figures of the answers to the batches, the lowest ones, and the cosine of their rows alone:
-        of all outputs, and of those that are floats, since of a few labels a single one counts for much."""
+    ) -> tuple[dict[str, float], dict[str, float], float]:
+        """The figures of the answers to the batches, the worst ones, those of their rows alone, and the
+        cosine of what is floats of these, since of a few labels a single one counts for much."""
         found: list[dict[str, float]] = []
         rows = self._rows
         for batch, answer in zip(self._batches, answers, strict=True):
@@ -194,10 +198,11 @@ class Judge:
             found.append({**figures(before, after, self.tolerances), EQUAL: equal})
         expected_alone = [answer for _, answer in self._singles]
         alone = [session.run(feeds) for feeds, _ in self._singles]
-        lowest = {name: min(each[name] for each in found) for name in found[0]}
-        same = figures(expected_alone, alone, self.tolerances)["cosine"]
+        worst = {name: min(each[name] for each in found) for name in found[0]}
+        worst[LENGTH] = farthest_from_1(each[LENGTH] for each in found)
+        same = figures(expected_alone, alone, self.tolerances)
         floats = figures([*map(_floats, expected_alone)], [*map(_floats, alone)], self.tolerances)["cosine"]
-        return lowest, same, floats
+        return worst, same, floats
 
     def _full(self) -> Iterator[_Batch]:
         """Batches of different rows, or of one that is repeated, where others are not to be had."""

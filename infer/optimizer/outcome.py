@@ -163,6 +163,16 @@ class Outcome:
         self.variants[variant] = verdict
         self.changes[variant] = {**before, verdict.name: change}
 
+    def without_best(self, settings: Settings, runtime: str) -> Outcome:
+        """What is left if the best is not kept: what keeps the numbers, where the best does not, else
+        nothing, on this runtime."""
+        found = Outcome(settings, runtime=runtime)
+        for name, verdict in list(self.variants.items())[:-1]:
+            if verdict.exact:
+                found.variants[name], found.changes[name] = verdict, self.changes[name]
+                found.runtime = runtime_of(verdict.backend)
+        return found
+
 
 @dataclass(frozen=True)
 class Optimized:
@@ -195,9 +205,9 @@ class Optimized:
         """Verdicts that were kept at their time, and are not in the output: something else took their place
         later, or all together was slower."""
         kept = {verdict.name for verdict in self.verdicts if verdict.kept}
-        if any(verdict.name == WHOLE and not verdict.kept for verdict in self.verdicts):
-            return frozenset(kept)
         used = {name for variant in self.outcome.variants for name in self.outcome.changes[variant]}
+        if any(verdict.name == WHOLE and not verdict.kept for verdict in self.verdicts):
+            return frozenset(kept - used)
         if self.outcome.other is not None:
             used.add(self.outcome.other.found.name)
         graphs = {verdict.name for verdict in self.verdicts if verdict.kept and verdict.graph is not None}

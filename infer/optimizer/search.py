@@ -413,12 +413,14 @@ class _Search:
 
     def _compare_with_reference(self) -> None:
         """The best, beside where it began; what is not worth it as a whole is not kept."""
-        before = Settings(self._trial.reference.plan.num_threads)
-        if self.outcome.best is None and self.outcome.settings == before:
-            return
-        best = self._best
-        ratio = self._ratio_to_reference(best)
-        if why := self._not_worth_it(best, ratio):
+        usual = Settings(self._trial.reference.plan.num_threads)
+        while self.outcome.best is not None or self.outcome.settings != usual:
+            best = self._best
+            ratio = self._ratio_to_reference(best)
+            why = self._not_worth_it(best, ratio)
+            if not why:
+                self.outcome.ratio = ratio
+                return
             self._trial.workshop.note(
                 Verdict(WHOLE, False, f"{best.name} is {why}", ratio=ratio, against=REFERENCE)
             )
@@ -426,9 +428,7 @@ class _Search:
                 row = self._trial.workshop.known(rows_said(self.outcome.other.rows))
                 assert row is not None
                 self._trial.workshop.note(replace(row, kept=False, why=f"{best.name} is not kept"))
-            self.outcome = Outcome(before, runtime=runtime_of(self._start.backend))
-        else:
-            self.outcome.ratio = ratio
+            self.outcome = self.outcome.without_best(usual, runtime_of(self._start.backend))
 
     def _not_worth_it(self, best: Verdict, ratio: Estimate) -> str:
         """Why the reference is better than the best, or "". Each step was taken for a gain; what loses

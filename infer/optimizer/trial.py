@@ -28,7 +28,7 @@ from infer.optimizer.workshop import Workshop, graph_of
 from infer.parity import TOLERANCES
 from infer.session import Session
 
-_REHEARSED, _FEWEST_REHEARSED = 16, 6
+_REHEARSED, _FEWEST_REHEARSED = 16, 8
 """Calibration feeds that a sensitivity search asks again and again: the most, and for slow models."""
 
 _REHEARSAL_S = 1.0

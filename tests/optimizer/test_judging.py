@@ -170,6 +170,27 @@ def test_a_few_batches_are_not_outvoted_by_many_rows(
     assert "cosine of rows in a batch" in first.why
 
 
+def test_answers_that_are_doubled_in_a_batch_are_not_kept(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant
+) -> None:
+    """Each row has a cosine of 1 to what it should be, alone and in a batch."""
+
+    def doubled(model: ir.Model) -> PassResult:
+        def build(value: ir.Value) -> list[ir.Node]:
+            count = ir.node("Shape", [value], {"end": 1})
+            float_count = ir.node("Cast", [count.outputs[0]], {"to": ir.DataType.FLOAT})
+            two = ir.node("Min", [float_count.outputs[0], weight(model.graph, "two", np.float32([2]))])
+            return [count, float_count, two, ir.node("Mul", [value, two.outputs[0]])]
+
+        return _then(model, build)
+
+    plant({}, (recipe(doubled),), {"planted": 0.1})
+    budgets = (parse_budget("cosine>=0.99"),)
+    first = optimized(classifier, tmp_path / "o.infer", data=rows, budgets=budgets, time_s=20.0).verdicts[0]
+    assert (first.kept, first.figures["cosine"], first.figures["batch-cosine"]) == (False, 1.0, 1.0)
+    assert "rows in a batch are ×2 as large" in first.why
+
+
 def test_what_is_right_on_the_one_feed_it_was_judged_on_is_not_kept(
     lengths: Path, tmp_path: Path, plant: Plant
 ) -> None:

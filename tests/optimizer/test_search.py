@@ -134,6 +134,28 @@ def test_what_approximates_is_shipped_for_a_gain_alone(
         assert (kept, reason.split()[:3]) == (False, ["rough", "is", "not"])
 
 
+def test_what_keeps_the_numbers_stays_where_what_does_not_is_dropped(
+    classifier: Path, rows: Path, tmp_path: Path, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it is faster than the reference by itself; the verdict is about the other one."""
+    plant({"one": harmless}, (rough(),), speeds={})
+
+    def ratio(candidate: Any, against: Any, *_: Any) -> Estimate:
+        whole = (candidate.name, against.name) == ("rough", "reference")
+        found = 1.0 if whole else 0.9
+        return Estimate(found, found - 0.02, found + 0.02)
+
+    monkeypatch.setattr(timing_module, "time_ratio", ratio)
+    budgets = (parse_budget("cosine>=0.99"),)
+    found = optimized(classifier, tmp_path / "out.infer", data=rows, budgets=budgets)
+    assert why(found)["rough"][0]
+    assert why(found)["all together"][0] is False
+    assert (found.best, found.replaced) == ("fp32-fused", {"rough"})
+    assert found.outcome.ratio is not None
+    assert found.outcome.ratio.value == 0.9
+    assert [each.name for each in found.artifact.manifest.variants] == ["fp32", "fp32-fused"]
+
+
 def test_slower_graphs_are_measured_to_be_slower(classifier: Path, tmp_path: Path, plant: Plant) -> None:
     """With real clocks: sixty more products are dropped as slower, and a graph that has them loses them."""
     plant({"slow": detour})

@@ -41,6 +41,10 @@ _ACTIVATIONS = ("Sigmoid", "LeakyRelu")
 _MOVING = frozenset({"MaxPool", "Concat", "Flatten", "Reshape", "Transpose"})
 """Those of them that compute no new values."""
 
+_EIGHT_BITS_OUT = frozenset({"Conv", "Add", "Mul", "GlobalAveragePool", "AveragePool", *_ACTIVATIONS})
+"""Those that ONNX Runtime computes on integers only if what comes out has eight bits; a product of matrices
+may give floats."""
+
 _KINDS = frozenset({"Conv", "Gemm", "MatMul"})
 _CLIPPING = ("Relu", "Clip")
 
@@ -104,7 +108,7 @@ def quantize_statically(
             if value in quantized:
                 node.replace_input_with(place, quantized[value])
     if between and step_by_step:
-        _leave_in_eight_bits(set(chosen), quantized)
+        _leave_in_eight_bits({n for n in chosen if n.op_type in _EIGHT_BITS_OUT}, quantized)
     _drop_clipping(quantized, ranges)
     tidy(model)
     return result
