@@ -16,6 +16,7 @@ from infer.graphwriting import save
 from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
+from infer.optimizer.passes.turned_keys import turned_keys
 from infer.optimizer.rewriting import constant
 from infer.options import PlanOptions, SessionOptions
 from infer.session import open_session
@@ -348,6 +349,50 @@ def test_attention_answers_the_same(  # type: ignore[no-untyped-def]
     before, after = attending(**given_to), attending(**given_to)
     assert attention(after).rewritten == 1
     same(before, after, tmp_path_factory.mktemp("pass"), batch, rows, keys)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    heads=st.integers(1, 3),
+    size=st.sampled_from([2, 4, 8]),
+    mask=st.sampled_from([None, "float", "plane"]),
+    shared=st.booleans(),
+    split=st.booleans(),
+    batch=st.integers(1, 3),
+    rows=st.integers(1, 6),
+    keys=st.integers(1, 6),
+)
+def test_spelled_out_attention_answers_the_same(  # type: ignore[no-untyped-def]
+    heads, size, mask, shared, split, batch, rows, keys, tmp_path_factory
+) -> None:
+    """With its keys turned in three dims, for as many keys as queries or not; where nothing masks, or
+    numbers do."""
+    given_to = {"heads": heads, "size": size, "mask": mask, "shared": shared, "split": split}
+    before, after = (attending(**given_to, keys="S" if shared else "T") for _ in range(2))
+    assert turned_keys(after).rewritten == 1
+    assert "Attention" not in operators(after)
+    assert [list(n.attributes["perm"].as_ints()) for n in after.graph if n.op_type == "Transpose"].count(
+        [0, 2, 1]
+    ) == 1
+    same(before, after, tmp_path_factory.mktemp("pass"), batch, rows, keys)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"heads": 4, "key_heads": 2}, "several heads of queries share one of keys"),
+        ({"mask": None, "causal": True}, "a later key is forbidden"),
+        ({"mask": "bool"}, "its numbers, or its mask, are not float32"),
+    ],
+)
+def test_attention_that_says_more_than_its_products_is_not_spelled_out(
+    given: dict[str, object], reason: str
+) -> None:
+    """With the reason; the operator stays."""
+    after = attending(**given)  # type: ignore[arg-type]
+    result = turned_keys(after)
+    assert (result.found, result.rewritten, list(result.declined)) == (1, 0, [reason])
+    assert operators(after).count("Attention") == 1
 
 
 def residual(*, bias: bool = True, used_again: bool = False, broadcast: bool = False) -> ir.Model:

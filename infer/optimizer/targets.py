@@ -12,6 +12,7 @@ from infer.optimizer.passes import Pass
 from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
+from infer.optimizer.passes.turned_keys import turned_keys
 from infer.optimizer.recipes import ON_CPU, ON_CUDA, Recipe, static_products_recipe, static_recipe
 
 
@@ -41,7 +42,7 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "openvino",
         "cpu",
-        {},
+        {"turned-keys": turned_keys},
         (
             static_recipe("openvino-int8-static", transposed=True, step_by_step=False),
             # transposed convolutions take signed values wrong

@@ -61,11 +61,11 @@ def guarded_attention(model: ir.Model) -> PassResult:
 def _rewrite(model: ir.Model, *, guarded: bool) -> PassResult:
     result = PassResult()
     for node in list(model.graph):
-        found = _whole(node) or spelled_out(node)
+        found = by_operator(node) or spelled_out(node)
         if found is None:
             continue
         result.found += 1
-        if reason := _unfit(found) or _too_old(model, found, guarded):
+        if reason := unfit(found) or _too_old(model, found, guarded):
             result.decline(reason)
             continue
         _lower(model, found, guarded)
@@ -74,7 +74,7 @@ def _rewrite(model: ir.Model, *, guarded: bool) -> PassResult:
     return result
 
 
-def _whole(node: ir.Node) -> Attended | None:
+def by_operator(node: ir.Node) -> Attended | None:
     """The operator of opset 23."""
     if node.domain != "" or node.op_type != "Attention":
         return None
@@ -99,7 +99,7 @@ def _whole(node: ir.Node) -> Attended | None:
     )
 
 
-def _unfit(found: Attended) -> str | None:
+def unfit(found: Attended) -> str | None:
     """Why the kernels cannot take this one, or None."""
     query, key, value = found.query, found.key, found.value
     if found.problem:
