@@ -512,7 +512,8 @@ def test_the_page_is_served_without_anything_from_elsewhere(served: Served) -> N
 @pytest.mark.slow
 def test_the_protocol_holds_for_whatever_is_asked(served: Served) -> None:
     """schemathesis makes requests of the OpenAPI document, right and wrong ones, for models that there are
-    and are not: no 5xx, and only the statuses, types and shapes of answers that the document states."""
+    and are not: no 5xx, but for what gives itself no time, and only the statuses, types and shapes of
+    answers that the document states."""
     import schemathesis
     from schemathesis import checks as of
 
@@ -531,7 +532,12 @@ def test_the_protocol_holds_for_whatever_is_asked(served: Served) -> None:
                 case.path_parameters["model"] = "net"
             elif known and isinstance(case.body, dict) and "model" in case.body:
                 case.body["model"] = "words"
-            statuses.add(case.call_and_validate(checks=checks).status_code)
+            response = case.call()
+            # who gives a request some microseconds is told that they are over
+            given = case.body.get("parameters") if isinstance(case.body, dict) else None
+            hurried = response.status_code == 504 and isinstance(given, dict) and "timeout" in given
+            case.validate_response(response, checks=checks[1:] if hurried else checks)
+            statuses.add(response.status_code)
 
         ask()
         paths.add(operation.path)
