@@ -49,13 +49,11 @@ def while_running() -> None:
     """Raise `KeyboardInterrupt` and `Terminated` from now on, and remember the signal in `came`."""
     global came
     came = 0
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for what it starts with &
-        signal.signal(signal.SIGINT, _raise)
+    for number in (signal.SIGINT, getattr(signal, "SIGHUP", None)):
+        # a shell has the first ignored for what it starts with &, and nohup the second
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
     signal.signal(signal.SIGTERM, _raise)
-    if (
-        hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    ):  # as nohup has it
-        signal.signal(signal.SIGHUP, _raise)
     signal.signal(signal.SIGALRM, lambda *_: _raise(came, None))
     sys.unraisablehook = _again
 

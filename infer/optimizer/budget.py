@@ -56,6 +56,9 @@ _SEVERAL, _VARIED = 8, 1e-3
 Answers = Sequence[Mapping[str, Array]]
 """Outputs by name, for one feed after another."""
 
+Pairs = Sequence[tuple[Array, Array]]
+"""What was expected, and what was found, of one output."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -133,7 +136,7 @@ def figures(
         EQUAL: float(equal),
         "cosine": min((float(c.mean()) for c in near), default=1.0),
         "min-cosine": min((float(c.min()) for c in near), default=1.0),
-        FROM_MEAN: min((alike(*each) for each in map(_from_mean, pairs.values()) if each), default=1.0),
+        FROM_MEAN: min((cosine_from_mean(each) for each in pairs.values()), default=1.0),
         LENGTH: farthest_from_1(map(length, pairs.values())),
     }
 
@@ -204,21 +207,25 @@ def _distance(a: Array, b: Array) -> float:
     return difference / length if length else difference
 
 
-def cosines(pairs: Sequence[tuple[Array, Array]]) -> Array:
+def cosines(pairs: Pairs) -> Array:
     """Of each pair of arrays; of single elements, of all of them as one pair, since the cosine of two
     numbers is 1 or -1 whatever they are. What has none is judged as `infer.parity.alike` does it.
     """
-    rest = [(a, b) for a, b in pairs if a.shape != b.shape or a.size != 1]
-    single = _single(pairs)
-    return np.array([alike(a, b) for a, b in (rest if single is None else [*rest, single])])
+    rest, single = _with_single_joined(pairs)
+    return np.array([alike(a, b) for a, b in (*rest, *single)])
 
 
-def length(pairs: Sequence[tuple[Array, Array]]) -> float:
+def cosine_from_mean(pairs: Pairs) -> float:
+    """Of single numbers, seen from their mean; 1 where there is none to look from."""
+    return min((alike(a, b) for a, b in _from_mean(_with_single_joined(pairs)[1])), default=1.0)
+
+
+def length(pairs: Pairs) -> float:
     """How long the second of all pairs are together, as one vector, over the first, from the mean where
     there is one to look from; 1 where there are no floats, or where these cannot be compared, which their
     cosine says."""
-    seen = _from_mean(pairs)
-    vectors = pairs if seen is None else [*(pair for pair in pairs if pair[0].size != 1), seen]
+    rest, single = _with_single_joined(pairs)
+    vectors = (*rest, *(_from_mean(single) or single))
     both = [comparable_values(a, b) for a, b in vectors if a.shape == b.shape and a.dtype.kind == "f"]
     values = [pair for pair in both if pair is not None and pair[0].size]
     scale = max((float(np.abs(side).max()) for pair in values for side in pair), default=0.0) or 1.0
@@ -238,23 +245,21 @@ def _room(least: float) -> float:
     return math.sqrt(2 * max(1 - least, CLOSEST))
 
 
-def _single(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array] | None:
-    """All pairs of single elements as one, or None if there are none."""
-    joined = [pair for pair in pairs if pair[0].shape == pair[1].shape and pair[0].size == 1]
-    if not joined:
-        return None
-    first, second = (np.concatenate([pair[side].ravel() for pair in joined]) for side in (0, 1))
-    return first, second
+def _with_single_joined(pairs: Pairs) -> tuple[Pairs, Pairs]:
+    """The pairs of several elements, and all those of single ones as one pair, if there are any."""
+    single = [(a, b) for a, b in pairs if a.shape == b.shape and a.size == 1]
+    rest = [(a, b) for a, b in pairs if a.shape != b.shape or a.size != 1]
+    if not single:
+        return rest, []
+    first, second = (np.concatenate([pair[side].ravel() for pair in single]) for side in (0, 1))
+    return rest, [(first, second)]
 
 
-def _from_mean(pairs: Sequence[tuple[Array, Array]]) -> tuple[Array, Array] | None:
-    """Single numbers less their mean in the first of the pairs: those of about 100 are all alike beside 0,
-    and need not be for whoever asks. None if they are too few, or vary too little to be told apart."""
-    single = _single(pairs)
-    if single is None or single[0].dtype.kind != "f":
-        return None
-    first, second = single
-    finite = first[np.isfinite(first)].astype(np.float64)
-    if len(finite) < _SEVERAL or np.std(finite) <= _VARIED * np.abs(np.mean(finite)):
-        return None
-    return first - finite.mean(), second - finite.mean()
+def _from_mean(single: Pairs) -> Pairs:
+    """Single numbers less their mean in the first of the pair: those of about 100 are all alike beside 0,
+    and need not be for whoever asks. Nothing if they are too few, or vary too little to be told apart."""
+    for first, second in single:
+        finite = first[np.isfinite(first)].astype(np.float64) if first.dtype.kind == "f" else first[:0]
+        if len(finite) >= _SEVERAL and np.std(finite) > _VARIED * np.abs(np.mean(finite)):
+            return [(first - finite.mean(), second - finite.mean())]
+    return []
