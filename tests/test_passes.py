@@ -17,7 +17,7 @@ from infer.optimizer.passes.attention import attention, guarded_attention
 from infer.optimizer.passes.group_norm import group_norm
 from infer.optimizer.passes.skip_norm import skip_norm
 from infer.optimizer.passes.turned_keys import turned_keys
-from infer.optimizer.rewriting import constant
+from infer.optimizer.rewriting import constant, put, weight
 from infer.options import PlanOptions, SessionOptions
 from infer.session import open_session
 from infer.signature import Array
@@ -211,6 +211,35 @@ def test_self_attention_becomes_one_product_and_one_kernel(tmp_path: Path) -> No
     assert kernel.inputs[1].const_value is not None
     assert kernel.inputs[1].const_value.shape == (8, 24)
     same(before, after, tmp_path)
+
+
+@pytest.mark.parametrize("forbidden", [0, 1])
+@pytest.mark.parametrize("spread", [False, True])
+def test_a_mask_that_forbids_nothing_is_left_out(spread: bool, forbidden: int, tmp_path: Path) -> None:
+    """As exports of vision transformers have it, spread to the batch; one that forbids a key stays."""
+    before, after, other = (with_constant_mask(spread, forbidden) for _ in range(3))
+    assert attention(after).rewritten == 1
+    assert turned_keys(other).rewritten == 1 - forbidden
+    assert ("Where" in operators(after)) == bool(forbidden)
+    for model in (after, other):
+        same(before, model, tmp_path)
+
+
+def with_constant_mask(spread: bool, forbidden: int) -> ir.Model:
+    """Of five rows, the first of which may not see so many keys, or all of them if one is spread."""
+    model = attending()
+    allowed = np.ones((1, 1, 1 if spread else 5, 5), np.bool_)
+    allowed[0, 0, 0, :forbidden] = False
+    mask = weight(model.graph, "allowed", allowed)
+    node = next(node for node in model.graph if node.op_type == "Attention")
+    if spread:
+        dims = ir.node("Shape", [model.graph.inputs[1]])
+        expand = ir.node("Expand", [mask, dims.outputs[0]])
+        put(node, [dims, expand])
+        mask = expand.outputs[0]
+        mask.type, mask.shape = ir.TensorType(ir.DataType.BOOL), ir.Shape(["B", 1, "S", "S"])
+    node.replace_input_with(3, mask)
+    return model
 
 
 @pytest.mark.parametrize("spelling", ["dynamo", "script", "plain", "replaced"])

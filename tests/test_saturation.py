@@ -15,7 +15,7 @@ from infer.optimizer.quantization.calibration import observe
 from infer.optimizer.quantization.saturation import saturation
 from infer.signature import Array
 from tests.test_passes import loaded
-from tests.test_quantization import convolutions, pictures
+from tests.test_static_quantization import convolutions, pictures
 from tests.tiny import parse
 
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from infer.feeds import Feeds
 from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization import dynamic, floats, recurrent, static, tables
+from infer.optimizer.quantization import dynamic, floats, recurrent, scores, static, tables
 from infer.optimizer.quantization.blocks import Blocks
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.halves import halve
@@ -26,6 +26,7 @@ from infer.optimizer.quantization.weight_only import (
     rounded_blocks,
 )
 from infer.optimizer.rewriting import tidy
+from infer.optimizer.verdict import INT8_PRODUCTS
 from infer.signature import Array
 
 _QUANTIZED = frozenset(
@@ -99,6 +100,11 @@ class Recipe:
     for_size: bool = False
     unfit: Callable[[ir.Model], str | None] = _any
     least_opset: int = _LEAST_OPSET
+
+    @property
+    def has_int8_products(self) -> bool:
+        """Whether what it makes multiplies integers, as of `Verdict`."""
+        return self.precision.startswith(INT8_PRODUCTS)
 
     @property
     def is_divisible(self) -> bool:
@@ -183,6 +189,7 @@ def _static(
     transposed: bool = False,
     step_by_step: bool = True,
     signed: bool = False,
+    products: Collection[ir.Node] = (),
 ) -> PassResult:
     return static.quantize_statically(
         model,
@@ -194,6 +201,7 @@ def _static(
         transposed=transposed,
         step_by_step=step_by_step,
         signed=signed,
+        scores=products,
     )
 
 
@@ -219,7 +227,14 @@ def _static_products(
         fed = {node.inputs[0] for node in static.candidates(model) if node.name not in keep}
         chosen = [node for node in static.candidates(model) if node.inputs[0] in fed]
         smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
-    return _static(model, given, method, keep, between=False, signed=signed)
+    if given.pair_bounded:
+        return _static(model, given, method, keep, between=False, signed=signed)
+    attended, products = scores.products_of_keys(model, keep)
+    return attended + _static(model, given, method, keep, between=False, signed=signed, products=products)
+
+
+def _products_and_scores(model: ir.Model) -> list[ir.Node]:
+    return [*static.candidates(model), *scores.candidates(model)]
 
 
 def _float16(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:
@@ -278,11 +293,11 @@ def static_recipe(
 
 
 def static_products_recipe(name: str, *, signed: bool = False) -> Recipe:
-    """Products in int8, and the convolutions before them, by ranges that calibration found; sums and norms
-    in float; with `signed` values where some are negative."""
+    """Products in int8, of queries and keys, too, and the convolutions before them, by ranges that
+    calibration found; sums and norms in float; with `signed` values where some are negative."""
     build = partial(_static_products, signed=signed)
     return Recipe(
-        name, _FIXED_RANGES[signed], tuple(_FIXED), static.candidates, build, unfit=_mostly_convolutions
+        name, _FIXED_RANGES[signed], tuple(_FIXED), _products_and_scores, build, unfit=_mostly_convolutions
     )
 
 

@@ -213,6 +213,8 @@ class _Search:
         self._dtypes: dict[str, str] = {}
         self._ways: dict[tuple[str, ...], str] = {}
         self._spared: dict[str, Sequence[str]] = {}
+        bounded = saturates(this_machine())
+        self._given = {name: Given(trial.material.calibration, bounded) for name in targets}
         plan, graph = trial.reference.plan, trial.workshop.reference
         self._start = Verdict(
             REFERENCE,
@@ -256,8 +258,8 @@ class _Search:
         if any(budget.metric != EQUAL for budget in self._options.budgets):
             for target in self._targets.values():
                 self._try_dtypes(target)
-            for target in self._fastest_first():
-                self._try_recipes(target)
+            for target, recipe in self._most_promising_first():
+                self._try_recipe_of(target, recipe)
 
     def _try_settings(self) -> None:
         """How the best of them is run, with few rows and with many."""
@@ -314,26 +316,28 @@ class _Search:
                 self._keep(name, found, "as it is")
             return
 
-    def _fastest_first(self) -> list[Target]:
-        """That of the best so far, and then the others: the time may not be enough for all."""
-        return sorted(self._targets.values(), key=lambda target: target.backend != self._best.backend)
+    def _most_promising_first(self) -> list[tuple[Target, Recipe]]:
+        """Products of integers before what only stores weights otherwise; of each, the backend of the best
+        so far before the others: the time may not be enough for all."""
+        targets = sorted(self._targets.values(), key=lambda target: target.backend != self._best.backend)
+        found = [(target, recipe) for target in targets for recipe in target.recipes]
+        return sorted(found, key=lambda each: not each[1].has_int8_products)
 
-    def _try_recipes(self, target: Target) -> None:
-        given = Given(self._trial.material.calibration, saturates(this_machine()))
-        for recipe in target.recipes:
-            if recipe.for_size and self._options.objective != "size":
-                continue
-            if reason := unfit(recipe, self._trial.workshop.load()) or self._like(recipe):
-                if self._trial.workshop.known(recipe.name) is None:
-                    self._trial.workshop.note(
-                        Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
-                    )
-                continue
-            found = self._made(recipe, target, given, None)
-            dtype = self._dtypes.get(target.backend)
-            if dtype is not None and found.within:
-                # what is between the integers is computed sooner, or only converted more often
-                self._made(recipe, target, given, dtype)
+    def _try_recipe_of(self, target: Target, recipe: Recipe) -> None:
+        if recipe.for_size and self._options.objective != "size":
+            return
+        if reason := unfit(recipe, self._trial.workshop.load()) or self._like(recipe):
+            if self._trial.workshop.known(recipe.name) is None:
+                self._trial.workshop.note(
+                    Verdict(recipe.name, False, reason, exact=False, backend=target.backend)
+                )
+            return
+        given = self._given[target.backend]
+        found = self._made(recipe, target, given, None)
+        dtype = self._dtypes.get(target.backend)
+        if dtype is not None and found.within:
+            # what is between the integers is computed sooner, or only converted more often
+            self._made(recipe, target, given, dtype)
 
     def _made(self, recipe: Recipe, target: Target, given: Given, dtype: str | None) -> Verdict:
         """A recipe as a whole, or with some nodes in float, computed in this type."""

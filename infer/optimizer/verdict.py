@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from infer.measure.statistics import Estimate
 
+INT8_PRODUCTS = "int8 ("
+"""How the precision of what multiplies integers begins; what only stores weights so has others."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -47,8 +50,8 @@ class Verdict:
 
     @property
     def has_int8_products(self) -> bool:
-        """Whether it multiplies integers, as recipes say it; more than to store weights or tables so."""
-        return self.precision.startswith("int8 (")
+        """Whether it multiplies integers, more than to store weights or tables so."""
+        return self.precision.startswith(INT8_PRODUCTS)
 
     @property
     def changed(self) -> str:

@@ -8,9 +8,10 @@ Why it is faster: one product of x with three times as many columns keeps the co
 heads are split by the kernel while it copies anyway, and neither Reshape nor Transpose is left. Measured on
 MiniLM: 4 to 9 % of the whole. Where the three products do not share their input, only the Transposes go.
 
-Numbers: the same products and sums in another order, 1e-7 of the scale. A boolean mask becomes a float one
-with a low number where it forbids; rows that forbid everything are then uniform instead of NaN, as in
-PyTorch's own masks; where they must be 0, there is `guarded_attention`.
+Numbers: the same products and sums in another order, 1e-7 of the scale. A mask of which it is known that
+it forbids nothing is left out. Another boolean mask becomes a float one with a low number where it
+forbids; rows that forbid everything are then uniform instead of NaN, as in PyTorch's own masks; where they
+must be 0, there is `guarded_attention`.
 
 Source: ONNX `Attention` (opset 23), `com.microsoft.Attention`, `com.microsoft.MultiHeadAttention`.
 """
@@ -92,11 +93,18 @@ def by_operator(node: ir.Node) -> Attended | None:
         query,
         key,
         value,
-        masks=tuple(value for value in node.inputs[3:4] if value is not None),
+        masks=tuple(mask for mask in node.inputs[3:4] if mask is not None and not _allows_all(mask)),
         scale=node.attributes.get_float("scale", 1.0 / float(np.sqrt(size or 1))),
         causal=bool(node.attributes.get_int("is_causal", 0)),
         problem=problem,
     )
+
+
+def _allows_all(mask: ir.Value) -> bool:
+    """Whether it is known to forbid nothing, as the masks that transformers exports for pictures."""
+    spread = maker(mask, "Expand")
+    found = constant(mask if spread is None else spread.inputs[0])
+    return found is not None and found.dtype == np.bool_ and bool(found.all())
 
 
 def unfit(found: Attended) -> str | None:

@@ -34,16 +34,19 @@ def turned_keys(model: ir.Model) -> PassResult:
         if found is None:
             continue
         result.found += 1
-        if reason := unfit(found) or _unfit(found):
+        if reason := declined(found):
             result.decline(reason)
             continue
-        _spell_out(model.graph, found)
+        spell_out(model.graph, found)
         result.rewritten += 1
     tidy(model)
     return result
 
 
-def _unfit(found: Attended) -> str | None:
+def declined(found: Attended) -> str | None:
+    """Why this one stays as it is, or None."""
+    if reason := unfit(found):
+        return reason
     if found.causal:
         return "a later key is forbidden"
     if any(tensor is None or tensor.dtype != ir.DataType.FLOAT for tensor in (found.query, *found.masks)):
@@ -51,7 +54,8 @@ def _unfit(found: Attended) -> str | None:
     return None
 
 
-def _spell_out(graph: ir.Graph, found: Attended) -> None:
+def spell_out(graph: ir.Graph, found: Attended) -> ir.Node:
+    """Put the steps in the place of the operator; the product that gives the scores."""
     node, keys = found.node, found.key
     outer, rows, size = (
         ir.node("Shape", [keys], {"start": a, "end": b}) for a, b in ((0, 2), (2, 3), (3, 4))
@@ -74,8 +78,10 @@ def _spell_out(graph: ir.Graph, found: Attended) -> None:
             "Mul", query, small(graph, f"scale_{found.scale:g}", np.array(found.scale, np.float32))
         )
     scores = then("MatMul", query, back.outputs[0])
+    product = nodes[-1]
     for mask in found.masks:
         scores = then("Add", scores, mask)
     answer = then("MatMul", then("Softmax", scores, axis=-1), found.value)
     put(node, nodes)
     take_place(node.outputs[0], answer)
+    return product

@@ -19,7 +19,7 @@ Source: ONNX `QuantizeLinear`, `DequantizeLinear`; ONNX Runtime, "Quantize ONNX 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -73,11 +73,13 @@ def quantize_statically(
     transposed: bool = False,
     step_by_step: bool = True,
     signed: bool = False,
+    scores: Collection[ir.Node] = (),
 ) -> PassResult:
     """Quantize the `candidates` but those whose nodes are called as `keep` says, and what lies `between`
     them, unless told otherwise; ranges are chosen by one of `calibration.METHODS`. `step_by_step`: whether
     what moves values about says the steps of what it gives; `signed`: whether values of which some are
-    negative have steps to both sides alike."""
+    negative have steps to both sides alike. `scores`: products of two activations, whose steps are always
+    so, to be quantized too; they are not counted."""
     fold_scales(model)
     result = PassResult()
     heavy: list[ir.Node] = []
@@ -87,15 +89,27 @@ def quantize_statically(
             result.decline("kept in float for accuracy")
         else:
             heavy.append(node)
-    if not heavy:
+    if not heavy and not scores:
         return result
     chosen = _with_light(model, heavy, step_by_step) if between else heavy
     moving = set() if step_by_step else {node for node in chosen if node.op_type in _MOVING}
-    tensors = _tensors(chosen, between, moving)
+    before = dict.fromkeys(node for each in scores for value in each.inputs for node in _moved_by(value))
+    chosen, moving = [*chosen, *before, *scores], moving.union(before)
+    tensors = _tensors(chosen, scores, between, moving)
+    alike = {
+        source
+        for node in scores
+        for value in node.inputs
+        if value is not None
+        for source in _sources(value, moving)
+    }
     inputs = [value for node in heavy if (value := node.inputs[0]) is not None]
     seen = observing(list(dict.fromkeys(value.name or "" for value in (*tensors, *inputs))))
     ranges = _brought_together(
-        {value: replace(seen[value.name or ""].range(method), signed=signed) for value in tensors},
+        {
+            value: replace(seen[value.name or ""].range(method), signed=signed or value in alike)
+            for value in tensors
+        },
         [_sources(value, moving) for value in inputs],
     )
     for node, value in zip(heavy, inputs, strict=True):
@@ -165,12 +179,26 @@ def _through_clipping(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _tensors(chosen: Sequence[ir.Node], between: bool, moving: Collection[ir.Node]) -> list[ir.Value]:
+def _moved_by(value: ir.Value | None) -> Iterator[ir.Node]:
+    """What moves the values of queries or keys about, or scales them all alike, before they are
+    multiplied."""
+    while (node := maker(value, "Reshape", "Transpose", "Mul")) is not None:
+        factor = constant(node.inputs[1]) if node.op_type == "Mul" else None
+        if node.op_type == "Mul" and (factor is None or factor.size != 1):
+            return
+        yield node
+        value = node.inputs[0]
+
+
+def _tensors(
+    chosen: Sequence[ir.Node], scores: Collection[ir.Node], between: bool, moving: Collection[ir.Node]
+) -> list[ir.Value]:
     """The activations that are quantized: all that go in, and `between` nodes what comes out behind a Relu
     or Clip; not what the nodes that are `moving` give."""
     found: dict[ir.Value, None] = {}
     for node in chosen:
-        activations = node.inputs if node.op_type in ("Add", "Mul", "Concat") else node.inputs[:1]
+        all_of_them = node in scores or (node.op_type in ("Add", "Mul", "Concat") and node not in moving)
+        activations = node.inputs if all_of_them else node.inputs[:1]
         for value in activations:
             if value is not None and constant(value) is None:
                 found.update(dict.fromkeys(_sources(value, moving)))
