@@ -497,6 +497,26 @@ def test_recipes_of_another_backend_run_on_it(
     assert why(found) == {"good": (True, "faster")}
 
 
+def test_integers_are_tried_before_what_only_stores_weights(
+    classifier: Path,
+    tmp_path: Path,
+    two_backends: Callable[[dict[str, float]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of every backend, the best so far first: the time may be over before the last."""
+    two_backends({"openvino": 0.5})
+    weights = replace(rough(), name="weights", precision="int8 weights")
+    integers = replace(rough(), name="integers", precision="int8 (by {})")
+    targets = [
+        Target("onnxruntime", "cpu", {}, (integers, weights)),
+        Target("openvino", "cpu", {}, (replace(integers, name="openvino-integers"),)),
+    ]
+    monkeypatch.setattr(search_module, "targets_of", lambda device: targets)
+    found = optimized(classifier, tmp_path / "out.infer", budgets=(parse_budget("cosine>=0.99"),))
+    tried = [verdict.name for verdict in found.verdicts]
+    assert tried[:4] == ["openvino", "openvino-integers", "integers", "weights"]
+
+
 def test_an_absent_backend_is_skipped_unless_it_is_asked_for(
     classifier: Path,
     tmp_path: Path,
