@@ -17,10 +17,10 @@ from infer.backends import FIXED_SHAPES
 from infer.backends.openvino import OpenvinoBackend, export
 from infer.errors import BackendError
 from infer.guard import Guard
-from infer.machine import this_machine
 from infer.optimizer import parse_budget
 from infer.optimizer.positions import needs_more_bits
 from infer.session import open_session
+from tests.here import openvino_rounds
 from tests.optimizer.planted import optimized, why
 from tests.tiny import parse
 
@@ -159,12 +159,6 @@ def test_bfloat16_is_not_tried_where_longer_inputs_would_break(
     assert "longer inputs could be answered otherwise" in found["openvino-bfloat16"][1]
 
 
-def rounds_here() -> bool:
-    """Whether OpenVINO computes in bfloat16 if it is told to: with AVX-512 it does, without kernels for it
-    many times more slowly, so that no search offers it; with less it stays in float32."""
-    return bool({"avx512f", "avx512_bf16", "amx_bf16"} & set(this_machine().isa))
-
-
 def test_long_inputs_do_break_where_there_are_kernels(tmp_path: Path) -> None:
     """The reason for all this: cosine 0.9999 with 16 positions, and far less with 1,999."""
     onnx.save(SINES, tmp_path / "g.onnx")
@@ -179,7 +173,7 @@ def test_long_inputs_do_break_where_there_are_kernels(tmp_path: Path) -> None:
                 cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
                 nearest[length] = float(cosines.min())
     assert nearest[16] > 0.999
-    assert (nearest[1999] < 0.99) == rounds_here()
+    assert (nearest[1999] < 0.99) == openvino_rounds()
 
 
 CHANNELS = 8
@@ -224,7 +218,7 @@ def test_with_fixed_shapes_only_what_was_folded_is_rounded(
                 exact, found = session.run({"x": x})["y"], fixed.run({"x": x})["y"]
                 assert worst(found, exact) > 0.999
                 in_float.append(bool(np.abs(found - exact).max() < 1e-4 * np.abs(exact).max()))
-    rounded *= rounds_here()
+    rounded *= openvino_rounds()
     assert in_float == [False] * rounded + [True] * (6 - rounded)
 
 
