@@ -197,7 +197,8 @@ def _tensors(
     or Clip; not what the nodes that are `moving` give."""
     found: dict[ir.Value, None] = {}
     for node in chosen:
-        all_of_them = node in scores or (node.op_type in ("Add", "Mul", "Concat") and node not in moving)
+        scaled = node.op_type == "Mul" and node in moving
+        all_of_them = node in scores or (node.op_type in ("Add", "Mul", "Concat") and not scaled)
         activations = node.inputs if all_of_them else node.inputs[:1]
         for value in activations:
             if value is not None and constant(value) is None:
