@@ -14,8 +14,8 @@ from functools import partial
 import onnx_ir as ir
 
 from infer.feeds import Feeds
-from infer.optimizer.passes import PassResult
-from infer.optimizer.quantization import dynamic, floats, recurrent, scores, static, tables
+from infer.optimizer.passes import PassResult, turned_keys
+from infer.optimizer.quantization import dynamic, floats, recurrent, static, tables
 from infer.optimizer.quantization.blocks import Blocks
 from infer.optimizer.quantization.calibration import METHODS, Observed, observe
 from infer.optimizer.quantization.halves import halve
@@ -189,7 +189,7 @@ def _static(
     transposed: bool = False,
     step_by_step: bool = True,
     signed: bool = False,
-    products: Collection[ir.Node] = (),
+    scores: Collection[ir.Node] = (),
 ) -> PassResult:
     return static.quantize_statically(
         model,
@@ -201,7 +201,7 @@ def _static(
         transposed=transposed,
         step_by_step=step_by_step,
         signed=signed,
-        scores=products,
+        scores=scores,
     )
 
 
@@ -229,12 +229,12 @@ def _static_products(
         smooth(model, chosen, lambda tensors: given.maxima(model, tensors), alpha)
     if given.pair_bounded:
         return _static(model, given, method, keep, between=False, signed=signed)
-    attended, products = scores.products_of_keys(model, keep)
-    return attended + _static(model, given, method, keep, between=False, signed=signed, products=products)
+    attended, scores = turned_keys.products_of_keys(model, keep)
+    return attended + _static(model, given, method, keep, between=False, signed=signed, scores=scores)
 
 
 def _products_and_scores(model: ir.Model) -> list[ir.Node]:
-    return [*static.candidates(model), *scores.candidates(model)]
+    return [*static.candidates(model), *turned_keys.candidates(model)]
 
 
 def _float16(model: ir.Model, given: Given, way: str, keep: Collection[str]) -> PassResult:

@@ -17,6 +17,8 @@ Source: ONNX `Attention` (opset 23).
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
@@ -28,22 +30,35 @@ from infer.optimizer.rewriting import put, small, take_place, tidy
 
 def turned_keys(model: ir.Model) -> PassResult:
     """Rewrite every Attention of the graph that has no mask, or numbers for one."""
-    result = PassResult()
+    result, _ = products_of_keys(model)
+    tidy(model)
+    return result
+
+
+def products_of_keys(model: ir.Model, keep: Collection[str] = ()) -> tuple[PassResult, list[ir.Node]]:
+    """Spell out every Attention that can be but those that are called as `keep` says; the products that
+    give their scores."""
+    result, products = PassResult(), []
     for node in list(model.graph):
         found = by_operator(node)
         if found is None:
             continue
         result.found += 1
-        if reason := declined(found):
+        if reason := "kept in float for accuracy" if node.name in keep else _declined(found):
             result.decline(reason)
             continue
-        spell_out(model.graph, found)
+        products.append(_spell_out(model.graph, found))
         result.rewritten += 1
-    tidy(model)
-    return result
+    return result, products
 
 
-def declined(found: Attended) -> str | None:
+def candidates(model: ir.Model) -> list[ir.Node]:
+    """Every Attention that can be spelled out."""
+    attentions = (found for node in model.graph if (found := by_operator(node)) is not None)
+    return [found.node for found in attentions if _declined(found) is None]
+
+
+def _declined(found: Attended) -> str | None:
     """Why this one stays as it is, or None."""
     if reason := unfit(found):
         return reason
@@ -54,7 +69,7 @@ def declined(found: Attended) -> str | None:
     return None
 
 
-def spell_out(graph: ir.Graph, found: Attended) -> ir.Node:
+def _spell_out(graph: ir.Graph, found: Attended) -> ir.Node:
     """Put the steps in the place of the operator; the product that gives the scores."""
     node, keys = found.node, found.key
     outer, rows, size = (
